@@ -1,0 +1,1 @@
+"""The scoring core: what a transaction meets between validation and decision, the same online and offline."""

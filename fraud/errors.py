@@ -1,0 +1,146 @@
+"""Every error the project raises on purpose.
+
+FraudError
+├── RequestError                 what a caller sent cannot be scored
+│   ├── MalformedJson            400  the body is no JSON
+│   ├── InvalidRequest           422  the body or a row breaks the contract
+│   ├── IdempotencyConflict      409  a transaction id came again with other contents
+│   ├── UnknownModel             404  the named model is not served here
+│   └── PayloadTooLarge          413  the body is larger than allowed
+├── AccessError
+│   ├── Unauthenticated          401  no key, or a wrong one
+│   ├── Forbidden                403  the key lacks the scope
+│   └── RateLimited              429  too many requests for this key
+├── Unavailable
+│   ├── NotReady                 503  no verified model is loaded yet
+│   └── Overloaded               503  the queue is full
+├── DataError                    a table or its mapping cannot be used
+├── BundleError                  a bundle is damaged, foreign or does not score as it did in training
+├── RegistryError                a model version or alias cannot be found or moved
+├── StoreError                   a history or decision store failed or is out of its budget
+└── SettingsError                a setting has a value that is not allowed
+"""
+
+from __future__ import annotations
+
+
+class FraudError(Exception):
+    """Base of all errors; `http_status` and `code` are what an HTTP caller sees.
+
+    Parameters
+    ----------
+    message : str
+        What arrived, what is allowed and, where it helps, the next step.
+    path : str, optional
+        Where in the request, such as ``$.instances[2].amount``.
+    """
+
+    http_status = 500
+    code = "internal"
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+
+
+class RequestError(FraudError):
+    http_status = 422
+    code = "invalid_request"
+
+
+class MalformedJson(RequestError):
+    http_status = 400
+    code = "malformed_json"
+
+
+class InvalidRequest(RequestError):
+    pass
+
+
+class IdempotencyConflict(RequestError):
+    http_status = 409
+    code = "idempotency_conflict"
+
+    def __init__(self, transaction_id: str, path: str | None = None) -> None:
+        super().__init__(
+            f"transaction {transaction_id!r} was scored before with other contents; "
+            "send a retry unchanged, or a new transaction under a new id",
+            path,
+        )
+
+
+class UnknownModel(RequestError):
+    http_status = 404
+    code = "unknown_model"
+
+    def __init__(self, name: str, served: list[str]) -> None:
+        super().__init__(f"model {name!r} is not served here; served: {', '.join(served) or 'none'}", "$.model")
+
+
+class PayloadTooLarge(RequestError):
+    http_status = 413
+    code = "payload_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the body is larger than the {limit_bytes} bytes allowed; send fewer rows a call")
+
+
+class AccessError(FraudError):
+    http_status = 401
+    code = "unauthenticated"
+
+
+class Unauthenticated(AccessError):
+    pass
+
+
+class Forbidden(AccessError):
+    http_status = 403
+    code = "forbidden"
+
+
+class RateLimited(AccessError):
+    http_status = 429
+    code = "rate_limited"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"too many requests for this key; try again in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(FraudError):
+    http_status = 503
+    code = "unavailable"
+    retry_after_s = 1.0
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class DataError(FraudError):
+    http_status = 422
+    code = "data"
+
+
+class BundleError(FraudError):
+    code = "bundle"
+
+
+class RegistryError(FraudError):
+    http_status = 404
+    code = "registry"
+
+
+class StoreError(FraudError):
+    http_status = 503
+    code = "store"
+
+
+class SettingsError(FraudError):
+    code = "settings"
