@@ -75,7 +75,8 @@ class UnknownModel(RequestError):
     code = "unknown_model"
 
     def __init__(self, name: str, served: list[str]) -> None:
-        super().__init__(f"model {name!r} is not served here; served: {', '.join(served) or 'none'}", "$.model")
+        known = ", ".join(served) or "none"
+        super().__init__(f"model {name!r} is not served here; served: {known}", "$.model")
 
 
 class PayloadTooLarge(RequestError):

@@ -1,0 +1,387 @@
+"""What is remembered of a customer and of a merchant, and how one transaction or label changes it.
+
+Both states are records of fixed size, all counters whole numbers (money in hundredths, logarithms in
+1/65536), so that a state depends on the set of what it was told and not on the order: concurrent
+writers, retries after a fault and a serial run end in the same bytes.
+
+A state keeps
+
+- the latest transactions one by one (`RING` of a customer, `MERCHANT_RING` of a merchant), exact;
+- counts and sums per UTC day for `DAYS` days, so a window of w days is today and the w - 1 days before;
+- totals and habits since the first transaction;
+- the known frauds, by the day they happened and by the day they became known.
+
+Out of order. A transaction that arrives after a later one is added to everything that still covers its
+time. It is scored on `*_as_of` its own time: what was told before it, less the transactions later than
+it, which are exact as long as they still stand in the ring. A known fraud counts from the moment it is
+told. Offline replay tells a state the same things in the order of their arrival.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fraud.errors import StoreError
+
+MS_PER_HOUR = 3_600_000
+MS_PER_DAY = 86_400_000
+RING = 24
+MERCHANT_RING = 16
+DAYS = 38  # the 30-day window, a week of label delay, and today
+HOURS = 25
+AMOUNT_BINS = 48
+MERCHANT_SLOTS = 128
+CATEGORY_SLOTS = 32
+ENCODING_VERSION = 1
+LOG_UNIT = 65536.0
+NEVER = np.int64(np.iinfo(np.int64).min)
+
+TRANSACTION = np.dtype(
+    [
+        ("time", "i8"),  # event time, ms since the epoch
+        ("amount", "f8"),
+        ("latitude", "f8"),
+        ("longitude", "f8"),
+        ("merchant_latitude", "f8"),
+        ("merchant_longitude", "f8"),
+        ("id", "u4"),
+        ("customer", "u4"),
+        ("merchant", "u4"),
+        ("category", "u4"),
+        ("device", "u4"),
+    ],
+    align=True,
+)
+"""One transaction as the kernels read it: ids as `token`s (0 for none), positions NaN where unknown."""
+
+_TOTALS = [
+    ("first_time", "i8"),
+    ("last_time", "i8"),
+    ("log_sum", "i8"),
+    ("log_square", "i8"),
+    ("last_fraud_time", "i8"),
+    ("last_label_time", "i8"),
+    ("count", "u4"),
+    ("fraud_count", "u4"),
+    ("last_fraud_amount", "u4"),
+    ("last_day", "i4"),
+    ("ring_size", "u4"),
+]
+_DAYS = [
+    ("day_max", "u4", (DAYS,)),
+    ("day_fraud", "u2", (DAYS,)),
+    ("day_label", "u2", (DAYS,)),
+]
+
+CUSTOMER = np.dtype(
+    [
+        *_TOTALS,
+        *_DAYS,
+        ("day_amount", "u4", (DAYS,)),
+        ("day_count", "u2", (DAYS,)),
+        ("amount_sum", "i8"),
+        ("amount_square_high", "i8"),  # squares of hundredths need more than 64 bits: high * 2**32 + low
+        ("amount_square_low", "i8"),
+        ("ring_time", "i8", (RING,)),
+        ("ring_id", "u4", (RING,)),
+        ("ring_amount", "u4", (RING,)),
+        ("ring_merchant", "u4", (RING,)),
+        ("ring_category", "u4", (RING,)),
+        ("ring_device", "u4", (RING,)),
+        ("ring_latitude", "f4", (RING,)),
+        ("ring_longitude", "f4", (RING,)),
+        ("hour_count", "u2", (24,)),
+        ("weekday_count", "u2", (7,)),
+        ("amount_count", "u2", (AMOUNT_BINS,)),
+        ("category_count", "u2", (CATEGORY_SLOTS,)),
+        ("merchant_count", "u1", (MERCHANT_SLOTS,)),
+    ]
+)
+
+MERCHANT = np.dtype(
+    [
+        *_TOTALS,
+        *_DAYS,
+        ("day_amount", "i8", (DAYS,)),
+        ("day_count", "u4", (DAYS,)),
+        ("last_hour", "i4"),
+        ("hour_count", "u2", (HOURS,)),
+        ("ring_time", "i8", (MERCHANT_RING,)),
+        ("ring_id", "u4", (MERCHANT_RING,)),
+        ("ring_amount", "u4", (MERCHANT_RING,)),
+    ]
+)
+
+
+@lru_cache(maxsize=1 << 16)
+def token(text: str | None) -> int:
+    """Return the 32-bit number that stands for an id in a state; 0 for None, never 0 otherwise."""
+    if text is None:
+        return 0
+    return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little") or 1
+
+
+def new_states(dtype: np.dtype[np.void], n: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    """Return `n` states of customers or merchants of whom nothing is known yet."""
+    states = np.zeros(n, dtype)
+    for name in ("last_time", "last_fraud_time", "last_label_time"):
+        states[name] = NEVER
+    states["first_time"] = np.iinfo(np.int64).max
+    states["last_day"] = np.iinfo(np.int32).min
+    if dtype is MERCHANT:
+        states["last_hour"] = np.iinfo(np.int32).min
+    return states
+
+
+def encode(state: np.void) -> bytes:
+    """Return one state as bytes: the encoding's version, then the record."""
+    return bytes([ENCODING_VERSION]) + state.tobytes()
+
+
+def decode(
+    blobs: Sequence[bytes | None], dtype: np.dtype[np.void]
+) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    """Return the states in `blobs`, None standing for a customer or merchant nobody has seen.
+
+    Raises
+    ------
+    StoreError
+        A blob of another encoding version or length.
+    """
+    states = new_states(dtype, len(blobs))
+    for i, blob in enumerate(blobs):
+        if blob is None:
+            continue
+        if blob[0] != ENCODING_VERSION or len(blob) != dtype.itemsize + 1:
+            raise StoreError(
+                f"a stored state has version {blob[0]} and {len(blob)} bytes; "
+                f"this release reads version {ENCODING_VERSION} of {dtype.itemsize + 1} bytes"
+            )
+        states[i] = np.frombuffer(blob, dtype, 1, 1)[0]
+    return states
+
+
+# --- kernels
+
+
+@njit(cache=True, nogil=True)
+def hundredths(amount: Any) -> Any:
+    """Return an amount in hundredths as the states keep it, from 1 to 2**32 - 1."""
+    return np.int64(min(max(math.floor(amount * 100.0 + 0.5), 1.0), 4294967295.0))
+
+
+@njit(cache=True, nogil=True)
+def log_units(minor: Any) -> Any:
+    """Return ln(amount) in 1/65536; the rounding makes it the same under every C library."""
+    return np.int64(math.floor(math.log(minor / 100.0) * LOG_UNIT + 0.5))
+
+
+@njit(cache=True, nogil=True)
+def amount_bin(minor: Any) -> Any:
+    """Return the bin of the amount histogram: steps of 1/4 in ln(amount), from 0.37 to 60,000."""
+    return min(max((log_units(minor) + 65536) // 16384, 0), AMOUNT_BINS - 1)
+
+
+@njit(cache=True, nogil=True)
+def hour_of_day(time: Any) -> Any:
+    return (time // MS_PER_HOUR) % 24
+
+
+@njit(cache=True, nogil=True)
+def weekday_of(time: Any) -> Any:
+    """Return 0 for Monday to 6 for Sunday, in UTC."""
+    return (time // MS_PER_DAY + 3) % 7
+
+
+@njit(cache=True, nogil=True)
+def _add(counts: Any, at: Any, step: Any, top: Any) -> Any:
+    """Add to one counter, which stops at `top` rather than wrap."""
+    counts[at] = min(max(np.int64(counts[at]) + step, 0), top)
+
+
+@njit(cache=True, nogil=True)
+def _day_slot(state: Any, day: Any) -> Any:
+    """Return where `day` is counted, opening it if it is new, or -1 if it is too old to be kept."""
+    if day > state.last_day:
+        for d in range(max(np.int64(state.last_day) + 1, day - DAYS + 1), day + 1):
+            slot = d % DAYS
+            state.day_count[slot] = 0
+            state.day_amount[slot] = 0
+            state.day_max[slot] = 0
+            state.day_fraud[slot] = 0
+            state.day_label[slot] = 0
+        state.last_day = day
+    return day % DAYS if day > state.last_day - DAYS else -1
+
+
+@njit(cache=True, nogil=True)
+def _hour_slot(m: Any, hour: Any) -> Any:
+    if hour > m.last_hour:
+        for h in range(max(np.int64(m.last_hour) + 1, hour - HOURS + 1), hour + 1):
+            m.hour_count[h % HOURS] = 0
+        m.last_hour = hour
+    return hour % HOURS if hour > m.last_hour - HOURS else -1
+
+
+@njit(cache=True, nogil=True)
+def _ring_position(state: Any, time: Any, identity: Any) -> Any:
+    """Return where (time, id) belongs in the ring, which is ordered by them."""
+    at = np.int64(state.ring_size)
+    while at > 0 and (
+        state.ring_time[at - 1] > time
+        or (state.ring_time[at - 1] == time and state.ring_id[at - 1] > identity)
+    ):
+        at -= 1
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _insert(ring: Any, at: Any, size: Any, value: Any) -> Any:
+    """Put `value` at its place in a ring of `size` entries; a full ring loses its oldest."""
+    if size < len(ring):
+        for i in range(size, at, -1):
+            ring[i] = ring[i - 1]
+        ring[at] = value
+    elif at > 0:
+        for i in range(1, at):
+            ring[i - 1] = ring[i]
+        ring[at - 1] = value
+
+
+@njit(cache=True, nogil=True)
+def _count_totals(state: Any, minor: Any, step: Any) -> Any:
+    log = log_units(minor)
+    state.count += step
+    state.log_sum += step * log
+    state.log_square += step * log * log
+
+
+@njit(cache=True, nogil=True)
+def _count_habits(c: Any, time: Any, minor: Any, merchant: Any, category: Any, step: Any) -> Any:
+    """Add (step 1) or take back (step -1) one transaction's part in a customer's totals and habits."""
+    _count_totals(c, minor, step)
+    square = np.uint64(minor) * np.uint64(minor)
+    c.amount_sum += step * minor
+    c.amount_square_high += step * np.int64(square >> np.uint64(32))
+    c.amount_square_low += step * np.int64(square & np.uint64(0xFFFFFFFF))
+    _add(c.hour_count, hour_of_day(time), step, 65535)
+    _add(c.weekday_count, weekday_of(time), step, 65535)
+    _add(c.amount_count, amount_bin(minor), step, 65535)
+    if category != 0:
+        _add(c.category_count, category % CATEGORY_SLOTS, step, 65535)
+    if merchant != 0:
+        _add(c.merchant_count, merchant % MERCHANT_SLOTS, step, 255)
+        _add(c.merchant_count, (merchant >> 16) % MERCHANT_SLOTS, step, 255)
+
+
+@njit(cache=True, nogil=True)
+def _count_day(state: Any, time: Any, minor: Any) -> Any:
+    slot = _day_slot(state, time // MS_PER_DAY)
+    if slot >= 0:
+        _add(state.day_count, slot, 1, 65535)
+        _add(state.day_amount, slot, minor, 4294967295)
+        state.day_max[slot] = max(np.int64(state.day_max[slot]), minor)
+
+
+@njit(cache=True, nogil=True)
+def update_customer(c: Any, t: Any) -> Any:
+    """Tell a customer's state one transaction."""
+    minor = hundredths(t.amount)
+    c.first_time = min(c.first_time, t.time)
+    c.last_time = max(c.last_time, t.time)
+    _count_habits(c, t.time, minor, t.merchant, t.category, 1)
+    _count_day(c, t.time, minor)
+    at = _ring_position(c, t.time, t.id)
+    size = np.int64(c.ring_size)
+    at_merchant = not math.isnan(t.merchant_latitude)
+    _insert(c.ring_time, at, size, t.time)
+    _insert(c.ring_id, at, size, t.id)
+    _insert(c.ring_amount, at, size, minor)
+    _insert(c.ring_merchant, at, size, t.merchant)
+    _insert(c.ring_category, at, size, t.category)
+    _insert(c.ring_device, at, size, t.device)
+    _insert(c.ring_latitude, at, size, t.merchant_latitude if at_merchant else t.latitude)
+    _insert(c.ring_longitude, at, size, t.merchant_longitude if at_merchant else t.longitude)
+    c.ring_size = min(size + 1, RING)
+
+
+@njit(cache=True, nogil=True)
+def update_merchant(m: Any, t: Any) -> Any:
+    """Tell a merchant's state one transaction."""
+    minor = hundredths(t.amount)
+    m.first_time = min(m.first_time, t.time)
+    m.last_time = max(m.last_time, t.time)
+    _count_totals(m, minor, 1)
+    _count_day(m, t.time, minor)
+    slot = _hour_slot(m, t.time // MS_PER_HOUR)
+    if slot >= 0:
+        _add(m.hour_count, slot, 1, 65535)
+    at = _ring_position(m, t.time, t.id)
+    size = np.int64(m.ring_size)
+    _insert(m.ring_time, at, size, t.time)
+    _insert(m.ring_id, at, size, t.id)
+    _insert(m.ring_amount, at, size, minor)
+    m.ring_size = min(size + 1, MERCHANT_RING)
+
+
+@njit(cache=True, nogil=True)
+def tell_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
+    """Tell a customer's or a merchant's state that its transaction of `time` and `amount` was fraud."""
+    minor = hundredths(amount)
+    if (time, minor) > (state.last_fraud_time, np.int64(state.last_fraud_amount)):
+        state.last_fraud_time = time
+        state.last_fraud_amount = minor
+    state.last_label_time = max(state.last_label_time, label_time)
+    state.fraud_count += 1
+    slot = _day_slot(state, label_time // MS_PER_DAY)
+    if slot >= 0:
+        _add(state.day_label, slot, 1, 65535)
+    slot = _day_slot(state, time // MS_PER_DAY)
+    if slot >= 0:
+        _add(state.day_fraud, slot, 1, 65535)
+
+
+@njit(cache=True, nogil=True)
+def _pop_latest(state: Any) -> Any:
+    """Take the latest transaction out of the ring and of its day; return its time, amount and old place."""
+    at = np.int64(state.ring_size) - 1
+    time, minor = state.ring_time[at], np.int64(state.ring_amount[at])
+    state.ring_size = at
+    state.last_time = state.ring_time[at - 1] if at > 0 else NEVER
+    day = time // MS_PER_DAY
+    slot = _day_slot(state, day)
+    if slot >= 0:
+        _add(state.day_count, slot, -1, 65535)
+        _add(state.day_amount, slot, -minor, 4294967295)
+        top = np.int64(0)
+        for i in range(at):
+            if state.ring_time[i] // MS_PER_DAY == day:
+                top = max(top, np.int64(state.ring_amount[i]))
+        state.day_max[slot] = top
+    return time, minor, at
+
+
+@njit(cache=True, nogil=True)
+def customer_as_of(c: Any, time: Any) -> Any:
+    """Take back from a copy of a customer's state the transactions later than `time`."""
+    while c.ring_size > 0 and c.ring_time[c.ring_size - 1] > time:
+        then, minor, at = _pop_latest(c)
+        _count_habits(c, then, minor, c.ring_merchant[at], c.ring_category[at], -1)
+
+
+@njit(cache=True, nogil=True)
+def merchant_as_of(m: Any, time: Any) -> Any:
+    """Take back from a copy of a merchant's state the transactions later than `time`."""
+    while m.ring_size > 0 and m.ring_time[m.ring_size - 1] > time:
+        then, minor, _ = _pop_latest(m)
+        _count_totals(m, minor, -1)
+        slot = _hour_slot(m, then // MS_PER_HOUR)
+        if slot >= 0:
+            _add(m.hour_count, slot, -1, 65535)
