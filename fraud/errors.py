@@ -6,7 +6,10 @@ FraudError
 │   ├── InvalidRequest           422  the body or a row breaks the contract
 │   ├── IdempotencyConflict      409  a transaction id came again with other contents
 │   ├── UnknownModel             404  the named model is not served here
-│   └── PayloadTooLarge          413  the body is larger than allowed
+│   ├── PayloadTooLarge          413  the body is larger than allowed
+│   ├── MethodNotAllowed         405  the path does not answer this method
+│   ├── UnsupportedMediaType     415  the body is not declared as JSON
+│   └── BodyTimeout              408  the body did not arrive in time
 ├── AccessError
 │   ├── Unauthenticated          401  no key, or a wrong one
 │   ├── Forbidden                403  the key lacks the scope
@@ -85,6 +88,31 @@ class PayloadTooLarge(RequestError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the body is larger than the {limit_bytes} bytes allowed; send fewer rows a call")
+
+
+class MethodNotAllowed(RequestError):
+    http_status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"this path answers {allowed}, not {method}")
+        self.allowed = allowed
+
+
+class UnsupportedMediaType(RequestError):
+    http_status = 415
+    code = "unsupported_media_type"
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(f"content type {content_type!r} is not read here; send application/json")
+
+
+class BodyTimeout(RequestError):
+    http_status = 408
+    code = "body_timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the body did not arrive within {limit_s:g} s")
 
 
 class AccessError(FraudError):
