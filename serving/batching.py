@@ -1,0 +1,186 @@
+"""The micro-batcher: the requests of one moment are scored in one call, and no caller waits for another.
+
+A request that finds the scorer idle is scored on the next turn of the event loop, together with whatever else
+arrived in the same turn.  While a batch is being scored the next one gathers, so batches grow with the load and
+there is no waiting time to tune.  Requests of many rows have a lane of their own, so that they hold up no small one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from fraud.errors import FraudError, Overloaded, SettingsError
+
+logger = logging.getLogger("fraud.serving.batching")
+
+
+class HasRows(Protocol):
+    @property
+    def n_rows(self) -> int: ...
+
+
+RequestT = TypeVar("RequestT", bound=HasRows)
+Outcome = bytes | FraudError
+Run = Callable[[list[RequestT]], Awaitable[Sequence[Outcome]]]
+
+
+class MicroBatcher(Generic[RequestT]):
+    """Score concurrent requests together; each caller gets its own answer or its own error.
+
+    Parameters
+    ----------
+    run : callable
+        ``async run(requests) -> outcomes``, one outcome per request in the same order: the answer's bytes, or the
+        error that this caller alone gets.  For a request of many rows it is expected to give the event loop a turn
+        now and then.
+    max_batch_rows : int
+        Rows scored in one call of `run`; the rest waits for the next one.
+    bulk_rows : int
+        A request of more rows than this is scored by itself in the bulk lane, beside the small ones.
+    max_queued_rows : int
+        Rows that may wait in each lane; a request beyond it is refused at once.
+
+    Raises
+    ------
+    SettingsError
+        When a limit is not positive.
+
+    Notes
+    -----
+    Must be made and used on one running event loop.
+    """
+
+    def __init__(
+        self,
+        run: Run[RequestT],
+        *,
+        max_batch_rows: int = 256,
+        bulk_rows: int = 64,
+        max_queued_rows: int = 4096,
+    ) -> None:
+        if min(max_batch_rows, bulk_rows, max_queued_rows) < 1:
+            raise SettingsError("the batcher's limits are counted in rows and must be 1 or more")
+        self._bulk_rows = bulk_rows
+        self._small = _Lane(run, max_batch_rows, max_queued_rows)
+        self._bulk = _Lane(run, 1, max_queued_rows)  # 1: a batch is never more than one such request
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait, in both lanes."""
+        return self._small.rows + self._bulk.rows
+
+    @property
+    def full(self) -> bool:
+        """Whether even a request of one row would be refused now."""
+        return self._small.rows >= self._small.max_queued_rows
+
+    def submit(self, request: RequestT) -> asyncio.Future[bytes]:
+        """Queue a request; the future gives its answer, or raises the error meant for it.
+
+        Cancelling the future withdraws the request when it has not been taken yet, and touches no other.
+
+        Raises
+        ------
+        Overloaded
+            At once, when the lane is full.
+        """
+        lane = self._small if request.n_rows <= self._bulk_rows else self._bulk
+        return lane.put(request)
+
+    async def close(self) -> None:
+        """Stop scoring; callers still waiting get `Overloaded` and may try another worker."""
+        await self._small.close()
+        await self._bulk.close()
+
+
+class _Lane(Generic[RequestT]):
+    """One queue and the one task that scores from it."""
+
+    def __init__(self, run: Run[RequestT], max_batch_rows: int, max_queued_rows: int) -> None:
+        self.rows = 0
+        self.max_queued_rows = max_queued_rows
+        self._run = run
+        self._max_batch_rows = max_batch_rows
+        self._queue: deque[tuple[RequestT, asyncio.Future[bytes]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._wake: asyncio.Future[None] | None = None
+        self._task = self._loop.create_task(self._work())
+
+    def put(self, request: RequestT) -> asyncio.Future[bytes]:
+        if self._task.done() or (self._queue and self.rows + request.n_rows > self.max_queued_rows):
+            raise Overloaded(f"{self.rows} rows are waiting already; try again shortly")
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._queue.append((request, answer))
+        self.rows += request.n_rows
+        if self._wake is not None:
+            self._wake.set_result(None)
+            self._wake = None
+        return answer
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        for _, answer in self._take(self.rows + 1):
+            answer.set_exception(Overloaded("this worker is stopping; try again"))
+
+    async def _work(self) -> None:
+        while True:
+            if self._queue:
+                await asyncio.sleep(0)  # the answers of the last batch go out before the next is scored
+            else:
+                self._wake = self._loop.create_future()
+                await self._wake
+            batch = self._take(self._max_batch_rows)
+            if batch:
+                await self._score(batch)
+
+    def _take(self, max_rows: int) -> list[tuple[RequestT, asyncio.Future[bytes]]]:
+        """Requests in order of arrival, at least one, up to `max_rows`; withdrawn ones are dropped."""
+        batch: list[tuple[RequestT, asyncio.Future[bytes]]] = []
+        taken_rows = 0
+        while self._queue:
+            request, answer = self._queue[0]
+            if batch and taken_rows + request.n_rows > max_rows:
+                break
+            self._queue.popleft()
+            self.rows -= request.n_rows
+            if not answer.done():
+                batch.append((request, answer))
+                taken_rows += request.n_rows
+        return batch
+
+    async def _score(self, batch: list[tuple[RequestT, asyncio.Future[bytes]]]) -> None:
+        try:
+            outcomes = await self._run([request for request, _ in batch])
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(batch)} requests were scored, {len(outcomes)} outcomes came back")
+        except asyncio.CancelledError:
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(Overloaded("this worker is stopping; try again"))
+            raise
+        except Exception as error:
+            await self._isolate(batch, error)
+            return
+        for (_, answer), outcome in zip(batch, outcomes, strict=True):
+            if answer.done():
+                continue
+            if isinstance(outcome, bytes):
+                answer.set_result(outcome)
+            else:
+                answer.set_exception(outcome)
+
+    async def _isolate(self, batch: list[tuple[RequestT, asyncio.Future[bytes]]], error: Exception) -> None:
+        """A batch broke as a whole, which `run` should never let happen: only its culprit may fail."""
+        if len(batch) == 1:
+            answer = batch[0][1]
+            if not answer.done():
+                answer.set_exception(error)
+            return
+        logger.error("a batch of %d requests failed; scoring them one by one", len(batch), exc_info=error)
+        for item in batch:
+            await self._score([item])
