@@ -69,7 +69,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 def test_every_answer_equals_its_single_answer_in_order_and_count() -> None:
     async def main() -> None:
         rng, scorer = np.random.default_rng(1), LinearScorer(pause_turns=2)
-        batcher = MicroBatcher(scorer, max_batch_rows=32, bulk_rows=16)
+        batcher = MicroBatcher(scorer, max_batch_rows=32, bulk_rows=16, max_queued_rows=10_000)
         requests = [rows(rng, int(rng.integers(1, 40))) for _ in range(300)]
 
         async def call(request: Rows) -> bytes:
