@@ -1,0 +1,289 @@
+"""What a model takes: its ordered features, and the rows of JSON that carry them.
+
+A bundle says of what kind it is. A *transaction* model takes raw transactions, whose history the service
+looks up; a *features* model takes rows of ready features. Both are checked against the bundle's own
+specification, so one release of the service serves models of any columns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from fraud.errors import InvalidRequest, MalformedJson, RequestError
+
+MAX_ID_LENGTH = 128
+MAX_INSTANCES = 1000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+
+Kind = Literal["transaction", "features"]
+TEXT_ROLES = ("merchant_id", "category", "channel", "device_id")
+POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
+POSITION_LIMITS = {"latitude": 90.0, "merchant_latitude": 90.0, "longitude": 180.0, "merchant_longitude": 180.0}
+TRANSACTION_FIELDS = ("transaction_id", "event_time", "customer_id", "amount", *TEXT_ROLES, *POSITION_ROLES)
+
+
+class Feature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One column of `X`: where it comes from and what values it may take."""
+
+    name: str
+    source: Literal["history", "request"]
+    type: Literal["numeric", "boolean", "categorical"] = "numeric"
+    categories: tuple[str, ...] = ()
+    unknown: Literal["refuse", "missing"] = "refuse"
+    minimum: float | None = None
+    maximum: float | None = None
+    missing: bool = False
+    meaning: str = ""
+
+
+class Role(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """An optional field of a transaction that this model was trained with."""
+
+    name: str
+    missing: bool = False
+
+
+class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ordered feature specification, `features.json` of a bundle.
+
+    History features come first, in the order of `X`; the features read from the request follow.
+    """
+
+    kind: Kind
+    features: tuple[Feature, ...]
+    roles: tuple[Role, ...] = ()
+    format_version: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+    @property
+    def requested(self) -> tuple[Feature, ...]:
+        """The features that a caller sends, in the order of their columns, the last ones of `X`."""
+        return tuple(feature for feature in self.features if feature.source == "request")
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """The names of the features computed from history, in the order of their columns."""
+        return tuple(feature.name for feature in self.features if feature.source == "history")
+
+
+class Row(msgspec.Struct):
+    """One valid instance: the caller's fields, and the columns of `X` it carries itself."""
+
+    transaction_id: str | None
+    values: tuple[float, ...]
+    raw: bytes
+    event_time_ms: int = 0
+    customer_id: str = ""
+    amount: float = 0.0
+    roles: dict[str, Any] = {}
+    n_extra: int = 0
+
+
+_ID: Any = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+
+
+class _Field(NamedTuple):
+    name: str
+    annotation: Any
+    optional: bool = False
+
+
+class _Envelope(msgspec.Struct):
+    instances: list[msgspec.Raw] = []
+    model: str | None = None
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_any_decoder = msgspec.json.Decoder(dict[str, Any])
+_keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
+    """Return a request's instances, each still JSON, and the name of the model it asks for.
+
+    Raises
+    ------
+    MalformedJson
+        The body is no JSON.
+    InvalidRequest
+        It is, but is no object with 1 to 1000 instances.
+    """
+    try:
+        envelope = _envelope_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message, path = _split_path(str(error))
+        raise InvalidRequest(f'{message}; send {{"instances": [{{...}}]}}', path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedJson(f"the body is not JSON (which has no NaN or Infinity): {error}") from None
+    n = len(envelope.instances)
+    if not 1 <= n <= MAX_INSTANCES:
+        raise InvalidRequest(f"{n} instances arrived; 1 to {MAX_INSTANCES} a call are allowed", "$.instances")
+    return envelope.instances, envelope.model
+
+
+class RowDecoder:
+    """Reads and checks single instances against a feature specification.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+    max_ahead_ms : int
+        How far an event time may lie ahead of the clock, ms: a date in the far future would age a
+        customer's whole history.
+    """
+
+    def __init__(self, spec: FeatureSpec, max_ahead_ms: int = 86_400_000) -> None:
+        self.spec = spec
+        self.max_ahead_ms = max_ahead_ms
+        codes = {
+            feature.name: {value: float(code) for code, value in enumerate(feature.categories)}
+            for feature in spec.requested
+            if feature.type == "categorical"
+        }
+        fields = self._transaction_fields() if spec.kind == "transaction" else [_Field("transaction_id", _ID, True)]
+        role_names = {field.name for field in fields}
+        fields += [_feature_field(feature) for feature in spec.requested if feature.name not in role_names]
+        self._known = frozenset(field.name for field in fields)
+        self._required = [field.name for field in fields if not field.optional]
+        attributes = {field.name: f"f{i}" for i, field in enumerate(fields)}  # any name will do in a table
+        self._decoder = msgspec.json.Decoder(
+            msgspec.defstruct(
+                "Instance",
+                [
+                    (
+                        attributes[field.name],
+                        field.annotation | None if field.optional else field.annotation,
+                        msgspec.field(name=field.name, default=None if field.optional else msgspec.NODEFAULT),
+                    )
+                    for field in fields
+                ],
+                kw_only=True,
+            )
+        )
+        self._columns = [(attributes[f.name], f.name, codes.get(f.name)) for f in spec.requested]
+        self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
+        self._refusing = {
+            f.name: f.categories for f in spec.requested if f.type == "categorical" and f.unknown == "refuse"
+        }
+
+    def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
+        """Return one checked row.
+
+        Parameters
+        ----------
+        raw : bytes
+            The instance as JSON.
+        path : str
+            Where it stood in the request, such as ``$.instances[2]``.
+        now_ms : int, optional
+            The clock, ms since the epoch; event times too far ahead of it are refused.
+
+        Raises
+        ------
+        InvalidRequest
+            What arrived, what is allowed, and the path of the field.
+        """
+        try:
+            instance: Any = self._decoder.decode(raw)
+        except msgspec.ValidationError as error:
+            raise self._explained(raw, path, str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"the instance is not JSON: {error}", path) from None
+        values = []
+        for attribute, name, codes in self._columns:
+            value = getattr(instance, attribute)
+            if codes is None:
+                values.append(np.nan if value is None else float(value))
+            elif value in codes:
+                values.append(codes[value])
+            elif value is None or name not in self._refusing:
+                values.append(np.nan)
+            else:
+                allowed = _listed(self._refusing[name], value)
+                raise InvalidRequest(f"unknown category {value!r}; allowed: {allowed}", f"{path}.{name}")
+        n_extra = len(_keys_decoder.decode(raw).keys() - self._known)
+        if self.spec.kind == "features":
+            return Row(instance.f0, tuple(values), bytes(raw), n_extra=n_extra)
+        transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
+        event_time_ms = (event_time - EPOCH) // MILLISECOND
+        if event_time_ms < 0:
+            raise InvalidRequest(f"event_time {event_time.isoformat()} is before 1970", f"{path}.event_time")
+        if now_ms is not None and event_time_ms > now_ms + self.max_ahead_ms:
+            raise InvalidRequest(
+                f"event_time {event_time.isoformat()} is more than {self.max_ahead_ms / 1000:g} s "
+                "ahead of the server's clock",
+                f"{path}.event_time",
+            )
+        roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
+        return Row(transaction_id, tuple(values), bytes(raw), event_time_ms, customer_id, amount, roles, n_extra)
+
+    def _transaction_fields(self) -> list[_Field]:
+        fields = [
+            _Field("transaction_id", _ID),
+            _Field("event_time", Annotated[datetime, msgspec.Meta(tz=True)]),
+            _Field("customer_id", _ID),
+            _Field("amount", Annotated[float, msgspec.Meta(gt=0)]),
+        ]
+        for role in self.spec.roles:
+            limit = POSITION_LIMITS.get(role.name)
+            annotation = _ID if limit is None else Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
+            fields.append(_Field(role.name, annotation, role.missing))
+        return fields
+
+    def _explained(self, raw: bytes | memoryview | msgspec.Raw, path: str, reason: str) -> RequestError:
+        """Say all that is missing at once; otherwise what the decoder found first."""
+        try:
+            arrived = _any_decoder.decode(raw)
+        except msgspec.ValidationError as error:
+            return InvalidRequest(f"an instance must be a JSON object of finite values: {error}", path)
+        missing = [name for name in self._required if name not in arrived]
+        if missing:
+            close = {
+                name: near[0]
+                for name in missing
+                if (near := difflib.get_close_matches(name, arrived.keys() - self._known, 1))
+            }
+            hint = "; did you mean " + ", ".join(f"{k!r} for {v!r}" for k, v in close.items()) if close else ""
+            return InvalidRequest(f"missing {', '.join(missing)}{hint}", path)
+        message, field = _split_path(reason)
+        if field == "$.event_time":
+            message += '; send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
+        name = (field or "$")[2:]
+        if name in arrived:
+            message += f"; {_shown(arrived[name])} arrived"
+        return InvalidRequest(message, path + (field or "$")[1:])
+
+
+def _feature_field(feature: Feature) -> _Field:
+    annotation: Any = Annotated[float, msgspec.Meta(ge=feature.minimum, le=feature.maximum)]
+    if feature.type != "numeric":
+        annotation = str if feature.type == "categorical" else bool
+    return _Field(feature.name, annotation, feature.missing)
+
+
+def _split_path(reason: str) -> tuple[str, str | None]:
+    """Split msgspec's "message - at `$.path`"."""
+    match = re.fullmatch(r"(.*) - at `(.*)`", reason, re.DOTALL)
+    return (match[1], match[2]) if match else (reason, None)
+
+
+def _listed(allowed: Sequence[str], arrived: str, most: int = 12) -> str:
+    near = difflib.get_close_matches(arrived, allowed, 1)
+    shown = ", ".join(allowed[:most]) + (f" and {len(allowed) - most} more" if len(allowed) > most else "")
+    return shown + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _shown(value: object, most: int = 60) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= most else text[:most] + "…"
