@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fraud.errors import DataError
-from training.measures import DAY_MS, FALSE_POSITIVE_RATES, TOP_CARDS, CardDays, Ranking, Sums
+from training.measures import (
+    DAY_MS,
+    FALSE_POSITIVE_RATES,
+    TOP_CARDS,
+    CardDays,
+    Ranking,
+    Sums,
+    equal_mass_bins,
+)
 from training.policy import decision_costs
 
 Floats = NDArray[np.float64]
@@ -234,9 +242,7 @@ def no_skill(
         _, card_day = np.unique(cards[0], return_inverse=True)
         n_cards = np.bincount(card_day)
         shown = np.minimum(n_cards, TOP_CARDS) / TOP_CARDS
-        measures[f"card_precision_at_{TOP_CARDS}"] = float(
-            np.mean(shown * np.bincount(card_day, fraud) / n_cards)
-        )
+        measures[f"card_precision_at_{TOP_CARDS}"] = float(np.mean(shown * np.bincount(card_day, fraud) / n_cards))
     money = np.ones(len(y)) if amount is None else np.asarray(amount, dtype=np.float64)
     return measures | {
         "brier_score": rate * (1 - rate),
@@ -250,4 +256,32 @@ def no_skill(
         "alert_amount_recall": 0.0,
         "cost_per_1000": 1000 * float(decision_costs(y, money, policy["costs"])[0].mean()),
         "savings": 0.0,
+    }
+
+
+def reliability(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 12) -> dict[str, Floats]:
+    """Return probability against observed fraud rate, in bins that expect equally many frauds.
+
+    Bins of equal numbers of rows would put nearly every fraud into the last one.
+
+    Returns
+    -------
+    dict of ndarrays, shape (at most n_bins,), float64
+        `rows`, `frauds`, `mean_probability`, `fraud_rate`, and `low` and `high`, the rate's 95 % interval
+        (Wilson, 1927).
+    """
+    y, p = np.asarray(y_true, dtype=np.float64), np.asarray(y_prob, dtype=np.float64)
+    place = equal_mass_bins(p, n_bins, mass=p)
+    rows = np.bincount(place).astype(np.float64)
+    frauds = np.bincount(place, weights=y)
+    rate, z2 = frauds / rows, 1.959964**2
+    middle = (rate + z2 / (2 * rows)) / (1 + z2 / rows)
+    spread = np.sqrt(z2 * (rate * (1 - rate) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
+    return {
+        "rows": rows,
+        "frauds": frauds,
+        "mean_probability": np.bincount(place, weights=p) / rows,
+        "fraud_rate": rate,
+        "low": np.maximum(middle - spread, 0.0),
+        "high": np.minimum(middle + spread, 1.0),
     }
