@@ -1,0 +1,45 @@
+"""Every setting of the service: one environment variable each, `FRAUD_` before the name in capitals.
+
+Values are read once at start and passed down; nothing else reads the environment. A secret may also be
+given as a file: `FRAUD_<NAME>_FILE` holds its path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fraud.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """What an operator may set; each field says its meaning and unit."""
+
+    model_config = SettingsConfigDict(env_prefix="FRAUD_", extra="ignore", frozen=True)
+
+    model: str = Field(
+        "fraud-transaction",
+        description="Models to serve, comma-separated, the first being the default: a name follows the "
+        "production alias of the local registry, name:version pins a version of the Bento store.",
+    )
+    state_dir: Path = Field(Path(".fraud"), description="Folder for what the service keeps: history and decisions.")
+    max_clock_ahead_s: float = Field(
+        300.0, gt=0, description="How far an event time may lie ahead of the server's clock, seconds."
+    )
+
+    @classmethod
+    def read(cls) -> Settings:
+        """Return the settings of this environment.
+
+        Raises
+        ------
+        SettingsError
+            Names each variable, what arrived and what is allowed.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            said = [f"FRAUD_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors()]
+            raise SettingsError("; ".join(said)) from None
