@@ -91,7 +91,7 @@ class Schema:
             "xxhashDigestsEnabled": False,
         }
 
-    def client_id_mapping(self, clientID: str) -> Object | None:  # noqa: N803
+    def client_id_mapping(self, clientID: str) -> Object | None:
         found = next((a for a in self.state.artifacts.values() if a.client_id == clientID), None)
         return {"__typename": "ClientIDMapping", "serverID": found.id} if found else None
 
@@ -99,7 +99,7 @@ class Schema:
         if project is None:
             return None
 
-        def run(name: str, missingOk: bool = False) -> Object | None:  # noqa: N803
+        def run(name: str, missingOk: bool = False) -> Object | None:
             return self.run(project.runs.get(name))
 
         def membership(name: str) -> Object | None:
@@ -166,7 +166,7 @@ class Schema:
         history = run.history()
         keys = {key: {"typeCounts": [{"type": "number", "count": 1}]} for row in history for key in row}
 
-        def rows(minStep: int = 0, maxStep: int = 1 << 40, samples: int = 0) -> list[str]:  # noqa: N803
+        def rows(minStep: int = 0, maxStep: int = 1 << 40, samples: int = 0) -> list[str]:
             return [json.dumps(row) for row in history if minStep <= row["_step"] < maxStep]
 
         def files(names: Sequence[str] = (), pattern: str | None = None, **page: Any) -> Object:
@@ -374,10 +374,10 @@ class Schema:
         self,
         id: str | None = None,  # noqa: A002
         name: str | None = None,
-        modelName: str | None = None,  # noqa: N803
-        entityName: str | None = None,  # noqa: N803
+        modelName: str | None = None,
+        entityName: str | None = None,
         config: str | None = None,
-        summaryMetrics: str | None = None,  # noqa: N803
+        summaryMetrics: str | None = None,
         **changes: Any,
     ) -> Object:
         run = self.state.run_by_id(id) if id else None
@@ -400,18 +400,18 @@ class Schema:
 
     def create_artifact(
         self,
-        artifactTypeName: str,  # noqa: N803
-        projectName: str,  # noqa: N803
+        artifactTypeName: str,
+        projectName: str,
         digest: str,
-        artifactCollectionName: str | None = None,  # noqa: N803
-        artifactCollectionNames: list[str] | None = None,  # noqa: N803
-        entityName: str | None = None,  # noqa: N803
-        runName: str | None = None,  # noqa: N803
+        artifactCollectionName: str | None = None,
+        artifactCollectionNames: list[str] | None = None,
+        entityName: str | None = None,
+        runName: str | None = None,
         aliases: list[dict[str, str]] | None = None,
         metadata: str | None = None,
         description: str | None = None,
-        clientID: str | None = None,  # noqa: N803
-        enableDigestDeduplication: bool = True,  # noqa: N803
+        clientID: str | None = None,
+        enableDigestDeduplication: bool = True,
         **_: Any,
     ) -> Object:
         project = self.state.project(projectName, entityName, create=True)
@@ -439,12 +439,12 @@ class Schema:
         self.state.artifacts[artifact.id] = artifact
         return {"__typename": "CreateArtifactPayload", "artifact": self.artifact(artifact)}
 
-    def create_manifest(self, artifactID: str, digest: str, **_: Any) -> Object:  # noqa: N803
+    def create_manifest(self, artifactID: str, digest: str, **_: Any) -> Object:
         artifact = self.state.artifacts[artifactID]
         self.state.manifests[f"manifest-{artifact.number}"] = artifact
         return self._manifest("CreateArtifactManifestPayload", artifact, digest)
 
-    def update_manifest(self, artifactManifestID: str, digest: str | None = None, **_: Any) -> Object:  # noqa: N803
+    def update_manifest(self, artifactManifestID: str, digest: str | None = None, **_: Any) -> Object:
         artifact = self.state.manifests[artifactManifestID]
         return self._manifest("UpdateArtifactManifestPayload", artifact, digest or "")
 
@@ -466,7 +466,7 @@ class Schema:
             },
         }
 
-    def create_files(self, artifactFiles: list[dict[str, Any]], **_: Any) -> Object:  # noqa: N803
+    def create_files(self, artifactFiles: list[dict[str, Any]], **_: Any) -> Object:
         nodes = []
         for spec in artifactFiles:
             key = f"md5/{spec['md5']}"
@@ -490,17 +490,17 @@ class Schema:
             "files": {"__typename": "FileConnection", "edges": edges},
         }
 
-    def commit_artifact(self, artifactID: str, **_: Any) -> Object:  # noqa: N803
+    def commit_artifact(self, artifactID: str, **_: Any) -> Object:
         artifact = self.state.artifacts[artifactID]
         self.state.commit(artifact)
         return {"__typename": "CommitArtifactPayload", "artifact": self.artifact(artifact)}
 
     def use_artifact(
         self,
-        artifactID: str,  # noqa: N803
-        runName: str,  # noqa: N803
-        projectName: str,  # noqa: N803
-        entityName: str | None = None,  # noqa: N803
+        artifactID: str,
+        runName: str,
+        projectName: str,
+        entityName: str | None = None,
         **_: Any,
     ) -> Object:
         project = self.state.project(projectName, entityName)
@@ -511,11 +511,11 @@ class Schema:
             project.runs[runName].used.append(artifact)
         return {"__typename": "UseArtifactPayload", "artifact": self.artifact(artifact)}
 
-    def add_aliases(self, artifactID: str, aliases: list[dict[str, str]], **_: Any) -> Object:  # noqa: N803
+    def add_aliases(self, artifactID: str, aliases: list[dict[str, str]], **_: Any) -> Object:
         self.state.set_aliases(self.state.artifacts[artifactID], [alias["alias"] for alias in aliases])
         return {"__typename": "AddAliasesPayload", "success": True}
 
-    def delete_aliases(self, artifactID: str, aliases: list[dict[str, str]], **_: Any) -> Object:  # noqa: N803
+    def delete_aliases(self, artifactID: str, aliases: list[dict[str, str]], **_: Any) -> Object:
         artifact = self.state.artifacts[artifactID]
         for alias in aliases:
             if artifact.collection.aliases.get(alias["alias"]) is artifact:
@@ -524,7 +524,7 @@ class Schema:
 
     def update_artifact(
         self,
-        artifactID: str,  # noqa: N803
+        artifactID: str,
         metadata: str | None = None,
         description: str | None = None,
         **_: Any,
@@ -537,7 +537,7 @@ class Schema:
         artifact.updated = now()
         return {"__typename": "UpdateArtifactPayload", "artifact": self.artifact(artifact)}
 
-    def delete_artifact(self, artifactID: str, deleteAliases: bool = False, **_: Any) -> Object:  # noqa: N803
+    def delete_artifact(self, artifactID: str, deleteAliases: bool = False, **_: Any) -> Object:
         artifact = self.state.artifacts[artifactID]
         if not deleteAliases and any(a is artifact for a in artifact.collection.aliases.values()):
             raise ValueError("the artifact still has aliases")
@@ -546,10 +546,10 @@ class Schema:
 
     def create_run_files(
         self,
-        projectName: str,  # noqa: N803
-        runName: str,  # noqa: N803
+        projectName: str,
+        runName: str,
         files: list[str],
-        entityName: str | None = None,  # noqa: N803
+        entityName: str | None = None,
     ) -> Object:
         project = self.state.project(projectName, entityName)
         if project is None or runName not in project.runs:

@@ -1,0 +1,479 @@
+"""The local registry: which versions of a model exist, and which of them each alias names.
+
+It means the same as W&B's registry of artifacts (one alias names one version, an unchanged bundle makes no
+new version), works without a network, and is what a running service reads. One SQLite file, safe under
+several processes and a kill at any point: each public call is one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fraud.errors import RegistryError
+
+ALIASES = ("candidate", "challenger", "production", "previous")
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+create table versions (
+    name text not null, version integer not null, digest text not null, preprocessor_digest text not null,
+    run text not null, wandb_version text, metrics text not null, facts text not null, created text not null,
+    primary key (name, version), unique (name, digest)
+) strict;
+create table aliases (
+    name text not null, alias text not null, version integer not null,
+    primary key (name, alias), foreign key (name, version) references versions (name, version)
+) strict;
+create table events (
+    id integer primary key, name text not null, kind text not null, alias text not null,
+    version integer, before integer, who text not null, why text not null, forced integer not null,
+    at text not null
+) strict;
+create table pending (
+    id integer primary key, name text not null, kind text not null, payload text not null,
+    created text not null, attempts integer not null default 0, last_error text not null default ''
+) strict;
+"""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+EventKind = Literal["register", "promote", "rollback", "follow", "alias"]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model; `metrics` is ``{name: {"value", "low", "high"}}``."""
+
+    name: str
+    version: int
+    digest: str
+    preprocessor_digest: str
+    run: str
+    wandb_version: str | None
+    metrics: dict[str, dict[str, float]]
+    facts: dict[str, Any]
+    created: str
+    aliases: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}:v{self.version}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Who moved an alias, from which version to which, when and why."""
+
+    name: str
+    kind: EventKind
+    alias: str
+    version: int | None
+    before: int | None
+    who: str
+    why: str
+    forced: bool
+    at: str
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A change that W&B has not been told yet."""
+
+    id: int
+    name: str
+    kind: Literal["run", "alias"]
+    payload: dict[str, Any]
+    created: str
+    attempts: int
+    last_error: str
+
+
+class Registry:
+    """The registry in the SQLite file `path`, made on first use.
+
+    Parameters
+    ----------
+    path : Path
+        Beside the Bento store: ``$BENTOML_HOME/fraud/registry.db``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("pragma foreign_keys = on")
+            db.execute("begin immediate")
+            found = db.execute("pragma user_version").fetchone()[0]
+            if found == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
+                db.execute(f"pragma user_version = {_SCHEMA_VERSION}")
+            elif found != _SCHEMA_VERSION:
+                raise RegistryError(f"{self.path} has format {found}, this release reads {_SCHEMA_VERSION}")
+            yield db
+            db.execute("commit")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+        finally:
+            db.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """A read-only connection, or None where nothing was ever registered; never waits for a writer."""
+        if not self.path.is_file():
+            yield None
+            return
+        with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=10)) as db:
+            db.row_factory = sqlite3.Row
+            yield db if db.execute("pragma user_version").fetchone()[0] else None
+
+    # Versions
+
+    def register(
+        self,
+        name: str,
+        digest: str,
+        preprocessor_digest: str,
+        *,
+        run: str = "",
+        metrics: dict[str, dict[str, float]] | None = None,
+        facts: dict[str, Any] | None = None,
+        who: str,
+        aliases: tuple[str, ...] = ("candidate",),
+        wandb_version: str | None = None,
+    ) -> Version:
+        """Add a version, or return the one that already has `digest`; `aliases` then name it.
+
+        Parameters
+        ----------
+        digest, preprocessor_digest : str
+            ``"sha256:<hex>"`` of the bundle and of its preprocessor part.
+        run : str
+            Name of the run that made it; empty when unknown.
+        facts : dict
+            What the promotion gate compares: kind, features_digest, libraries.
+        """
+        if not _NAME.fullmatch(name):
+            raise RegistryError(f"model name {name!r}: allowed are letters, digits, - and _, at most 64")
+        with self._transaction() as db:
+            row = db.execute("select version from versions where name = ? and digest = ?", (name, digest)).fetchone()
+            if row is None:
+                last = db.execute("select max(version) from versions where name = ?", (name,)).fetchone()[0]
+                version = 0 if last is None else last + 1
+                db.execute(
+                    "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(name, version, digest, preprocessor_digest, run, wandb_version),
+                        *(json.dumps(metrics or {}), json.dumps(facts or {}), _now()),
+                    ),
+                )
+                _record(db, Event(name, "register", "", version, None, who, run, False, _now()))
+            else:
+                version = row["version"]
+            if wandb_version is not None:
+                db.execute(
+                    "update versions set wandb_version = ? where name = ? and version = ?",
+                    (wandb_version, name, version),
+                )
+            for alias in aliases:
+                _point(db, name, alias, version)
+            return _version(db, name, version)
+
+    def versions(self, name: str | None = None) -> list[Version]:
+        """All versions, by name and newest first."""
+        with self._reading() as db:
+            if db is None:
+                return []
+            rows = db.execute(
+                "select name, version from versions where name = ifnull(?, name) order by name, version desc",
+                (name,),
+            ).fetchall()
+            return [_version(db, row["name"], row["version"]) for row in rows]
+
+    def resolve(self, name: str, reference: str) -> Version:
+        """The version that `reference` names: an alias, ``vN``, or a digest of at least 12 hex digits.
+
+        Raises
+        ------
+        RegistryError
+            Nothing, or more than one version, answers to it.
+        """
+        with self._reading() as db:
+            found = [] if db is None else _find(db, name, reference)
+            if db is None or len(found) != 1:
+                raise self._unresolved(db, name, reference, found)
+            return _version(db, name, found[0])
+
+    def digest_of(self, name: str, alias: str) -> str | None:
+        """Digest of the bundle that `alias` names, or None: one indexed read, for a service to poll."""
+        with self._reading() as db:
+            if db is None:
+                return None
+            row = db.execute(
+                "select digest from aliases join versions using (name, version) where name = ? and alias = ?",
+                (name, alias),
+            ).fetchone()
+            return None if row is None else str(row["digest"])
+
+    def set_wandb_version(self, name: str, digest: str, wandb_version: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "update versions set wandb_version = ? where name = ? and digest = ?",
+                (wandb_version, name, digest),
+            )
+
+    def _unresolved(self, db: sqlite3.Connection | None, name: str, reference: str, found: list[int]) -> RegistryError:
+        if len(found) > 1:
+            versions = ", ".join(f"v{v}" for v in found)
+            return RegistryError(f"{name}:{reference} could be any of {versions}; give more digits")
+        names = [] if db is None else [r["name"] for r in db.execute("select distinct name from versions")]
+        if name not in names:
+            return RegistryError(f"no model {name!r} in the registry; known: {', '.join(sorted(names)) or 'none'}")
+        assert db is not None
+        aliases = [r["alias"] for r in db.execute("select alias from aliases where name = ? order by 1", (name,))]
+        return RegistryError(f"{name} has no version {reference!r}; its aliases: {', '.join(aliases) or 'none'}")
+
+    # Aliases
+
+    def move(
+        self,
+        name: str,
+        reference: str,
+        alias: str,
+        *,
+        who: str,
+        why: str,
+        forced: bool = False,
+        pend: bool = True,
+    ) -> Version:
+        """Let `alias` name the version of `reference`; moving ``production`` keeps the old one as ``previous``.
+
+        Nothing changes, and nothing is recorded, when it names that version already.
+        """
+        if alias not in ALIASES or alias == "previous":
+            raise RegistryError(f"alias {alias!r} cannot be set; allowed: candidate, challenger, production")
+        with self._transaction() as db:
+            found = _find(db, name, reference)
+            if len(found) != 1:
+                raise self._unresolved(db, name, reference, found)
+            version, before = found[0], _target(db, name, alias)
+            if version != before:
+                _point(db, name, alias, version)
+                if alias == "production" and before is not None:
+                    _point(db, name, "previous", before)
+                kind: EventKind = "promote" if alias == "production" else "alias"
+                self._moved(db, Event(name, kind, alias, version, before, who, why, forced, _now()), pend)
+            return _version(db, name, version)
+
+    def rollback(self, name: str, *, who: str, why: str) -> Version:
+        """Put the version that was in production before back, and ``previous`` on the one before that.
+
+        Raises
+        ------
+        RegistryError
+            There is no earlier version to go back to.
+        """
+        with self._transaction() as db:
+            before, version = _target(db, name, "production"), _target(db, name, "previous")
+            if before is None or version is None:
+                raise RegistryError(f"{name} has no previous version to roll back to")
+            _point(db, name, "production", version)
+            stack = _production_stack(db, name)
+            earlier = stack[-3] if len(stack) >= 3 else None
+            if earlier is None:
+                db.execute("delete from aliases where name = ? and alias = 'previous'", (name,))
+            else:
+                _point(db, name, "previous", earlier)
+            self._moved(db, Event(name, "rollback", "production", version, before, who, why, False, _now()), True)
+            return _version(db, name, version)
+
+    def adopt(self, name: str, targets: dict[str, str | None], *, who: str, why: str) -> bool:
+        """Take over where W&B's aliases point: ``{alias: digest or None}``, digests registered before.
+
+        Does nothing while a local change still waits to be sent, which is then the newer one. Returns whether
+        anything moved.
+        """
+        with self._transaction() as db:
+            if db.execute("select 1 from pending where name = ? limit 1", (name,)).fetchone():
+                return False
+            changed = False
+            for alias, digest in targets.items():
+                found = [None] if digest is None else _find(db, name, digest)
+                before = _target(db, name, alias)
+                if found[0] == before:
+                    continue
+                changed = True
+                _point(db, name, alias, found[0])
+                if alias == "production" and found[0] is not None:
+                    _record(db, Event(name, "follow", alias, found[0], before, who, why, False, _now()))
+            return changed
+
+    def events(self, name: str | None = None) -> list[Event]:
+        """What happened, newest first."""
+        with self._reading() as db:
+            if db is None:
+                return []
+            rows = db.execute("select * from events where name = ifnull(?, name) order by id desc", (name,)).fetchall()
+        return [
+            Event(
+                r["name"],
+                r["kind"],
+                r["alias"],
+                r["version"],
+                r["before"],
+                r["who"],
+                r["why"],
+                bool(r["forced"]),
+                r["at"],
+            )
+            for r in rows
+        ]
+
+    # What W&B has not been told yet
+
+    def pend_run(self, name: str, payload: dict[str, Any]) -> int:
+        """Queue a run with its artifacts; the caller put its files beside the registry under the returned key."""
+        with self._transaction() as db:
+            known = db.execute(
+                "select id from pending where kind = 'run' and payload ->> 'key' = ?", (payload["key"],)
+            ).fetchone()
+            return int(known["id"]) if known else _pend(db, name, "run", payload)
+
+    def pending(self) -> list[Pending]:
+        """What waits, in the order to send it."""
+        with self._reading() as db:
+            rows = [] if db is None else db.execute("select * from pending order by id").fetchall()
+        return [
+            Pending(
+                r["id"],
+                r["name"],
+                r["kind"],
+                json.loads(r["payload"]),
+                r["created"],
+                r["attempts"],
+                r["last_error"],
+            )
+            for r in rows
+        ]
+
+    def delivered(self, pending_id: int) -> None:
+        with self._transaction() as db:
+            db.execute("delete from pending where id = ?", (pending_id,))
+
+    def failed(self, pending_id: int, error: str) -> None:
+        with self._transaction() as db:
+            db.execute("update pending set attempts = attempts + 1, last_error = ? where id = ?", (error, pending_id))
+
+    def _moved(self, db: sqlite3.Connection, event: Event, pend: bool) -> None:
+        event_id = _record(db, event)
+        if not pend:
+            return
+        digests: dict[str, str | None] = {}
+        for alias in {event.alias, "previous"} if event.alias == "production" else {event.alias}:
+            target = _target(db, event.name, alias)
+            digests[alias] = None if target is None else _version(db, event.name, target).digest
+        payload = {
+            "key": f"{event.kind}-{event_id}-{event.at}",
+            "kind": event.kind,
+            "aliases": digests,
+            "who": event.who,
+            "why": event.why,
+            "forced": event.forced,
+            "at": event.at,
+        }
+        _pend(db, event.name, "alias", payload)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _find(db: sqlite3.Connection, name: str, reference: str) -> list[int]:
+    if re.fullmatch(r"v\d+", reference):
+        rows = db.execute("select version from versions where name = ? and version = ?", (name, int(reference[1:])))
+    elif re.fullmatch(r"(sha256:)?[0-9a-f]{12,64}", reference):
+        pattern = f"sha256:{reference.removeprefix('sha256:')}*"
+        rows = db.execute("select version from versions where name = ? and digest glob ?", (name, pattern))
+    else:
+        rows = db.execute("select version from aliases where name = ? and alias = ?", (name, reference))
+    return [row["version"] for row in rows]
+
+
+def _target(db: sqlite3.Connection, name: str, alias: str) -> int | None:
+    row = db.execute("select version from aliases where name = ? and alias = ?", (name, alias)).fetchone()
+    return None if row is None else int(row["version"])
+
+
+def _point(db: sqlite3.Connection, name: str, alias: str, version: int | None) -> None:
+    if version is None:
+        db.execute("delete from aliases where name = ? and alias = ?", (name, alias))
+    else:
+        db.execute("insert or replace into aliases values (?, ?, ?)", (name, alias, version))
+
+
+def _version(db: sqlite3.Connection, name: str, version: int) -> Version:
+    row = db.execute("select * from versions where name = ? and version = ?", (name, version)).fetchone()
+    aliases = db.execute("select alias from aliases where name = ? and version = ? order by 1", (name, version))
+    return Version(
+        row["name"],
+        row["version"],
+        row["digest"],
+        row["preprocessor_digest"],
+        row["run"],
+        row["wandb_version"],
+        json.loads(row["metrics"]),
+        json.loads(row["facts"]),
+        row["created"],
+        tuple(r["alias"] for r in aliases),
+    )
+
+
+def _record(db: sqlite3.Connection, event: Event) -> int:
+    cursor = db.execute(
+        "insert into events (name, kind, alias, version, before, who, why, forced, at) values (?,?,?,?,?,?,?,?,?)",
+        (
+            *(event.name, event.kind, event.alias, event.version, event.before),
+            *(event.who, event.why, int(event.forced), event.at),
+        ),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def _pend(db: sqlite3.Connection, name: str, kind: str, payload: dict[str, Any]) -> int:
+    cursor = db.execute(
+        "insert into pending (name, kind, payload, created) values (?, ?, ?, ?)",
+        (name, kind, json.dumps(payload), _now()),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def _production_stack(db: sqlite3.Connection, name: str) -> list[int]:
+    """The versions that production came through and has not gone back from, oldest first."""
+    rows = db.execute(
+        "select kind, version, before from events where name = ? and alias = 'production' order by id",
+        (name,),
+    )
+    stack: list[int] = []
+    for row in rows:
+        if not stack and row["before"] is not None:
+            stack.append(row["before"])
+        if row["version"] in stack[:-1] and row["kind"] != "promote":
+            del stack[stack.index(row["version"]) + 1 :]
+        else:
+            stack.append(row["version"])
+    return stack

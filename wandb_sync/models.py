@@ -1,0 +1,324 @@
+"""The life of a model version: published, pulled, promoted, rolled back, followed.
+
+Each action is done on this machine first, in the Bento store and the local registry, and W&B is told
+afterwards; what it cannot be told now waits in the outbox, in order.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import logging
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
+from fraud.errors import BundleError, RegistryError
+from fraud.registry import Event, Pending, Registry, Version
+from fraud.scorer import Scorer
+from wandb_sync import gate
+from wandb_sync.client import WandbClient, WandbError, WandbMissing
+from wandb_sync.runs import Outbox, read_run
+from wandb_sync.settings import WandbSettings
+from wandb_sync.store import BentoStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What W&B was told, and what still waits and why."""
+
+    delivered: list[Pending]
+    waiting: list[Pending]
+    reason: str
+
+
+class Models:
+    """Models of one machine: its Bento store, its registry and its outbox, and W&B where there is a key."""
+
+    def __init__(self, settings: WandbSettings) -> None:
+        self.settings = settings
+        self.registry = Registry(settings.home / "registry.db")
+        self.store = BentoStore(settings.bentoml_home)
+        self.client = WandbClient(settings)
+        self.outbox = Outbox(settings, self.client)
+
+    # From training to the registry
+
+    def publish(self, run_folder: Path, aliases: tuple[str, ...] = ("candidate",)) -> Version:
+        """Import a finished run's bundle, register it and queue it for W&B; asks no network.
+
+        An unchanged bundle makes no new version. May be repeated after an interruption at any point.
+        """
+        run = read_run(run_folder)
+        manifest = run.bundle.manifest
+        verify(run.bundle_path)
+        self.store.import_bundle(run.bundle_path, {"run": run.run_id})
+        self.outbox.keep(run)
+        published = self.registry.register(
+            manifest.name,
+            run.bundle.digest,
+            manifest.preprocessor_digest,
+            run=run.run_id,
+            metrics=run.facts["metrics"],
+            facts=gate.facts_of(manifest),
+            who=who_am_i(),
+            aliases=aliases,
+        )
+        self.registry.pend_run(
+            manifest.name, {"key": run.run_id, "aliases": list(aliases), "digest": run.bundle.digest}
+        )
+        return published
+
+    def send_pending(self) -> Sent:
+        """Tell W&B what waits, oldest first, each once; stops at the first that cannot be sent."""
+        delivered: list[Pending] = []
+        with self._sending() as alone:
+            if not alone:
+                return Sent([], self.registry.pending(), "another process is sending")
+            for item in self.registry.pending():
+                try:
+                    self._send(item)
+                except WandbError as error:
+                    self.registry.failed(item.id, error.message)
+                    return Sent(delivered, self.registry.pending(), error.message)
+                self.registry.delivered(item.id)
+                if item.kind == "run":
+                    self.outbox.drop(item.payload["key"])
+                delivered.append(item)
+        return Sent(delivered, [], "")
+
+    def _send(self, item: Pending) -> None:
+        if item.kind == "run":
+            key, digest = item.payload["key"], item.payload["digest"]
+            wandb_version = self.outbox.deliver(key, item.payload["aliases"])
+            self.registry.set_wandb_version(item.name, digest, wandb_version)
+            self.store.label(f"{item.name}:{short(digest)}", {"wandb": f"{item.name}:{wandb_version}"})
+        else:
+            record = {k: item.payload[k] for k in ("kind", "who", "why", "forced", "at", "aliases")}
+            self.client.transfer(
+                "move_aliases",
+                name=item.name,
+                targets=item.payload["aliases"],
+                run_id=run_id_of(item.payload["key"]),
+                record=record | {"model": item.name},
+            )
+
+    @contextmanager
+    def _sending(self) -> Iterator[bool]:
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        with (self.settings.home / "send.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    # From W&B to the Bento store
+
+    def pull(self, name: str, reference: str) -> str:
+        """Bring a version into the Bento store and the local registry; returns its store tag.
+
+        `reference` is an alias, ``vN`` or a digest: W&B's where it answers, else the local registry's. Nothing
+        is downloaded that the store has already.
+        """
+        try:
+            found = self.client.look_up("find", name=name, reference=reference)
+        except WandbError as error:
+            log.info("the local registry answers for %s:%s: %s", name, reference, error.message)
+            known = self.registry.resolve(name, reference)
+            if not self.store.holds(name, known.digest):
+                raise
+            return f"{name}:{short(known.digest)}"
+        if found is None:
+            raise WandbMissing(f"W&B has no {name}:{reference} in project {self.settings.project}")
+        return self._take(name, found)
+
+    def follow(self, name: str, alias: str = "production") -> str:
+        """Learn where `alias` points now, on W&B or here, and bring that version in; returns its store tag.
+
+        For a running service: bounded, and whatever it raises, what was in store and registry stays.
+        """
+        if self.settings.online and not any(item.name == name for item in self.registry.pending()):
+            try:
+                targets = self.client.look_up("targets", name=name, aliases=[alias, "previous"])
+            except WandbError as error:
+                log.warning("following the local registry: %s", error.message)
+            else:
+                if targets[alias] is not None:
+                    self._adopt(name, targets)
+        known = self.registry.resolve(name, alias)
+        if not self.store.holds(name, known.digest):
+            raise BundleError(f"{known} is not in the Bento store, or is damaged there: fraud pull {name}:{alias}")
+        return f"{name}:{short(known.digest)}"
+
+    def _adopt(self, name: str, targets: dict[str, dict[str, Any] | None]) -> None:
+        digests = {alias: None if found is None else str(found["bundle_digest"]) for alias, found in targets.items()}
+        here = {alias: self.registry.digest_of(name, alias) for alias in targets}
+        if digests == here:
+            return
+        for alias, found in targets.items():
+            if found is not None and digests[alias] != here[alias]:
+                self._take(name, found)
+        self.registry.adopt(name, digests, who="W&B", why="its alias was moved")
+
+    def _take(self, name: str, found: dict[str, Any]) -> str:
+        """Import one version that W&B has, from the store if it is there, else by download."""
+        digest, metadata = found["bundle_digest"], found["metadata"]
+        if not isinstance(digest, str) or not isinstance(metadata.get("preprocessor"), str):
+            raise BundleError(f"{name}:{found['version']} on W&B was not pushed by this project: no bundle digest")
+        labels = {"wandb": f"{name}:{found['version']}"}
+        if self.store.holds(name, digest):
+            tag = f"{name}:{short(digest)}"
+        else:
+            with self._download(name, found["version"], metadata["preprocessor"]) as bundle:
+                arrived, _ = read_manifest(bundle)
+                if arrived != digest:
+                    raise BundleError(f"{name}:{found['version']} should be bundle {digest}; {arrived} arrived")
+                verify(bundle)
+                tag = self.store.import_bundle(bundle, labels)
+        self.store.label(tag, labels)
+        model_folder, _ = self.store.bundle_paths(tag)
+        _, manifest = read_manifest(model_folder)
+        self.registry.register(
+            name,
+            digest,
+            manifest.preprocessor_digest,
+            run=metadata.get("run", ""),
+            metrics=metadata["metrics"],
+            facts=gate.facts_of(manifest),
+            who=who_am_i(),
+            aliases=(),
+            wandb_version=found["version"],
+        )
+        return tag
+
+    @contextmanager
+    def _download(self, name: str, wandb_version: str, preprocessor: str) -> Iterator[Path]:
+        """Both artifacts of a version as one bundle folder, which goes when the block ends."""
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="download-", dir=self.settings.home) as folder:
+            bundle, part = Path(folder) / "bundle", Path(folder) / "preprocessor"
+            preprocessor_name, _, preprocessor_version = preprocessor.partition(":")
+            wanted = [
+                (name, wandb_version, "model", bundle, (MANIFEST, *MODEL_FILES)),
+                (preprocessor_name, preprocessor_version, "preprocessor", part, PREPROCESSOR_FILES),
+            ]
+            for artifact, at, kind, into, allowed in wanted:
+                self.client.transfer(
+                    "download", name=artifact, version=at, type=kind, into=str(into), allowed=list(allowed)
+                )
+            for file in PREPROCESSOR_FILES:
+                shutil.move(part / file, bundle / file)
+            yield bundle
+
+    # Aliases
+
+    def promote(
+        self, name: str, reference: str, *, why: str, force: bool = False, metric: str = "average_precision"
+    ) -> Version:
+        """Move ``production`` to a version of this machine that passes the gate, or is forced for a reason.
+
+        Raises
+        ------
+        GateFailed
+            The version is worse than the one in production, or does not fit it or this machine.
+        """
+        candidate = self.registry.resolve(name, reference)
+        if not self.store.holds(name, candidate.digest):
+            raise BundleError(f"{candidate} is not in the Bento store, or is damaged there: fraud pull {candidate}")
+        if force and not why.strip():
+            raise RegistryError("a forced promotion needs a reason: --why")
+        in_production = self.registry.digest_of(name, "production")
+        production = self.registry.resolve(name, in_production) if in_production else None
+        reasons = gate.check(candidate, production, installed_libraries(), metric)
+        if reasons and not force:
+            raise gate.GateFailed(candidate, reasons)
+        recorded = f"{why} (gate: {'; '.join(reasons)})" if reasons else why
+        return self.registry.move(
+            name, candidate.digest, "production", who=who_am_i(), why=recorded, forced=bool(reasons)
+        )
+
+    def rollback(self, name: str, *, why: str) -> Version:
+        """Put the version before back into production; it must be in the Bento store, whole."""
+        previous = self.registry.resolve(name, "previous")
+        if not self.store.holds(name, previous.digest):
+            raise BundleError(f"{previous} is not in the Bento store, or is damaged there: fraud pull {previous}")
+        return self.registry.rollback(name, who=who_am_i(), why=why)
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Who moved ``production``, when and why, newest first: from W&B where it answers, and from here."""
+        events = [as_record(event) for event in self.registry.events(name) if event.alias]
+        seen = {(event["kind"], event["at"]) for event in events}
+        try:
+            moves = self.client.look_up("moves", name=name)
+        except WandbError as error:
+            log.info("history of this machine alone: %s", error.message)
+        else:
+            events += [move for move in moves if (move["kind"], move["at"]) not in seen]
+        return sorted(events, key=lambda event: str(event["at"]), reverse=True)
+
+    def lineage(self, name: str) -> list[dict[str, Any]]:
+        """Each version on W&B with the run that made it, what that run used, and the runs that use it."""
+        found: list[dict[str, Any]] = self.client.look_up("versions", name=name)
+        return found
+
+
+def verify(bundle: Path) -> None:
+    """Audit a bundle and score its golden rows; warn of libraries other than in training.
+
+    Raises
+    ------
+    BundleError
+        A file is missing, changed or foreign, or a golden row comes out otherwise than in training.
+    """
+    scorer = Scorer.load(bundle)
+    installed = installed_libraries()
+    for name, trained in gate.mismatches(scorer.bundle.manifest.libraries, installed).items():
+        log.warning(
+            "%s was trained with %s %s, installed is %s; its golden rows come out the same",
+            scorer.bundle.manifest.name,
+            name,
+            trained,
+            installed.get(name, "none"),
+        )
+
+
+def installed_libraries() -> dict[str, str]:
+    """Versions of the libraries that scoring depends on; one that is not installed is left out."""
+    found = {}
+    for name in gate.LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def who_am_i() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def run_id_of(key: str) -> str:
+    """A W&B run id from an outbox key: letters, digits and - only."""
+    return "".join(c if c.isalnum() else "-" for c in key)
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    return {
+        "kind": event.kind,
+        "alias": event.alias,
+        "version": None if event.version is None else f"v{event.version}",
+        "before": None if event.before is None else f"v{event.before}",
+        "who": event.who,
+        "why": event.why,
+        "forced": event.forced,
+        "at": event.at,
+    }

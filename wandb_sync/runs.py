@@ -1,0 +1,214 @@
+"""Run folders: read what training wrote, watch a training, and wait in the outbox until W&B has everything.
+
+An entry of the outbox is a folder of our own: ``run/`` is a copy of the run folder, ``sdk/`` is what the SDK
+wrote of it offline. It goes when the server, asked afterwards, has the run and its artifacts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fraud.bundle import PREPROCESSOR_FILES, Bundle, read_bundle
+from fraud.errors import DataError
+from wandb_sync.client import WandbClient, WandbUnreachable, sdk_process
+from wandb_sync.settings import WandbSettings
+
+ARRIVAL_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run on disk with its audited bundle.
+
+    Attributes
+    ----------
+    run_id : str
+        Its W&B run id: the one under which the training was watched, else made from its contents.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    bundle: Bundle
+    run_id: str
+
+    @property
+    def bundle_path(self) -> Path:
+        return self.path / "bundle"
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read a run folder; a DataError or BundleError says what is wrong with it."""
+    if not (path / "run.json").is_file():
+        raise DataError(f"{path} is no run folder: it has no run.json")
+    content = (path / "run.json").read_bytes()
+    facts = json.loads(content)
+    bundle = read_bundle(path / "bundle")
+    if facts["bundle_digest"] != bundle.digest:
+        raise DataError(f"{path}/run.json names bundle {facts['bundle_digest']}, its bundle folder is {bundle.digest}")
+    watched = path / "wandb-run-id"
+    run_id = watched.read_text().strip() if watched.is_file() else hashlib.sha256(content).hexdigest()[:12]
+    return RunFolder(path, facts, bundle, run_id)
+
+
+class Outbox:
+    """What W&B has not got yet, in files; its order is the registry's.
+
+    Parameters
+    ----------
+    settings : WandbSettings
+    client : WandbClient
+    """
+
+    def __init__(self, settings: WandbSettings, client: WandbClient) -> None:
+        self.folder = settings.home / "outbox"
+        self.settings = settings
+        self.client = client
+
+    def keep(self, run: RunFolder) -> None:
+        """Take a copy of a run folder; a killed copy is never taken for a whole one."""
+        target = self.folder / run.run_id / "run"
+        if target.is_dir():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix="copy-", dir=target.parent))
+        shutil.copytree(run.path, staging / "run")
+        os.rename(staging / "run", target)
+        staging.rmdir()
+
+    def drop(self, run_id: str) -> None:
+        shutil.rmtree(self.folder / run_id, ignore_errors=True)
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """Let the SDK measure this process and machine while it trains; any trouble leaves the training alone.
+
+        Example
+        -------
+        ::
+
+            with outbox.watch() as watch:
+                folder = train(...)
+                watch.finish(folder)
+        """
+        run_id = secrets.token_hex(6)
+        root = self.folder / run_id / "sdk"
+        root.mkdir(parents=True)
+        environment = self.settings.environment(root) | {"WANDB_MODE": "offline"}
+        arguments = {"folder": "", "run_id": run_id, "training_pid": os.getpid()}
+        with sdk_process(environment) as process:
+            watch = Watch(self, process, run_id)
+            watch.tell(json.dumps(self.client.request("log_run", arguments)))
+            try:
+                yield watch
+            finally:
+                if not watch.finished:
+                    self.drop(run_id)
+
+    def deliver(self, run_id: str, aliases: list[str]) -> str:
+        """Bring a kept run with its artifacts up, and return the model's version on the server.
+
+        Every step asks the server first, so it may be repeated after an interruption at any point.
+        """
+        run = read_run(self.folder / run_id / "run")
+        self._deliver_history(run)
+        name, bundle = run.bundle.manifest.name, run.bundle
+        self.client.transfer(
+            "log_artifacts",
+            run_id=run_id,
+            name=name,
+            bundle=str(run.bundle_path),
+            preprocessor_files=list(PREPROCESSOR_FILES),
+            dataset=run.facts["dataset"],
+            metadata={
+                "bundle_digest": bundle.digest,
+                "preprocessor_digest": bundle.manifest.preprocessor_digest,
+                "features_digest": bundle.manifest.features_digest,
+                "libraries": bundle.manifest.libraries,
+                "kind": bundle.manifest.kind,
+                "seed": bundle.manifest.seed,
+                "git_commit": bundle.manifest.git_commit,
+                "metrics": run.facts["metrics"],
+            },
+            aliases=aliases,
+        )
+        found = self.client.look_up("find", name=name, reference=bundle.digest)
+        if found is None or not set(aliases) <= set(found["aliases"]):
+            raise WandbUnreachable(f"{name} with bundle {bundle.digest} is not on the server after its upload")
+        return str(found["version"])
+
+    def _deliver_history(self, run: RunFolder) -> None:
+        state = self.client.look_up("run_state", run_id=run.run_id)
+        sdk = self._logged(run)
+        if state["history_rows"] == 0:
+            # synchronising deletes what it staged, even where its upload failed: it works on a second copy
+            shutil.rmtree(sdk / "data", ignore_errors=True)
+            shutil.copytree(sdk / "staged", sdk / "data")
+            self.client.transfer("sync", folder=str(offline_folder(sdk)))
+            state = self.client.look_up("run_state", run_id=run.run_id, wait_s=ARRIVAL_WAIT_S)
+            if state["history_rows"] == 0:
+                raise WandbUnreachable(f"run {run.run_id} is not on the server after its synchronisation")
+        files = offline_folder(sdk) / "files"
+        media = [p.relative_to(files).as_posix() for p in (files / "media").rglob("*") if p.is_file()]
+        lost = sorted(set(media) - set(state["files"]))
+        if lost:
+            self.client.transfer("upload_files", run_id=run.run_id, root=str(files), names=lost)
+
+    def _logged(self, run: RunFolder) -> Path:
+        """The run as the SDK wrote it offline, written now unless a watch did it to the end."""
+        sdk = self.folder / run.run_id / "sdk"
+        if not (sdk / "staged").is_dir():
+            shutil.rmtree(sdk, ignore_errors=True)
+            sdk.mkdir(parents=True)
+            self.client.offline("log_run", sdk, folder=str(run.path), run_id=run.run_id)
+            seal(sdk)
+        return sdk
+
+
+class Watch:
+    """A training under the eye of the SDK."""
+
+    def __init__(self, outbox: Outbox, process: subprocess.Popen[str], run_id: str) -> None:
+        self.outbox = outbox
+        self.process = process
+        self.run_id = run_id
+        self.finished = False
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def finish(self, folder: Path) -> None:
+        """Log the finished run folder, and note its run id in it."""
+        try:
+            output, _ = self.process.communicate(f"{folder}\n", timeout=self.outbox.settings.transfer_timeout_s)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            return  # the run is logged without system metrics when it is pushed
+        if '"logged": true' in output:
+            seal(self.outbox.folder / self.run_id / "sdk")
+            (folder / "wandb-run-id").write_text(self.run_id + "\n")
+            self.finished = True
+
+
+def seal(sdk: Path) -> None:
+    """Mark an offline run as whole, by a copy of what its synchronisation would delete."""
+    (sdk / "data").mkdir(exist_ok=True)
+    shutil.rmtree(sdk / "staging", ignore_errors=True)
+    shutil.copytree(sdk / "data", sdk / "staging")
+    os.rename(sdk / "staging", sdk / "staged")
+
+
+def offline_folder(sdk: Path) -> Path:
+    """The one offline run that the SDK wrote below `sdk`."""
+    return next((sdk / "wandb").rglob("offline-run-*"))

@@ -1,0 +1,330 @@
+"""The one module that imports wandb; run as a process of its own: ``python -m wandb_sync.sdk``.
+
+It reads one request as JSON from standard input and answers with one line of JSON on standard output. The
+environment (WandbSettings.environment) holds its limits, set before wandb is imported.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import wandb
+from wandb.cli.cli import cli as wandb_cli
+from wandb.errors import AuthenticationError, CommError, UsageError
+
+MAX_TABLE_ROWS = 10_000
+
+
+class Sdk:
+    """Operations by name; arguments and results are JSON."""
+
+    def __init__(self, max_file_bytes: int, api_timeout_s: int) -> None:
+        self.max_file_bytes = max_file_bytes
+        self.api_timeout_s = api_timeout_s
+        self.project = os.environ["WANDB_PROJECT"]
+        self._api: wandb.Api | None = None
+
+    @property
+    def api(self) -> wandb.Api:
+        if self._api is None:
+            self._api = wandb.Api(timeout=self.api_timeout_s)
+        return self._api
+
+    @property
+    def entity(self) -> str:
+        return os.environ.get("WANDB_ENTITY") or str(self.api.default_entity)
+
+    # Runs
+
+    def log_run(self, folder: str, run_id: str, training_pid: int | None = None) -> dict[str, Any]:
+        """Write a run folder as an offline run; with `training_pid`, first watch that process until it is done.
+
+        While it watches, the next line of standard input names the folder; its end means that training failed.
+        """
+        run = wandb.init(
+            mode="offline",
+            id=run_id,
+            job_type="train",
+            dir=os.environ["WANDB_DIR"],
+            settings=wandb.Settings(x_stats_pid=training_pid or os.getpid(), x_stats_sampling_interval=2.0),
+        )
+        if training_pid is not None:
+            folder = sys.stdin.readline().strip()
+            if not folder:
+                run.finish(exit_code=1)
+                return {"logged": False}
+        log_folder(run, Path(folder))
+        run.finish()
+        return {"logged": True, "media": sorted(media_files(Path(run.dir)))}
+
+    def sync(self, folder: str) -> None:
+        """Send an offline run. `wandb sync` exits 0 whatever happens: ask `run_state` whether it arrived."""
+        for mark in [*Path(folder).glob("*.synced"), *Path(folder).glob("*.syncstate")]:
+            mark.unlink()
+        wandb_cli.main(["sync", "--entity", self.entity, "--project", self.project, folder], standalone_mode=False)
+
+    def run_state(self, run_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+        """What the server has of a run, asked again for up to `wait_s` while its history is missing."""
+        until = time.monotonic() + wait_s
+        while True:
+            state = self._run_state(run_id)
+            if state["history_rows"] or time.monotonic() >= until:
+                return state
+            time.sleep(1.0)
+
+    def _run_state(self, run_id: str) -> dict[str, Any]:
+        try:
+            run = wandb.Api(timeout=self.api_timeout_s).run(f"{self.entity}/{self.project}/{run_id}")
+        except CommError as error:
+            if kind_of(error) != "missing":
+                raise
+            return {"exists": False, "history_rows": 0, "files": []}
+        files = sorted(file.name for file in run.files())
+        return {"exists": True, "history_rows": run.lastHistoryStep + 1, "files": files}
+
+    def upload_files(self, run_id: str, root: str, names: list[str]) -> None:
+        """Add files to a run that its synchronisation lost."""
+        run = self.api.run(f"{self.entity}/{self.project}/{run_id}")
+        for name in names:
+            run.upload_file(str(Path(root) / name), root=root)
+
+    # Artifacts
+
+    def log_artifacts(
+        self,
+        run_id: str,
+        name: str,
+        bundle: str,
+        preprocessor_files: list[str],
+        dataset: dict[str, Any],
+        metadata: dict[str, Any],
+        aliases: list[str],
+    ) -> dict[str, str]:
+        """Make dataset, preprocessor and model versions of a run, with their lineage; returns their versions.
+
+        What the server has already, by content, makes no new version.
+        """
+        with wandb.init(
+            id=run_id, resume="allow", job_type="train", settings=wandb.Settings(x_disable_stats=True)
+        ) as run:
+            data = wandb.Artifact(f"{name}-dataset", "dataset", metadata=dataset)
+            data.add_reference(dataset_uri(dataset), name=PurePosixPath(dataset["path"]).name, checksum=False)
+            run.use_artifact(data)
+
+            preprocessor = wandb.Artifact(
+                f"{name}-preprocessor", "preprocessor", metadata={"digest": metadata["preprocessor_digest"]}
+            )
+            model = wandb.Artifact(name, "model", metadata=metadata)
+            for path in sorted(Path(bundle).iterdir()):
+                part = preprocessor if path.name in preprocessor_files else model
+                part.add_file(str(path), name=path.name, policy="mutable")
+            timeout = int(os.environ["WANDB_FINISH_TIMEOUT"])
+            preprocessor = run.log_artifact(preprocessor).wait(timeout=timeout)
+            model.metadata["preprocessor"] = f"{name}-preprocessor:{preprocessor.version}"
+            model = run.log_artifact(model, aliases=aliases).wait(timeout=timeout)
+            return {"model": model.version, "preprocessor": preprocessor.version, "dataset": data.version}
+
+    def find(self, name: str, reference: str) -> dict[str, Any] | None:
+        """The model version that an alias, ``vN`` or a bundle digest names, or None."""
+        if reference.startswith("sha256:"):
+            return next((v for v in self._versions(name) if v["bundle_digest"] == reference), None)
+        path = f"{self.entity}/{self.project}/{name}:{reference}"
+        if not self.api.artifact_exists(path, type="model"):
+            return None
+        return describe(self.api.artifact(path, type="model"))
+
+    def targets(self, name: str, aliases: list[str]) -> dict[str, dict[str, Any] | None]:
+        """The model version that each of `aliases` names, all read in one pass."""
+        versions = list(self._versions(name))
+        return {alias: next((v for v in versions if alias in v["aliases"]), None) for alias in aliases}
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """All versions of a model with their lineage, newest first."""
+        return [
+            version | lineage(self.api.artifact(f"{self.entity}/{self.project}/{name}:{version['version']}"))
+            for version in self._versions(name)
+        ]
+
+    def _versions(self, name: str) -> Iterator[dict[str, Any]]:
+        if not self.api.artifact_collection_exists(f"{self.entity}/{self.project}/{name}", "model"):
+            return
+        for artifact in self.api.artifacts("model", f"{self.entity}/{self.project}/{name}"):
+            yield describe(artifact)
+
+    def move_aliases(
+        self, name: str, targets: dict[str, str | None], run_id: str, record: dict[str, Any]
+    ) -> dict[str, str]:
+        """Let each alias name the version with its bundle digest (None: no version), and log who did it and why.
+
+        The record is a run of its own that uses the model, so the lineage graph shows it. The aliases are read
+        again afterwards, since a save whose answer was lost has an unknown outcome.
+        """
+        by_digest = {v["bundle_digest"]: v["version"] for v in self._versions(name)}
+        missing = [digest for digest in targets.values() if digest is not None and digest not in by_digest]
+        if missing:
+            raise LookupError(f"{name} has no version of bundle {missing[0]}")
+        path = f"{self.entity}/{self.project}/{name}"
+        for alias, digest in targets.items():
+            if digest is None:
+                for version in [v["version"] for v in self._versions(name) if alias in v["aliases"]]:
+                    artifact = self.api.artifact(f"{path}:{version}", type="model")
+                    artifact.aliases.remove(alias)
+                    artifact.save()
+            else:
+                artifact = self.api.artifact(f"{path}:{by_digest[digest]}", type="model")
+                if alias not in artifact.aliases:
+                    artifact.aliases.append(alias)
+                    artifact.save()
+        after = {alias: v["bundle_digest"] for v in self._versions(name) for alias in v["aliases"]}
+        wrong = [alias for alias, digest in targets.items() if after.get(alias) != digest]
+        if wrong:
+            raise CommError(f"alias {wrong[0]} of {name} did not move")
+        used = next(digest for digest in targets.values() if digest is not None)
+        self.log_use(run_id, record["kind"], name, by_digest[used], record)
+        return {alias: by_digest[digest] for alias, digest in targets.items() if digest is not None}
+
+    def log_use(self, run_id: str, job_type: str, name: str, version: str, config: dict[str, Any]) -> None:
+        """Log a run that uses a model version: a promotion, a rollback, a backtest."""
+        settings = wandb.Settings(x_disable_stats=True)
+        with wandb.init(id=run_id, resume="allow", job_type=job_type, config=config, settings=settings) as run:
+            run.use_artifact(f"{self.entity}/{self.project}/{name}:{version}", type="model")
+
+    def moves(self, name: str) -> list[dict[str, Any]]:
+        """The records of promotions and rollbacks of a model, newest first."""
+        runs = self.api.runs(f"{self.entity}/{self.project}", order="-created_at", lazy=False)
+        kinds = ("promote", "rollback", "alias")
+        return [dict(run.config) for run in runs if run.job_type in kinds and run.config.get("model") == name]
+
+    def download(self, name: str, version: str, type: str, into: str, allowed: list[str]) -> dict[str, Any]:  # noqa: A002
+        """Download one artifact version into the empty folder `into`; every name, size and MD5 is checked."""
+        artifact = self.api.artifact(f"{self.entity}/{self.project}/{name}:{version}", type=type)
+        for path, entry in artifact.manifest.entries.items():
+            if path not in allowed:
+                raise ValueError(f"file {path!r} does not belong in a {type} artifact; allowed: {', '.join(allowed)}")
+            if entry.ref is not None:
+                raise ValueError(f"file {path!r} is a reference to {entry.ref!r}; only stored files are taken")
+            if (entry.size or 0) > self.max_file_bytes:
+                raise ValueError(f"file {path!r} has {entry.size} bytes; allowed are {self.max_file_bytes}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, self.max_file_bytes))
+        artifact.download(root=into, skip_cache=True)
+        artifact.verify(root=into)
+        return describe(artifact)
+
+
+def log_folder(run: Any, folder: Path) -> None:
+    """Log a finished run folder: its configuration once, and all results as one row of history."""
+    facts = json.loads((folder / "run.json").read_text())
+    run.name = facts["name"]
+    run.config.update(
+        facts["config"]
+        | {"kind": facts["kind"], "bundle_digest": facts["bundle_digest"], "dataset": facts["dataset"]}
+        | {"created": facts["created"]}
+    )
+    row: dict[str, Any] = {}
+    for metric, interval in facts["metrics"].items():
+        row[f"metrics/{metric}"] = interval["value"]
+        run.summary[f"metrics/{metric}_low"] = interval["low"]
+        run.summary[f"metrics/{metric}_high"] = interval["high"]
+    for step, seconds in facts["timings_s"].items():
+        row[f"timings_s/{step}"] = seconds
+    for path in sorted(folder.glob("tables/*.csv")):
+        row[f"tables/{path.stem}"] = read_table(path)
+    for path in sorted(folder.glob("plots/*.png")):
+        row[f"plots/{path.stem}"] = wandb.Image(str(path))
+    if (folder / "report.html").is_file():
+        row["report"] = wandb.Html(str(folder / "report.html"), inject=False)
+    run.log(row)
+
+
+def read_table(path: Path) -> Any:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return wandb.Table(
+        columns=list[str | int](header), data=[[number_or_text(cell) for cell in row] for row in rows[:MAX_TABLE_ROWS]]
+    )
+
+
+def number_or_text(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def media_files(files: Path) -> list[str]:
+    return [path.relative_to(files).as_posix() for path in (files / "media").rglob("*") if path.is_file()]
+
+
+def dataset_uri(dataset: dict[str, Any]) -> str:
+    return f"dataset://{dataset['digest'].replace(':', '/')}"
+
+
+def describe(artifact: Any) -> dict[str, Any]:
+    metadata = dict(artifact.metadata)
+    return {
+        "version": artifact.version,
+        "aliases": [alias for alias in artifact.aliases if alias != artifact.version],
+        "bundle_digest": metadata.get("bundle_digest"),
+        "metadata": metadata,
+        "created": artifact.created_at,
+    }
+
+
+def lineage(artifact: Any) -> dict[str, Any]:
+    """The run that made an artifact, what that run used and made, and the runs that use the artifact."""
+    made_by = artifact.logged_by()
+    return {
+        "logged_by": made_by.id if made_by else None,
+        "from": [a.name for a in made_by.used_artifacts()] if made_by else [],
+        "beside": [a.name for a in made_by.logged_artifacts() if a.type != "run_table"] if made_by else [],
+        "used_by": [{"run": run.id, "job_type": run.job_type} for run in artifact.used_by()],
+    }
+
+
+def kind_of(error: Exception) -> str:
+    text = str(error).lower()
+    if isinstance(error, (AuthenticationError, UsageError)) or any(
+        sign in text for sign in ("401", "403", "not logged in", "permission", "api key")
+    ):
+        return "refused"
+    if isinstance(error, LookupError) or "not found" in text or "could not find" in text:
+        return "missing"
+    return "unreachable" if not isinstance(error, (ValueError, OSError)) or isinstance(error, CommError) else "failed"
+
+
+def end_with_parent(lifeline: int) -> None:
+    """End this process group when the parent's end of the pipe closes: nothing is sent behind a killed parent."""
+    os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> int:
+    threading.Thread(target=end_with_parent, args=(int(sys.argv[1]),), daemon=True).start()
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the SDK prints; standard output carries the answer alone
+    request = json.loads(sys.stdin.readline())
+    sdk = Sdk(request["max_file_bytes"], request["api_timeout_s"])
+    operation: Callable[..., Any] = getattr(sdk, request["operation"])
+    try:
+        result = {"result": operation(**request["arguments"])}
+    except Exception as error:
+        result = {"error": {"kind": kind_of(error), "message": f"{type(error).__name__}: {error}"}}
+    json.dump(result, answer)
+    answer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    # The SDK's background process may still be retrying what was given up: the parent ends the group.
+    code = main()
+    os._exit(code)
