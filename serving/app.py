@@ -1,0 +1,88 @@
+"""The Bento service with its front door before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import bentoml
+import orjson
+from pydantic import BaseModel
+
+from serving.contract import ErrorAnswer, Readiness
+from serving.engine import Engine
+from serving.http import Answer, ASGIApp, Call, FrontDoor, Routes
+
+REF = "#/components/schemas/{model}"
+
+
+def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=REF, mode="serialization")
+    return {**schema.pop("$defs", {}), model.__name__: schema}
+
+
+def _json(model: type[BaseModel]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}}}
+
+
+ERRORS = {
+    str(status): {"description": description, **_json(ErrorAnswer)}
+    for status, description in {
+        400: "The body is no JSON.",
+        404: "The model named is not served here.",
+        408: "The body did not arrive in time.",
+        413: "The body is too large.",
+        415: "The body is not declared as JSON.",
+        422: "The body breaks the contract, or every one of its rows does.",
+        500: "The service failed; the cause is in its log under the request id.",
+        503: "Overloaded or not ready; try again after Retry-After seconds.",
+    }.items()
+}
+
+
+class FrontedService(bentoml.Service):  # type: ignore[misc]
+    """A Bento service whose scoring routes are answered before BentoML's middlewares.
+
+    `bentoml.service(service_class=...)` makes it; the class it decorates has an `engine`.
+    """
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        return FrontDoor(super().to_asgi(is_main=is_main), scoring_routes(self.inner.engine))
+
+    @property
+    def openapi_spec(self) -> Any:
+        """BentoML's document, with what is really read and answered, errors included."""
+        spec = super().openapi_spec
+        schemas: dict[str, Any] = _schemas(ErrorAnswer) | _schemas(Readiness)
+        paths = dict(spec.paths)
+        for api in self.apis.values():
+            question, answer = api.input_spec, api.output_spec
+            schemas |= _schemas(question) | _schemas(answer)
+            operation = {
+                **paths[api.route].post,
+                "requestBody": {"required": True, **_json(question)},
+                "responses": {"200": {"description": "One element per instance, in order.", **_json(answer)}} | ERRORS,
+            }
+            paths[api.route] = attrs.evolve(paths[api.route], post=operation)
+        readyz = {
+            "tags": ["Infrastructure"],
+            "description": "Ready once the model is loaded, verified and warm.",
+            "responses": {"200": {"description": "Ready.", **_json(Readiness)}, "503": ERRORS["503"]},
+        }
+        paths["/readyz"] = attrs.evolve(paths["/readyz"], get=readyz)
+        return attrs.evolve(spec, openapi="3.1.0", paths=paths, components={"schemas": schemas})
+
+
+def scoring_routes(engine: Engine) -> Routes:
+    """`/predict` and `/explain`, and `/readyz` with its detail."""
+
+    async def predict(call: Call) -> Answer:
+        return Answer(await engine.answer(await call.json_body(), explain=False))
+
+    async def explain(call: Call) -> Answer:
+        return Answer(await engine.answer(await call.json_body(), explain=True))
+
+    async def readyz(_: Call) -> Answer:
+        return Answer(orjson.dumps(engine.readiness()))
+
+    return {"/predict": {"POST": predict}, "/explain": {"POST": explain}, "/readyz": {"GET": readyz}}
