@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fraud.featurize import NEW_CUSTOMER_BELOW, advance
-from fraud.history import CUSTOMER, MERCHANT, TRANSACTION, new_states, token
+from fraud.featurize import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW, advance
+from fraud.history import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import FeatureSpec, Row
 
 Records = np.ndarray[tuple[int], np.dtype[np.void]]
@@ -38,9 +38,9 @@ HISTORY_FEATURES: dict[str, HistoryFeature] = {
     "hour": _of("hour of the day, with fraction, UTC"),
     "weekday": _of("day of the week, Monday 0, UTC"),
     # the customer's pace
-    "customer_count_lifetime": _of("earlier transactions of the customer"),
+    "customer_count_lifetime": _of(f"earlier transactions of the customer, at most {COUNT_CAP:.0f}"),
     "customer_is_new": _of(f"customer with fewer than {NEW_CUSTOMER_BELOW} earlier transactions"),
-    "customer_age_days": _of("days since the customer's first transaction"),
+    "customer_age_days": _of(f"days since the customer's first transaction, at most {AGE_CAP_DAYS:.0f}"),
     "customer_seconds_since_last": _of("seconds since the customer's last transaction"),
     "customer_count_1h": _of("customer's transactions in the last hour"),
     "customer_count_1d": _of("customer's transactions in the last 24 hours"),
@@ -90,8 +90,8 @@ HISTORY_FEATURES: dict[str, HistoryFeature] = {
     "customer_fraud_days_since_last": _of("days since the customer's last known fraud happened", "label"),
     "customer_fraud_label_count_7d": _of("frauds of the customer that became known in 7 days", "label"),
     # the merchant's pace and money
-    "merchant_count_lifetime": _of("earlier transactions at the merchant", "merchant"),
-    "merchant_age_days": _of("days since the merchant's first transaction", "merchant"),
+    "merchant_count_lifetime": _of(f"earlier transactions at the merchant, at most {COUNT_CAP:.0f}", "merchant"),
+    "merchant_age_days": _of(f"days since the merchant's first transaction, at most {AGE_CAP_DAYS:.0f}", "merchant"),
     "merchant_seconds_since_last": _of("seconds since the merchant's last transaction", "merchant"),
     "merchant_count_1h": _of("merchant's transactions in this and the last full hour", "merchant"),
     "merchant_count_1d": _of("merchant's transactions in the last 24 hours", "merchant"),
@@ -178,7 +178,7 @@ def _record(row: Row) -> tuple[Any, ...]:
         _position(get("longitude")),
         _position(get("merchant_latitude")),
         _position(get("merchant_longitude")),
-        token(row.transaction_id),
+        fresh_token(row.transaction_id or ""),
         token(row.customer_id),
         token(get("merchant_id")),
         token(get("category")),
@@ -255,6 +255,8 @@ class Featurizer:
         fraud_of: np.ndarray[tuple[int], np.dtype[np.int64]] = _NO_LABELS,
         label_times: np.ndarray[tuple[int], np.dtype[np.int64]] = _NO_LABELS,
         told: int = 0,
+        begin: int = 0,
+        end: int | None = None,
     ) -> int:
         """Run the kernel `fraud.featurize.advance` over arrays; its docstring says what they hold."""
         if not hasattr(self._local, "scratch"):
@@ -270,6 +272,8 @@ class Featurizer:
             fraud_of,
             label_times,
             told,
+            begin,
+            len(transactions) if end is None else end,
             self.amount_quantiles,
             self.columns,
             self._local.scratch,

@@ -38,6 +38,8 @@ from fraud.history import (
 
 NEW_CUSTOMER_BELOW = 20
 EARTH_RADIUS_KM = 6371.0088
+COUNT_CAP = 200.0  # beyond, a count only tells how long the data has been collected
+AGE_CAP_DAYS = 60.0
 NAN = math.nan
 
 
@@ -212,9 +214,9 @@ def _customer_features(c: Any, t: Any, row: Any) -> Any:
     n = float(c.count)
     mean = c.amount_sum / n if n > 0 else NAN
     age_days = _days(c.first_time, t.time) if n > 0 else NAN
-    row.customer_count_lifetime = n
+    row.customer_count_lifetime = min(n, COUNT_CAP)
     row.customer_is_new = 1.0 if n < NEW_CUSTOMER_BELOW else 0.0
-    row.customer_age_days = age_days
+    row.customer_age_days = min(age_days, AGE_CAP_DAYS)
     _customer_recent(c, t, minor, mean, row)
     n_7d = _window(c.day_count, c.last_day, day, 7)
     n_30d = _window(c.day_count, c.last_day, day, 30)
@@ -288,8 +290,8 @@ def _merchant_risk(m: Any, t: Any, row: Any) -> Any:
 def _merchant_features(m: Any, t: Any, row: Any) -> Any:
     day, hour = t.time // MS_PER_DAY, t.time // MS_PER_HOUR
     n = float(m.count)
-    row.merchant_count_lifetime = n
-    row.merchant_age_days = _days(m.first_time, t.time) if n > 0 else NAN
+    row.merchant_count_lifetime = min(n, COUNT_CAP)
+    row.merchant_age_days = min(_days(m.first_time, t.time), AGE_CAP_DAYS) if n > 0 else NAN
     size = np.int64(m.ring_size)
     row.merchant_seconds_since_last = (t.time - m.ring_time[size - 1]) / 1000.0 if size > 0 else NAN
     n_1d, n_7d = _hours(m, hour, 24), _window(m.day_count, m.last_day, day, 7)
@@ -325,6 +327,8 @@ def advance(
     fraud_of: Any,
     label_times: Any,
     told: Any,
+    begin: Any,
+    end: Any,
     amount_quantiles: Any,
     columns: Any,
     scratch: Any,
@@ -345,7 +349,9 @@ def advance(
     fraud_of, label_times : (f,) int64
         Which transactions become known as fraud, and when, ms, ascending in time.
     told : int
-        How many of those have been told before; a long table is walked in pieces.
+        How many of those have been told before.
+    begin, end : int
+        Which transactions to walk; a long table is walked in pieces.
     amount_quantiles : (q,) float64
     columns : (k,) int64
         The fields of `ROW` wanted, in the order of the first k columns of `X`.
@@ -362,7 +368,7 @@ def advance(
         How many frauds have been told now.
     """
     c_then, m_then, row, values = scratch
-    for i in range(len(transactions)):
+    for i in range(begin, end):
         while told < len(fraud_of) and label_times[told] <= processing_times[i]:
             f = fraud_of[told]
             tell_fraud(customers[customer_of[f]], transactions[f].time, transactions[f].amount, label_times[told])

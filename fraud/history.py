@@ -120,12 +120,15 @@ MERCHANT = np.dtype(
 )
 
 
+def fresh_token(text: str) -> int:
+    """Return the 32-bit number, never 0, that stands for an id in a state."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little") or 1
+
+
 @lru_cache(maxsize=1 << 16)
 def token(text: str | None) -> int:
-    """Return the 32-bit number that stands for an id in a state; 0 for None, never 0 otherwise."""
-    if text is None:
-        return 0
-    return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little") or 1
+    """Return `fresh_token` of an id that comes again and again, or 0 for None."""
+    return 0 if text is None else fresh_token(text)
 
 
 def new_states(dtype: np.dtype[np.void], n: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
@@ -145,9 +148,7 @@ def encode(state: np.void) -> bytes:
     return bytes([ENCODING_VERSION]) + state.tobytes()
 
 
-def decode(
-    blobs: Sequence[bytes | None], dtype: np.dtype[np.void]
-) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+def decode(blobs: Sequence[bytes | None], dtype: np.dtype[np.void]) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     """Return the states in `blobs`, None standing for a customer or merchant nobody has seen.
 
     Raises
@@ -235,8 +236,7 @@ def _ring_position(state: Any, time: Any, identity: Any) -> Any:
     """Return where (time, id) belongs in the ring, which is ordered by them."""
     at = np.int64(state.ring_size)
     while at > 0 and (
-        state.ring_time[at - 1] > time
-        or (state.ring_time[at - 1] == time and state.ring_id[at - 1] > identity)
+        state.ring_time[at - 1] > time or (state.ring_time[at - 1] == time and state.ring_id[at - 1] > identity)
     ):
         at -= 1
     return at
