@@ -125,7 +125,7 @@ class FrontDoor:
     guards : sequence of callable
         Each is called with the request before its body is read, and refuses it by raising a `FraudError`.
     observers : sequence of callable
-        Each is called with the request, its answer and the seconds it took, once the answer is sent.
+        Each is called with the request, its answer and the seconds it took, when the answer goes out.
     """
 
     def __init__(
@@ -155,10 +155,9 @@ class FrontDoor:
             answer = await self._answer(call, methods)
         except CallerLeft:
             return None
-        await respond(send, answer, call.request_id)
         for observe in self._observers:
             observe(call, answer, time.perf_counter() - started)
-        return None
+        return await respond(send, answer, call.request_id)
 
     async def _answer(self, call: Call, methods: Mapping[str, Handler]) -> Answer:
         try:
