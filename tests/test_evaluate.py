@@ -6,6 +6,7 @@ import itertools
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics
 
+from fraud.decision import Policy
 from fraud.errors import DataError
 from training.evaluate import Interval, evaluate, measure, no_skill
 from training.measures import (
@@ -40,9 +42,7 @@ windows = st.tuples(
 )
 
 
-def make_window(
-    n: int, n_customers: int, n_levels: int, fraud_rate: float, seed: int, days: int = 3
-) -> Window:
+def make_window(n: int, n_customers: int, n_levels: int, fraud_rate: float, seed: int, days: int = 3) -> Window:
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < fraud_rate).astype(np.int64)
     y[:2] = 0, 1
@@ -95,9 +95,7 @@ def naive_cost(window: Window, policy: dict[str, Any]) -> float:
 def test_measures_equal_sklearn_and_naive_loops(shape: tuple[int, int, int, float, int]) -> None:
     window = make_window(*shape)
     y, p, margin = window["y_true"], window["y_prob"], window["raw_margin"]
-    found = {
-        name: interval.value for name, interval in evaluate(**window, policy=POLICY, n_bootstrap=1).items()
-    }
+    found = {name: interval.value for name, interval in evaluate(**window, policy=POLICY, n_bootstrap=1).items()}
 
     alert = p >= POLICY["review_threshold"]
     expected = {
@@ -113,8 +111,7 @@ def test_measures_equal_sklearn_and_naive_loops(shape: tuple[int, int, int, floa
         "alert_precision": metrics.precision_score(y, alert, zero_division=0.0),
         "alert_amount_recall": metrics.recall_score(y, alert, sample_weight=window["amount"]),
         "cost_per_1000": 1000 * naive_cost(window, POLICY) / len(y),
-        "savings": 1
-        - naive_cost(window, POLICY) / (window["amount"] + DEFAULT_COSTS["chargeback_fee"])[y == 1].sum(),
+        "savings": 1 - naive_cost(window, POLICY) / (window["amount"] + DEFAULT_COSTS["chargeback_fee"])[y == 1].sum(),
     }
     for rate in FALSE_POSITIVE_RATES:
         recall, precision = naive_operating_point(y, margin, rate)
@@ -314,6 +311,16 @@ def test_policy_leaves_everything_alone_when_interference_costs_too_much() -> No
 def test_thresholds_are_included_in_their_decision() -> None:
     taken = decisions([0.0, 0.2999, 0.3, 0.6999, 0.7, 1.0], POLICY)
     assert [DECISIONS[i] for i in taken] == ["approve", "approve", "review", "review", "decline", "decline"]
+
+
+def test_policy_decides_online_as_it_was_evaluated() -> None:
+    window = make_window(500, 20, 20, 0.3, seed=1)
+    chosen = choose_policy(window["y_true"], window["y_prob"], window["amount"], DEFAULT_COSTS)
+    online = msgspec.convert(chosen, Policy)
+    probabilities = [*window["y_prob"], chosen["review_threshold"], chosen["decline_threshold"], 0.0, 1.0]
+    evaluated = [DECISIONS[i] for i in decisions(probabilities, chosen)]
+    assert evaluated == [online.decide(probability)[2] for probability in probabilities]
+    assert set(evaluated) == set(DECISIONS)
 
 
 def test_decision_costs_are_the_documented_ones() -> None:

@@ -37,6 +37,22 @@ class Interval(NamedTuple):
     high: float
 
 
+class Outcomes(NamedTuple):
+    """What became of a window's transactions; arrays of shape (n_transactions,)."""
+
+    y_true: Ints
+    event_time_ms: Ints | None = None
+    amount: Floats | None = None
+
+
+class Scored(NamedTuple):
+    """What one model said of the same transactions, and the policy chosen for it."""
+
+    raw_margin: Floats
+    y_prob: Floats
+    policy: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Samples:
     """The measures of one set of scores, and the same measures on every resample.

@@ -16,7 +16,9 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from training.evaluate import reliability
+from fraud.explain import readable
+from fraud.schema import Feature
+from training.evaluate import Scored, reliability
 from training.measures import DAY_MS, FALSE_POSITIVE_RATES
 from training.policy import decisions
 
@@ -28,8 +30,8 @@ with warnings.catch_warnings():  # shap 0.51 makes its colours in a way that mat
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Scores = Mapping[str, tuple[Floats, Floats, Mapping[str, Any]]]
-"""Of each set of scores by name: raw_margin, probability, policy. The model comes first."""
+Scores = Mapping[str, Scored]
+"""Sets of scores of the same transactions by name; the model comes first."""
 
 COLOURS = ("#1b5e9e", "#c77c11")
 FRAUD, LEGITIMATE, QUIET = "#b3261e", "#5b8c5a", "#8a8f98"
@@ -199,12 +201,39 @@ def daily(y_true: Ints, event_time_ms: Ints, scores: Scores) -> Figure:
     return figure
 
 
+def explanation(features: Sequence[Feature], X: Floats, contributions: Floats) -> shap.Explanation:
+    """Return rows and their contributions as the shap package takes them.
+
+    Parameters
+    ----------
+    features : sequence of Feature
+    X : ndarray, shape (n_rows, n_features), float64
+    contributions : ndarray, shape (n_rows, n_features + 1), float64
+        In log-odds, the base value last.
+    """
+    shown = [[_shown(readable(f, number)) for f, number in zip(features, row, strict=True)] for row in X.tolist()]
+    return shap.Explanation(
+        values=contributions[:, :-1],
+        base_values=contributions[:, -1],
+        data=X,
+        display_data=np.array(shown, dtype=object),
+        feature_names=[feature.name for feature in features],
+    )
+
+
+def _shown(value: float | bool | str | None) -> str:
+    if value is None:
+        return "missing"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 @mpl.rc_context(STYLE)
-def feature_importance(gain: Mapping[str, float], explanation: shap.Explanation, n_features: int = 20) -> Figure:
-    """The features that the booster gained most from, and how far each moves a score."""
-    names: Sequence[str] = list(explanation.feature_names)
-    total = sum(gain.values()) or 1.0
-    share = np.array([gain.get(name, 0.0) / total for name in names])
+def feature_importance(explanation: shap.Explanation, gain: Floats, n_features: int = 20) -> Figure:
+    """The features that move the scores most, and their shares of the booster's gain."""
+    names = list(explanation.feature_names)
+    share = gain / (gain.sum() or 1.0)
     effect = np.abs(explanation.values).mean(axis=0)
     top = np.argsort(-effect, kind="stable")[:n_features][::-1]
     figure, (left, right) = _figure(11, 1.2 + 0.26 * len(top), columns=2, sharey=True)
@@ -220,10 +249,17 @@ def feature_importance(gain: Mapping[str, float], explanation: shap.Explanation,
 
 def shap_summary(explanation: shap.Explanation, max_display: int = 20) -> Figure:
     """shap's beeswarm: one point for each transaction and feature, coloured by the feature's value."""
-    shown = min(max_display, len(explanation.feature_names))
-    figure = Figure(figsize=(10, 1.8 + 0.32 * shown), dpi=110, layout="constrained")
+    n_shown = min(max_display, len(explanation.feature_names))
+    figure = Figure(figsize=(10, 1.8 + 0.32 * n_shown), dpi=110, layout="constrained")
     axes = figure.subplots()
-    shap.plots.beeswarm(explanation, max_display=max_display, ax=axes, show=False, plot_size=None)
+    never_there = np.isnan(explanation.data).all(axis=0)  # shap needs a value to colour by
+    shown = shap.Explanation(
+        values=explanation.values,
+        base_values=explanation.base_values,
+        data=np.where(never_there, 0.0, explanation.data),
+        feature_names=explanation.feature_names,
+    )
+    shap.plots.beeswarm(shown, max_display=max_display, ax=axes, show=False, plot_size=None)
     axes.set_title("What raises and lowers the scores", loc="left", fontweight="bold")
     axes.set_xlabel("Contribution to the raw margin (log-odds; right raises the fraud score)", fontsize=11)
     axes.tick_params(axis="y", labelsize=10)
