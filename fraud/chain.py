@@ -1,0 +1,81 @@
+"""The chain that makes a changed, missing or moved row of the decision log show.
+
+Each row is kept as the bytes that were recorded, with a link: a hash of those bytes and of the link before.
+Whoever writes rows does so one after another, under the store's own write lock, which is what makes one
+chain of the work of several processes. A key kept outside the database makes the links impossible to
+compute again for one who may write to the database but does not know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
+LINK_BYTES = 32
+GENESIS = bytes(LINK_BYTES)
+"""What the first row is linked to."""
+
+
+class Logged(NamedTuple):
+    """One row as it stands in the log; `sequence` counts from 1 without a gap."""
+
+    sequence: int
+    record: bytes
+    link: bytes
+
+
+class Anchor(NamedTuple):
+    """Where a chain begins: before its first row, or after rows that retention removed."""
+
+    sequence: int = 0
+    link: bytes = GENESIS
+
+
+class Break(NamedTuple):
+    """The first row that is not what was recorded."""
+
+    sequence: int
+    reason: str
+
+
+def link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
+    """Return the 32 bytes that bind a record to all records before it.
+
+    Parameters
+    ----------
+    before : bytes
+        The link of the row before, `GENESIS` for the first.
+    record : bytes
+        The row's bytes exactly as they are stored.
+    key : bytes
+        At most 64 bytes; empty for a chain that anyone may compute.
+    """
+    return blake2b(before + record, digest_size=LINK_BYTES, key=key).digest()
+
+
+def extend(anchor: Anchor, records: Iterable[bytes], key: bytes = b"") -> Iterator[Logged]:
+    """Yield records with their place and link after `anchor`, the last row that stands."""
+    sequence, link = anchor
+    for record in records:
+        sequence, link = sequence + 1, link_of(link, record, key)
+        yield Logged(sequence, record, link)
+
+
+class Verifier:
+    """Walks a log from its anchor on; after the first break nothing more is believed."""
+
+    def __init__(self, anchor: Anchor, key: bytes = b"") -> None:
+        self.head = anchor
+        self._key = key
+
+    def check(self, row: Logged) -> Break | None:
+        """Take the next row; return what is wrong with it, if anything is."""
+        expected = self.head.sequence + 1
+        if row.sequence != expected:
+            return Break(expected, f"row {expected} is missing: row {row.sequence} follows {expected - 1}")
+        link = link_of(self.head.link, row.record, self._key)
+        if link != row.link:
+            return Break(row.sequence, f"row {row.sequence} is not what was recorded, or the key is another one")
+        self.head = Anchor(row.sequence, link)
+        return None
