@@ -77,10 +77,10 @@ def scoring_routes(engine: Engine) -> Routes:
     """`/predict` and `/explain`, and `/readyz` with its detail."""
 
     async def predict(call: Call) -> Answer:
-        return Answer(await engine.answer(await call.json_body(), explain=False))
+        return Answer(await engine.answer(await call.json_body(), explain=False, request_id=call.request_id))
 
     async def explain(call: Call) -> Answer:
-        return Answer(await engine.answer(await call.json_body(), explain=True))
+        return Answer(await engine.answer(await call.json_body(), explain=True, request_id=call.request_id))
 
     async def readyz(_: Call) -> Answer:
         return Answer(orjson.dumps(engine.readiness()))

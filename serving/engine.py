@@ -12,7 +12,7 @@ from serving.batching import HasRows, MicroBatcher
 class Scores(Protocol):
     """What the engine needs of the data plane."""
 
-    def decode(self, body: bytes, *, explain: bool) -> Any:
+    def decode(self, body: bytes, *, explain: bool, request_id: str) -> Any:
         """Read one body; raises `RequestError` when the whole of it is bad."""
 
     async def run(self, requests: list[Any]) -> list[bytes | FraudError]:
@@ -50,7 +50,7 @@ class Engine:
         if dataplane is not None:
             await dataplane.close()
 
-    async def answer(self, body: bytes, *, explain: bool) -> bytes:
+    async def answer(self, body: bytes, *, explain: bool, request_id: str = "") -> bytes:
         """Score the instances of a JSON body; returns the JSON answer.
 
         Raises
@@ -67,7 +67,7 @@ class Engine:
             raise NotReady("no model is loaded yet")
         if batcher.full:
             raise Overloaded(f"{batcher.queued_rows} rows are waiting already; try again shortly")
-        return await batcher.submit(dataplane.decode(body, explain=explain))
+        return await batcher.submit(dataplane.decode(body, explain=explain, request_id=request_id))
 
     def readiness(self) -> dict[str, Any]:
         """What is served; raises `NotReady` when nothing is."""

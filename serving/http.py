@@ -242,7 +242,10 @@ def error_answer(error: FraudError, request_id: str) -> Answer:
         if message != INTERNAL:
             logger.error("request %s failed: %s", request_id, message, exc_info=error)
         status, code, message = (503, "unavailable", INTERNAL) if status == 503 else (500, "internal", INTERNAL)
-    body = {"error": {"code": code, "message": message, "path": error.path, "request_id": request_id}}
+    body: dict[str, Any] = {"error": {"code": code, "message": message, "path": error.path, "request_id": request_id}}
+    errors = getattr(error, "errors", None)
+    if errors is not None:  # one of each row
+        body["errors"] = errors
     headers = JSON
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:

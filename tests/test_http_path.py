@@ -36,12 +36,18 @@ class Numbers:
         return len(self.values)
 
 
+class EveryRowBad(InvalidRequest):
+    def __init__(self) -> None:
+        super().__init__("below zero", "$.instances[0]")
+        self.errors = [{"code": self.code, "message": self.message, "path": self.path}]
+
+
 class Doubler:
     """A data plane of the real protocol whose score is twice the number."""
 
     closed = False
 
-    def decode(self, body: bytes, *, explain: bool) -> Numbers:
+    def decode(self, body: bytes, *, explain: bool, request_id: str) -> Numbers:
         try:
             instances = json.loads(body)["instances"]
         except ValueError:
@@ -58,7 +64,7 @@ class Doubler:
         outcomes: list[bytes | FraudError] = []
         for request in requests:
             if any(value < 0 for value in request.values):
-                outcomes.append(InvalidRequest("below zero", "$.instances[0]"))
+                outcomes.append(EveryRowBad())
             else:
                 scores = [2 * value for value in request.values]
                 outcomes.append(json.dumps({"predictions": scores, "explained": request.explain}).encode())
@@ -199,6 +205,8 @@ def test_errors_have_one_shape_and_reveal_no_internals(
     assert "secret" not in str(answer)
     assert "db.internal" not in str(answer)
     assert ("retry-after" in headers) is (code == "overloaded")
+    row_errors = [{"code": code, "message": message, "path": "$.instances[0]"}]
+    assert answer.get("errors") == (row_errors if code == "invalid_request" else None)
 
 
 def test_methods_and_media_types(server: Server) -> None:
