@@ -16,7 +16,7 @@ class Decided(msgspec.Struct):
     same transaction id came with the same contents.
     """
 
-    transaction_id: str
+    transaction_id: str | None
     fingerprint: bytes
     model_name: str
     model_digest: str
@@ -32,9 +32,32 @@ class Decided(msgspec.Struct):
     request_id: str
     customer_id: str = ""
     merchant_id: str | None = None
+    amount: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Under what this decision is kept; only one with a transaction id is."""
+        if self.transaction_id is None:
+            raise ValueError("a decision without a transaction id is not kept")
+        return key_of(self.transaction_id, None if self.customer_id else self.model_name)
+
+    def said_the_same(self, fingerprint: bytes, model_digest: str) -> bool:
+        """Tell whether a row is this transaction again.
+
+        What another model version reads of a transaction may differ; time, customer and amount may not,
+        nor may ready features.
+        """
+        whole = model_digest == self.model_digest
+        return fingerprint == self.fingerprint if whole else fingerprint[:8] == self.fingerprint[:8]
+
+
+def key_of(transaction_id: str, model_name: str | None) -> str:
+    """Return under what a decision is kept: its transaction id, among those of one features model."""
+    return transaction_id if model_name is None else f"{model_name}\x1f{transaction_id}"
 
 
 def fingerprint(row: Row) -> bytes:
     """Return 16 bytes that stand for what a row says, however its JSON was written."""
-    said = (row.event_time_ms, row.customer_id, row.amount, list(row.roles.values()), row.values)
-    return blake2b(msgspec.msgpack.encode(said), digest_size=16).digest()
+    core = (row.event_time_ms, row.customer_id, row.amount) if row.customer_id else row.values
+    rest = (list(row.roles.values()), row.values)
+    return b"".join(blake2b(msgspec.msgpack.encode(said), digest_size=8).digest() for said in (core, rest))

@@ -1,0 +1,136 @@
+"""Where histories and decisions live: one protocol, and the store that a URL names.
+
+A store keeps three things: the states of customers and merchants, the decisions, and which transactions
+were told as fraud. `record` writes a decision and tells the two states of its transaction in one atomic
+step, so that a transaction id counts once, whoever sends it how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from fraud.errors import SettingsError
+from fraud.events import Decided
+from fraud.features import Histories, Records
+
+
+@dataclass
+class Recalled:
+    """What a store knew before a batch; `degraded` names what it could not say within its budget."""
+
+    decided: dict[str, Decided]
+    histories: Histories
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass
+class Recorded:
+    """What now stands for each decision: itself, or the one that another worker recorded first."""
+
+    decided: list[Decided]
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fraud:
+    """The news that a transaction was fraud, known from `label_time_ms` on."""
+
+    transaction_id: str
+    label_time_ms: int
+
+
+Told = Literal["told", "known", "unknown"]
+"""What became of a `Fraud`: told to the states now, told before, or of no recorded transaction."""
+
+
+@dataclass
+class Profile:
+    """All that is kept of one customer."""
+
+    customer_id: str
+    state: Records
+    """One record of `fraud.history.CUSTOMER`."""
+
+
+@dataclass
+class States:
+    """States to be written as they are, for a backfill."""
+
+    customer_ids: Sequence[str]
+    merchant_ids: Sequence[str]
+    customers: Records
+    merchants: Records
+
+
+class Store(Protocol):
+    """What the service asks of a store. All methods are safe to call concurrently on one event loop."""
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        """Return the decisions known by `keys` (`Decided.key`) and the states of customers and merchants."""
+
+    async def record(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+        """Record decisions, each with its own key, and tell the states.
+
+        Parameters
+        ----------
+        decided : sequence of Decided, n of them
+        transactions : (n,) records of `fraud.history.TRANSACTION`, or None
+            What the states are told of each; None where the decisions have no history.
+        """
+
+    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        """Tell the states of frauds among the recorded transactions, each once."""
+
+    async def profile(self, customer_id: str) -> Profile | None:
+        """Return what is kept of a customer, or None."""
+
+    async def reset(self, customer_id: str) -> bool:
+        """Forget a customer's history; return whether there was one. Decisions stay."""
+
+    def backfill(self, states: States) -> None:
+        """Write states as they are, in place of what stood there; blocks until it is done."""
+
+    async def close(self) -> None:
+        """Write what is waiting and let go of files and connections."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a store is to work; the service fills it from its settings."""
+
+    state_dir: Path = field(default_factory=lambda: Path(".fraud"))
+    durable: bool = True
+    """Whether a decision is on the disk before it is answered."""
+
+
+def open_store(url: str, options: StoreOptions | None = None) -> Store:
+    """Return the store that a URL names.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:`` (the file ``history.db`` in the state folder) or ``sqlite:path``.
+
+    Raises
+    ------
+    SettingsError
+        The URL names no store.
+    StoreError
+        The store cannot be opened.
+    """
+    options = options or StoreOptions()
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite":
+        from fraud.stores.sqlite import SqliteStore
+
+        path = Path(rest.removeprefix("//")) if rest else options.state_dir / "history.db"
+        return SqliteStore(path, durable=options.durable)
+    raise SettingsError(f"store {url!r}; allowed: sqlite:, sqlite:path")
+
+
+def distinct(values: Iterable[str | None]) -> list[str]:
+    """Return the values that are not None, each once, in the order they come."""
+    return [value for value in dict.fromkeys(values) if value is not None]

@@ -1,0 +1,236 @@
+"""The embedded store: one SQLite file, shared by all workers of one server.
+
+Each process has one thread that writes and one that reads. Writers of several processes take turns by a
+lock on a file beside the database, which the kernel hands on at once and lets go of when a process dies;
+SQLite's own waiting would sleep in steps of up to 100 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from fraud.errors import StoreError
+from fraud.events import Decided
+from fraud.features import Histories, Records
+from fraud.history import CUSTOMER, MERCHANT, decode, encode
+from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.stores.states import Blobs, Change, Written
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE customers (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
+CREATE TABLE merchants (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
+CREATE TABLE decisions (seq INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, record BLOB NOT NULL);
+CREATE TABLE frauds (key TEXT PRIMARY KEY, label_time_ms INTEGER NOT NULL) WITHOUT ROWID;
+"""
+T = TypeVar("T")
+_decode_record = msgspec.msgpack.Decoder(Decided).decode
+_encode_record = msgspec.msgpack.Encoder().encode
+
+
+class SqliteStore:
+    """The store in one file; see `fraud.stores.Store`.
+
+    Parameters
+    ----------
+    path : Path
+        The database file; made with its folder if it is not there.
+    durable : bool
+        Whether a commit waits for the disk. Without, a crash of the machine (not of the process) loses the
+        last seconds; the file stays whole.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be opened, or another release wrote it.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._writer = self._connect(durable)
+            self._reader = self._connect(durable)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"the store {path} cannot be opened: {error}") from error
+        self._write_thread = ThreadPoolExecutor(1, "store-write")
+        self._read_thread = ThreadPoolExecutor(1, "store-read")
+
+    def _connect(self, durable: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False, cached_statements=512)
+        with self._locked():
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            connection.execute("PRAGMA cache_size = -65536")
+            connection.execute("PRAGMA mmap_size = 1073741824")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise StoreError(f"{self.path} has schema {version}; this release reads schema {SCHEMA_VERSION}")
+        return connection
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        return await self._on(self._read_thread, lambda: self._recall(keys, customer_ids, merchant_ids))
+
+    async def record(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+        return await self._on(self._write_thread, lambda: self._record(decided, transactions))
+
+    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        return await self._on(self._write_thread, lambda: self._tell_frauds(frauds))
+
+    async def profile(self, customer_id: str) -> Profile | None:
+        return await self._on(self._read_thread, lambda: self._profile(customer_id))
+
+    async def reset(self, customer_id: str) -> bool:
+        return await self._on(self._write_thread, lambda: self._reset(customer_id))
+
+    async def close(self) -> None:
+        for thread, connection in ((self._write_thread, self._writer), (self._read_thread, self._reader)):
+            await self._on(thread, connection.close)
+            thread.shutdown()
+        os.close(self._lock)
+
+    def backfill(self, states: States) -> None:
+        rows = sorted(
+            (_key(name), name, encode(s)) for name, s in zip(states.customer_ids, states.customers, strict=True)
+        )
+        with self._writing() as db:
+            db.executemany("INSERT OR REPLACE INTO customers VALUES (?, ?, ?)", rows)
+        rows = sorted(
+            (_key(name), name, encode(s)) for name, s in zip(states.merchant_ids, states.merchants, strict=True)
+        )
+        with self._writing() as db:
+            db.executemany("INSERT OR REPLACE INTO merchants VALUES (?, ?, ?)", rows)
+
+    async def _on(self, thread: ThreadPoolExecutor, job: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, job)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store {self.path} failed: {error}") from error
+
+    def _recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        db = self._reader
+        db.execute("BEGIN")  # one snapshot for all three
+        try:
+            decided = _decisions(db, keys)
+            customers = _blobs(db, "customers", customer_ids)
+            merchants = _blobs(db, "merchants", merchant_ids)
+        finally:
+            db.execute("COMMIT")
+        histories = Histories(
+            customer_ids,
+            merchant_ids,
+            decode([customers.get(name) for name in customer_ids], CUSTOMER),
+            decode([merchants.get(name) for name in merchant_ids], MERCHANT),
+        )
+        return Recalled(decided, histories)
+
+    def _record(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+        with self._writing() as db:
+            before = _decisions(db, [d.key for d in decided])
+            fresh = [i for i, d in enumerate(decided) if d.key not in before]
+            db.executemany(
+                "INSERT INTO decisions (key, record) VALUES (?, ?)",
+                ((decided[i].key, _encode_record(decided[i])) for i in fresh),
+            )
+            if transactions is not None and fresh:
+                _change(db, Change.of_transactions([decided[i] for i in fresh], transactions[fresh]))
+        return Recorded([before.get(d.key, d) for d in decided])
+
+    def _tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        outcomes: list[Told] = []
+        decided, label_times = [], []
+        with self._writing() as db:
+            recorded = _decisions(db, [fraud.transaction_id for fraud in frauds])
+            for fraud in frauds:
+                transaction = recorded.get(fraud.transaction_id)
+                if transaction is None:
+                    outcomes.append("unknown")
+                    continue
+                cursor = db.execute(
+                    "INSERT OR IGNORE INTO frauds VALUES (?, ?)", (fraud.transaction_id, fraud.label_time_ms)
+                )
+                outcomes.append("told" if cursor.rowcount else "known")
+                if cursor.rowcount:
+                    decided.append(transaction)
+                    label_times.append(fraud.label_time_ms)
+            if decided:
+                _change(db, Change.of_frauds(decided, label_times))
+        return outcomes
+
+    def _profile(self, customer_id: str) -> Profile | None:
+        blob = _blobs(self._reader, "customers", [customer_id]).get(customer_id)
+        return Profile(customer_id, decode([blob], CUSTOMER)) if blob else None
+
+    def _reset(self, customer_id: str) -> bool:
+        with self._writing() as db:
+            return db.execute("DELETE FROM customers WHERE key = ?", (_key(customer_id),)).rowcount > 0
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._locked():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
+def _key(name: str) -> int:
+    """Return the 64-bit row number that stands for an id: a short one keeps the tree flat."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Decided]:
+    rows = _select(db, "SELECT key, record FROM decisions WHERE key IN ({})", keys)
+    return {key: _decode_record(record) for key, record in rows}
+
+
+def _blobs(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Blobs:
+    return dict(_select(db, f"SELECT id, state FROM {table} WHERE key IN ({{}})", [_key(name) for name in names]))
+
+
+def _select(
+    db: sqlite3.Connection, query: str, values: Sequence[object], at_once: int = 500
+) -> Iterable[tuple[str, bytes]]:
+    for start in range(0, len(values), at_once):
+        some = values[start : start + at_once]
+        yield from db.execute(query.format(",".join("?" * len(some))), some)
+
+
+def _change(db: sqlite3.Connection, change: Change) -> None:
+    customers, merchants = change.apply(
+        _blobs(db, "customers", change.customer_ids), _blobs(db, "merchants", change.merchant_ids)
+    )
+    _write(db, "customers", customers)
+    _write(db, "merchants", merchants)
+
+
+def _write(db: sqlite3.Connection, table: str, blobs: Written) -> None:
+    db.executemany(
+        f"INSERT INTO {table} VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state",
+        [(_key(name), name, blob) for name, blob in blobs.items()],
+    )

@@ -1,0 +1,79 @@
+"""How a store changes states: read the blobs of those concerned, tell them, write the blobs back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fraud.events import Decided
+from fraud.features import Records
+from fraud.history import CUSTOMER, MERCHANT, decode, encode, tell_fraud, update_customer, update_merchant
+from fraud.stores import distinct
+
+Blobs = dict[str, bytes | None]
+Written = dict[str, bytes]
+
+
+class Change:
+    """What a few decisions, or frauds among them, tell the states of their customers and merchants.
+
+    Parameters
+    ----------
+    decided : sequence of Decided
+        Those with a history; `customer_ids` and `merchant_ids` say whose states have to be read.
+    """
+
+    def __init__(self, decided: Sequence[Decided], tell: Callable[..., None], *told: Any) -> None:
+        self.customer_ids = distinct(d.customer_id for d in decided)
+        self.merchant_ids = distinct(d.merchant_id for d in decided)
+        customer_at = {name: i for i, name in enumerate(self.customer_ids)}
+        merchant_at = {name: i for i, name in enumerate(self.merchant_ids)}
+        self._customer_of = np.array([customer_at[d.customer_id] for d in decided], np.int64)
+        self._merchant_of = np.array([merchant_at.get(d.merchant_id or "", -1) for d in decided], np.int64)
+        self._tell = tell
+        self._told = told
+
+    @classmethod
+    def of_transactions(cls, decided: Sequence[Decided], transactions: Records) -> Change:
+        return cls(decided, _tell_transactions, transactions)
+
+    @classmethod
+    def of_frauds(cls, decided: Sequence[Decided], label_times: Sequence[int]) -> Change:
+        return cls(
+            decided,
+            _tell_frauds,
+            np.array([d.event_time_ms for d in decided], np.int64),
+            np.array([d.amount for d in decided], np.float64),
+            np.array(label_times, np.int64),
+        )
+
+    def apply(self, customers: Blobs, merchants: Blobs) -> tuple[Written, Written]:
+        """Return the blobs of all states concerned as they are after the change."""
+        customer_states = decode([customers.get(name) for name in self.customer_ids], CUSTOMER)
+        merchant_states = decode([merchants.get(name) for name in self.merchant_ids], MERCHANT)
+        self._tell(customer_states, merchant_states, self._customer_of, self._merchant_of, *self._told)
+        return (
+            {name: encode(state) for name, state in zip(self.customer_ids, customer_states, strict=True)},
+            {name: encode(state) for name, state in zip(self.merchant_ids, merchant_states, strict=True)},
+        )
+
+
+@njit(cache=True, nogil=True)
+def _tell_transactions(customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, transactions: Any) -> Any:
+    for i in range(len(transactions)):
+        update_customer(customers[customer_of[i]], transactions[i])
+        if merchant_of[i] >= 0:
+            update_merchant(merchants[merchant_of[i]], transactions[i])
+
+
+@njit(cache=True, nogil=True)
+def _tell_frauds(
+    customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, times: Any, amounts: Any, label_times: Any
+) -> Any:
+    for i in range(len(times)):
+        tell_fraud(customers[customer_of[i]], times[i], amounts[i], label_times[i])
+        if merchant_of[i] >= 0:
+            tell_fraud(merchants[merchant_of[i]], times[i], amounts[i], label_times[i])
