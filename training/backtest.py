@@ -1,0 +1,71 @@
+"""Train as of a moment with what was known then, and score later days as they came."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from training.config import Config
+from training.data import Mapping
+from training.splits import split_by_time
+from training.train import NO_PROGRESS, Clock, Progress, Trained, fit_model, label_delay_of, prepare_transactions
+
+
+def backtest(
+    table: pd.DataFrame,
+    mapping: Mapping,
+    config: Config,
+    *,
+    train_until: int,
+    test: tuple[int, int],
+    label_delay_ms: int | None = None,
+    progress: Progress = NO_PROGRESS,
+    clock: Clock | None = None,
+) -> tuple[pd.DataFrame, Trained]:
+    """Return one row for each transaction of the test days, and the model.
+
+    History moves on through the test days, labels become known only in their time; the model stays as it was
+    trained at `train_until`, from labels known by then.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The canonical table.
+    train_until : int
+        When the model is trained, ms.
+    test : (int, int)
+        Begin and end of the test days, ms; the end is excluded.
+    label_delay_ms : int, optional
+        After how long a label is known where the data does not say when, and after how long a transaction
+        without one is taken as legitimate; the mapping's or the data's own by default.
+
+    Returns
+    -------
+    scores : DataFrame
+        transaction_id, event_time, customer_id, label, raw_margin, fraud_probability; in order of arrival.
+    trained : Trained
+    """
+    clock = clock or Clock()
+    if label_delay_ms is not None and mapping.label_time is None:
+        table = table.assign(label_time_ms=table["event_time_ms"] + label_delay_ms)
+    delay = label_delay_of(table, mapping) if label_delay_ms is None else label_delay_ms
+    times = table["processing_time_ms"].to_numpy(np.int64)
+    windows = split_by_time(times, delay, train_until, test, (config.validation_share, config.calibration_share))
+    with clock.stage("replay"):
+        task = prepare_transactions(table, mapping, windows, train_until, delay, progress)
+    with clock.stage("train"):
+        trained = fit_model(task, config, progress)
+    with clock.stage("score"):
+        X, rows = task.rows(windows.test)
+        margins = trained.model.raw_margin(X)
+        scores = pd.DataFrame(
+            {
+                "transaction_id": rows["transaction_id"].to_numpy(),
+                "event_time": pd.to_datetime(rows["event_time_ms"].to_numpy(), unit="ms", utc=True),
+                "customer_id": rows["customer_id"].astype(str).to_numpy(),
+                "label": rows["label"].to_numpy(),
+                "raw_margin": margins,
+                "fraud_probability": trained.model.probability(margins),
+            }
+        )
+    return scores, trained

@@ -1,0 +1,68 @@
+"""How a model is trained; every value may be set in a YAML file, `fraud train --config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fraud.errors import DataError
+from training.policy import DEFAULT_COSTS
+
+
+class Booster(BaseModel):
+    """LightGBM's parameters by its own names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(0.05, gt=0, le=1)
+    num_leaves: int = Field(63, ge=2, le=255)
+    min_data_in_leaf: int = Field(100, ge=1)
+    feature_fraction: float = Field(0.5, gt=0, le=1)
+    bagging_fraction: float = Field(0.8, gt=0, le=1)
+    bagging_freq: int = Field(1, ge=0)
+    lambda_l2: float = Field(10.0, ge=0)
+    max_bin: int = Field(255, ge=15, le=255)
+    cat_smooth: float = Field(20.0, ge=0)
+
+
+class Config(BaseModel):
+    """One training's configuration.
+
+    Frauds are neither resampled nor weighted: the log loss of all transactions already gives margins that
+    rank as well, and probabilities that need little correction; the policy's costs carry the imbalance.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = 7
+    rounds: int = Field(1000, ge=1, description="Most boosting rounds; early stopping decides.")
+    early_stopping_rounds: int = Field(60, ge=1)
+    validation_share: float = Field(0.12, gt=0, lt=0.5)
+    calibration_share: float = Field(0.12, gt=0, lt=0.5)
+    test_share: float = Field(0.2, gt=0, lt=0.5, description="Of the whole time, for the last window.")
+    search_trials: int = Field(0, ge=0, le=200, description="Trials of the hyperparameter search; 0 for none.")
+    n_bootstrap: int = Field(200, ge=20)
+    booster: Booster = Booster()
+    costs: dict[str, float] = DEFAULT_COSTS
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read and check a configuration file; `DataError` names every key that is unknown or wrong."""
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            return cls.model_validate(content)
+        except (OSError, yaml.YAMLError) as error:
+            raise DataError(f"{path.name}: the configuration cannot be read: {error}") from None
+        except ValidationError as error:
+            lines = [f"{path.name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise DataError("\n".join(lines)) from None
+
+    def flat(self) -> dict[str, Any]:
+        """Return every value under one name, nested ones as `booster.num_leaves`."""
+        flat: dict[str, Any] = {}
+        for name, value in self.model_dump().items():
+            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        return flat

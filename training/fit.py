@@ -1,0 +1,173 @@
+"""The booster: early stopping on a window of its own, then a refit with what that window held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+from numpy.typing import NDArray
+
+from fraud.errors import DataError
+from fraud.features import Matrix
+from fraud.schema import FeatureSpec
+from training.config import Booster, Config
+from training.splits import Windows
+
+Progress = Callable[[str, int, int], None]
+METRIC = "average_precision"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A booster's text, how many trees it has, and the search's table if there was one."""
+
+    text: str
+    n_trees: int
+    validation_average_precision: float
+    parameters: Booster
+    trials: list[dict[str, Any]]
+
+
+def fit_booster(
+    X: Matrix,
+    y: NDArray[np.int8],
+    windows: Windows,
+    spec: FeatureSpec,
+    config: Config,
+    progress: Progress | None = None,
+    columns: NDArray[np.int64] | None = None,
+) -> Fitted:
+    """Train a booster; the same input gives the same text.
+
+    Parameters
+    ----------
+    X : (n, n_features) float64
+        From the first row of the train window on.
+    y : (n,) int8
+        1 fraud, 0 legitimate, -1 not known then: such a row is left out.
+    windows : Windows
+    spec : FeatureSpec
+    config : Config
+    progress : callable, optional
+        Told a stage, a boosting round and the most rounds there can be.
+    columns : (k,) int64, optional
+        Train on these columns of `X` alone, for a baseline.
+
+    Raises
+    ------
+    DataError
+        A window without a fraud or without a legitimate transaction.
+    """
+    train, validation = windows.within(windows.train), windows.within(windows.validation)
+    for name, window in (("train", train), ("validation", validation)):
+        for value, what in ((1, "fraud"), (0, "legitimate transaction")):
+            if not (y[window] == value).any():
+                raise DataError(f"no known {what} in the {name} window; give more data or another window")
+    parameters = config.booster
+    trials: list[dict[str, Any]] = []
+    train_set = _dataset(X, y, train, spec, config, columns)
+    validation_set = _dataset(X, y, validation, spec, config, columns, train_set)
+    if config.search_trials:
+        parameters, trials = _search(train_set, validation_set, config, progress)
+    stopped = _boost(train_set, parameters, config, config.rounds, progress, "stop early", validation_set)
+    n_trees = stopped.best_iteration
+    score = stopped.best_score["validation"][METRIC]
+    del train_set, validation_set
+    whole = _dataset(X, y, windows.within(windows.refit), spec, config, columns)
+    booster = _boost(whole, parameters, config, n_trees, progress, "refit")
+    return Fitted(booster.model_to_string(), n_trees, float(score), parameters, trials)
+
+
+def _dataset(
+    X: Matrix,
+    y: NDArray[np.int8],
+    window: slice,
+    spec: FeatureSpec,
+    config: Config,
+    columns: NDArray[np.int64] | None,
+    reference: lgb.Dataset | None = None,
+) -> lgb.Dataset:
+    features = spec.features if columns is None else [spec.features[i] for i in columns]
+    data = X[window] if columns is None else np.ascontiguousarray(X[window][:, columns])
+    known = y[window] >= 0
+    dataset = lgb.Dataset(
+        data,
+        np.maximum(y[window], 0),
+        weight=None if known.all() else known.astype(np.float32),
+        reference=reference,
+        feature_name=[f"f{i}" for i in range(len(features))],  # its text form allows no free names
+        categorical_feature=[i for i, f in enumerate(features) if f.type == "categorical"],
+        params={**_fixed(config), "max_bin": config.booster.max_bin},
+    )
+    return dataset.construct()
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    return {
+        "objective": "binary",
+        "metric": METRIC,
+        "deterministic": True,
+        "force_row_wise": True,
+        "seed": config.seed,
+        "verbosity": -1,
+        "feature_pre_filter": False,
+    }
+
+
+def _boost(
+    data: lgb.Dataset,
+    parameters: Booster,
+    config: Config,
+    rounds: int,
+    progress: Progress | None,
+    stage: str,
+    validation: lgb.Dataset | None = None,
+) -> lgb.Booster:
+    callbacks: list[Callable[..., Any]] = []
+    if validation is not None:
+        callbacks.append(lgb.early_stopping(config.early_stopping_rounds, verbose=False))
+    if progress is not None:
+        callbacks.append(lambda env: progress(stage, env.iteration + 1, rounds))
+    return lgb.train(
+        {**_fixed(config), **parameters.model_dump()},
+        data,
+        rounds,
+        valid_sets=None if validation is None else [validation],
+        valid_names=None if validation is None else ["validation"],
+        callbacks=callbacks,
+        keep_training_booster=False,
+    )
+
+
+def _search(
+    train: lgb.Dataset, validation: lgb.Dataset, config: Config, progress: Progress | None
+) -> tuple[Booster, list[dict[str, Any]]]:
+    """Look for better parameters with optuna's seeded TPE, by average precision on the validation window."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def parameters_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Booster:
+        return config.booster.model_copy(
+            update={
+                "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.1, log=True),
+                "num_leaves": trial.suggest_int("num_leaves", 15, 127, log=True),
+                "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 20, 500, log=True),
+                "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 0.9),
+                "lambda_l2": trial.suggest_float("lambda_l2", 0.1, 100.0, log=True),
+            }
+        )
+
+    def objective(trial: optuna.Trial) -> float:
+        stage = f"search {trial.number + 1}/{config.search_trials}"
+        booster = _boost(train, parameters_of(trial), config, config.rounds, progress, stage, validation)
+        trial.set_user_attr("n_trees", booster.best_iteration)
+        return float(booster.best_score["validation"][METRIC])
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=config.seed))
+    study.optimize(objective, config.search_trials)
+    trials = [{METRIC: t.value, **t.user_attrs, **t.params} for t in study.trials]
+    return parameters_of(study.best_trial), trials

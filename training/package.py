@@ -1,0 +1,143 @@
+"""A trained model as a bundle: all of it text, all of it determined by data, configuration and seed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fraud.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
+from fraud.features import Featurizer, Histories, Matrix
+from fraud.model import Model
+from fraud.schema import FeatureSpec, RowDecoder
+from fraud.scorer import golden_of
+from training.replay import instances_of
+
+LIBRARIES = ("lightgbm", "numpy", "scikit-learn", "numba", "scipy")
+GOLDEN_CUSTOMERS, GOLDEN_ROWS_EACH = 8, 8
+GOLDEN_IDS = {"transaction_id": "golden", "customer_id": "customer", "merchant_id": "merchant", "device_id": "device"}
+
+
+def write_model(
+    folder: Path,
+    *,
+    name: str,
+    spec: FeatureSpec,
+    preprocessor: Preprocessor,
+    calibrator: Calibrator,
+    booster_text: str,
+    policy: dict[str, Any],
+    metrics: dict[str, Any],
+    model_card: str,
+    X: Matrix,
+    probabilities: np.ndarray[Any, np.dtype[np.float64]],
+    examples: pd.DataFrame,
+    data: dict[str, Any],
+    seed: int,
+) -> str:
+    """Write the bundle and return its digest.
+
+    Parameters
+    ----------
+    X, probabilities : (n, n_features), (n,) float64
+        The reference that later traffic is compared with.
+    examples : DataFrame
+        Rows of the canonical table from which golden requests are taken, with their labels.
+    """
+    model = Model(booster_text, {"x": calibrator.x, "y": calibrator.y})
+    files = {
+        "features.json": canonical_json(spec),
+        "preprocessor.json": canonical_json(preprocessor),
+        "booster.txt": booster_text.encode(),
+        "calibrator.json": canonical_json(calibrator),
+        "policy.json": canonical_json(policy),
+        "model_card.md": model_card.encode(),
+        "metrics.json": canonical_json(metrics),
+        "reference.json": canonical_json(_reference(spec, X, probabilities)),
+        "golden.jsonl": _golden(spec, preprocessor, model, examples),
+    }
+    return write_bundle(
+        folder,
+        files,
+        name=name,
+        kind=spec.kind,
+        libraries={library: importlib.metadata.version(library) for library in LIBRARIES},
+        data=data,
+        seed=seed,
+        git_commit=_git_commit(),
+    )
+
+
+def _golden(spec: FeatureSpec, preprocessor: Preprocessor, model: Model, examples: pd.DataFrame) -> bytes:
+    instances = instances_of(_golden_rows(spec, examples), spec)
+    decoder = RowDecoder(spec)
+    rows = [decoder.decode(instance, f"$.golden[{i}]") for i, instance in enumerate(instances)]
+    featurizer = Featurizer(spec, preprocessor.amount_quantiles)
+    X = featurizer.advance(rows, Histories.new(rows)) if spec.kind == "transaction" else featurizer.ready(rows)
+    return golden_of(instances, X, model)
+
+
+def _golden_rows(spec: FeatureSpec, examples: pd.DataFrame) -> pd.DataFrame:
+    """Choose some rows that the model accepts, frauds among them; ids are replaced, for they may be personal."""
+    accepted = np.ones(len(examples), bool)
+    for feature in spec.requested:
+        column = examples[feature.name]
+        if feature.type == "categorical" and feature.unknown == "refuse":
+            accepted &= column.isin(feature.categories) | (column.isna() & feature.missing)
+    examples = examples[accepted]
+    if spec.kind == "features":
+        order = examples["label"].to_numpy().argsort(kind="stable")
+        half = GOLDEN_CUSTOMERS * GOLDEN_ROWS_EACH // 2
+        return examples.iloc[np.sort(np.concatenate([order[:half], order[half:][-half:]]))]
+    frauds_first = (
+        examples.groupby("customer_id", observed=True)["label"].max().sort_values(ascending=False, kind="stable")
+    )
+    half = GOLDEN_CUSTOMERS // 2
+    customers = [*frauds_first.index[:half], *frauds_first.index[half:][-half:]]
+    chosen = examples[examples["customer_id"].isin(customers)]
+    chosen = chosen[chosen.groupby("customer_id", observed=True).cumcount() < GOLDEN_ROWS_EACH]
+    renamed = {}
+    for role, prefix in GOLDEN_IDS.items():
+        if role in chosen.columns:
+            codes, _ = pd.factorize(chosen[role])
+            renamed[role] = [f"{prefix}-{code}" if code >= 0 else None for code in codes]
+    return chosen.assign(**renamed)
+
+
+def _reference(spec: FeatureSpec, X: Matrix, probabilities: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    """Return the distributions of features and scores, for drift: deciles, or counts of categories."""
+    features = {}
+    for j, feature in enumerate(spec.features):
+        column = X[:, j]
+        present = column[~np.isnan(column)]
+        facts: dict[str, Any] = {"missing": 1.0 - len(present) / max(len(column), 1)}
+        if feature.type == "categorical":
+            counts = np.bincount(present.astype(np.int64), minlength=len(feature.categories))
+            facts["shares"] = (counts / max(len(present), 1)).tolist()
+        else:
+            facts["deciles"] = np.quantile(present, np.linspace(0, 1, 11)).tolist() if len(present) else []
+        features[feature.name] = facts
+    edges = np.linspace(0, 1, 21)
+    return {
+        "rows": len(X),
+        "features": features,
+        "fraud_probability": {
+            "deciles": np.quantile(probabilities, np.linspace(0, 1, 11)).tolist(),
+            "edges": edges.tolist(),
+            "shares": (np.histogram(probabilities, edges)[0] / max(len(probabilities), 1)).tolist(),
+        },
+    }
+
+
+def _git_commit() -> str:
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return asked.stdout.strip()

@@ -1,0 +1,212 @@
+"""From the canonical table to `X`: the feature specification, and the walk through time that fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from fraud.features import HISTORY_FEATURES, Featurizer, Matrix, Records
+from fraud.history import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
+from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
+from training.mapping import BooleanColumn, CategoricalColumn, Mapping, NumericColumn
+
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Progress = Callable[[int], None]
+
+PIECE = 50_000
+MAX_CATEGORIES = 200  # the rarest beyond are read as missing
+CATEGORY_ROLES = ("category", "channel")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A table as the kernel reads it, and the states it walks through."""
+
+    transactions: Records
+    customer_of: Ints
+    merchant_of: Ints
+    processing_times: Ints
+    fraud_of: Ints
+    label_times: Ints
+    customers: Records
+    merchants: Records
+
+
+def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> FeatureSpec:
+    """Return the specification of a transaction model for a table.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The canonical table.
+    learn : slice
+        The rows whose categories may be known: the training window.
+    """
+    roles = tuple(
+        Role(role, missing=bool(table[role].isna().any()))
+        for role in (*TEXT_ROLES, *POSITION_ROLES)
+        if role in table.columns
+    )
+    names = {role.name for role in roles}
+    given = {"label"} if (table["label"] == 1).any() else set()
+    given |= {
+        short
+        for short, role in (("merchant", "merchant_id"), ("category", "category"), ("device", "device_id"))
+        if role in names
+    }
+    if "latitude" in names or "merchant_latitude" in names:
+        given.add("position")
+    if "latitude" in names and "merchant_latitude" in names:
+        given.add("distance")
+    derived = [Feature(n, "history", meaning=f.meaning) for n, f in HISTORY_FEATURES.items() if f.requires <= given]
+    requested = [
+        Feature(
+            role,
+            "request",
+            "categorical",
+            categories=_categories(table[role], learn, None),
+            missing=bool(table[role].isna().any()),
+        )
+        for role in CATEGORY_ROLES
+        if role in names
+    ]
+    return FeatureSpec("transaction", (*derived, *requested, *further_features(table, mapping, learn)), roles)
+
+
+def further_features(table: pd.DataFrame, mapping: Mapping, learn: slice) -> list[Feature]:
+    """Return the features that the mapping takes from the table as they are."""
+    features = []
+    for _, name, options in mapping.further():
+        missing = options.missing == "allowed"
+        match options:
+            case NumericColumn():
+                feature = Feature(name, "request", minimum=options.minimum, maximum=options.maximum, missing=missing)
+            case BooleanColumn():
+                feature = Feature(name, "request", "boolean", missing=missing)
+            case CategoricalColumn():
+                categories = _categories(table[name], learn, options.categories)
+                feature = Feature(name, "request", "categorical", categories, options.unknown, missing=missing)
+        features.append(feature)
+    return features
+
+
+def _categories(column: pd.Series[Any], learn: slice, allowed: Sequence[str] | None) -> tuple[str, ...]:
+    if allowed is not None:
+        return tuple(allowed)
+    counts = column.iloc[learn].value_counts()
+    counts = counts[counts > 0]
+    ranked = sorted(counts.items(), key=lambda item: (-int(item[1]), str(item[0])))[:MAX_CATEGORIES]
+    return tuple(sorted(str(name) for name, _ in ranked))
+
+
+def arrays_of(table: pd.DataFrame) -> Arrays:
+    """Return the canonical table as arrays, with states of whom nothing is known."""
+    n = len(table)
+    transactions = np.zeros(n, TRANSACTION)
+    transactions["time"] = table["event_time_ms"]
+    transactions["amount"] = table["amount"]
+    transactions["id"] = np.fromiter((fresh_token(name) for name in table["transaction_id"]), np.uint32, n)
+    for field, role in (
+        ("customer", "customer_id"),
+        ("merchant", "merchant_id"),
+        ("category", "category"),
+        ("device", "device_id"),
+    ):
+        if role in table.columns:
+            tokens = [token(str(name)) for name in table[role].cat.categories]
+            transactions[field] = np.array([*tokens, 0], np.uint32)[table[role].cat.codes]
+    for role in POSITION_ROLES:
+        transactions[role] = table[role] if role in table.columns else np.nan
+    frauds = np.flatnonzero(table["label"].to_numpy() == 1)
+    label_times = table["label_time_ms"].to_numpy(np.int64)[frauds]
+    order = np.argsort(label_times, kind="stable")
+    merchants = table["merchant_id"] if "merchant_id" in table.columns else None
+    return Arrays(
+        transactions,
+        _codes(table["customer_id"]),
+        np.full(n, -1, np.int64) if merchants is None else _codes(merchants),
+        table["processing_time_ms"].to_numpy(np.int64),
+        frauds[order],
+        label_times[order],
+        new_states(CUSTOMER, len(table["customer_id"].cat.categories)),
+        new_states(MERCHANT, 0 if merchants is None else len(merchants.cat.categories)),
+    )
+
+
+def _codes(ids: pd.Series[Any]) -> Ints:
+    codes: Ints = ids.cat.codes.to_numpy(np.int64)
+    return codes
+
+
+def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress: Progress | None = None) -> Matrix:
+    """Walk the whole table in the order of arrival and return the features of the wanted rows.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The canonical table.
+    featurizer : Featurizer
+    wanted : slice
+        Rows of the table; the others only make history.
+    progress : callable, optional
+        Told the number of rows walked, again and again.
+
+    Returns
+    -------
+    X : (n_wanted, n_features) float64
+    """
+    arrays = arrays_of(table)
+    first, last, _ = wanted.indices(len(table))
+    X = np.empty((last - first, len(featurizer.spec.features)), np.float64)
+    places = np.full(len(table), -1)
+    places[wanted] = np.arange(last - first)
+    told = 0
+    for begin in range(0, last, PIECE):
+        end = min(begin + PIECE, last)
+        told = featurizer.walk(
+            arrays.customers,
+            arrays.merchants,
+            arrays.transactions,
+            arrays.customer_of,
+            arrays.merchant_of,
+            places,
+            X,
+            arrays.processing_times,
+            arrays.fraud_of,
+            arrays.label_times,
+            told,
+            begin,
+            end,
+        )
+        if progress is not None:
+            progress(end)
+    requested_columns(table.iloc[wanted], featurizer.spec, X[:, featurizer.n_derived :])
+    return X
+
+
+def requested_columns(table: pd.DataFrame, spec: FeatureSpec, X: Matrix) -> None:
+    """Fill the columns of `X` that a caller sends, in the codes of the specification; unknown is missing."""
+    for j, feature in enumerate(spec.requested):
+        column = table[feature.name]
+        if feature.type == "categorical":
+            codes = {name: float(i) for i, name in enumerate(feature.categories)}
+            known = np.array([*(codes.get(str(name), np.nan) for name in column.cat.categories), np.nan])
+            X[:, j] = known[column.cat.codes]
+        else:
+            X[:, j] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def instances_of(table: pd.DataFrame, spec: FeatureSpec) -> list[bytes]:
+    """Return rows of a table as the JSON instances that a caller would send."""
+    names = [f.name for f in spec.requested if f.name in table.columns]
+    if spec.kind == "transaction":
+        names = ["transaction_id", "event_time", "customer_id", "amount", *(r.name for r in spec.roles), *names]
+        times = pd.to_datetime(table["event_time_ms"], unit="ms", utc=True).dt.strftime("%Y-%m-%dT%H:%M:%S.%f")
+        table = table.assign(event_time=times.str[:-3] + "Z")
+    columns = table[list(dict.fromkeys(names))].astype(object)
+    return [msgspec.json.encode({k: v for k, v in row.items() if not pd.isna(v)}) for row in columns.to_dict("records")]

@@ -1,0 +1,350 @@
+"""One training from a table to a run folder: bundle, report, plots, tables, run.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fraud.bundle import Calibrator, Preprocessor
+from fraud.features import Featurizer, Matrix
+from fraud.model import Model
+from fraud.schema import FeatureSpec
+from training.calibrate import fit_calibrator
+from training.config import Config
+from training.data import Mapping
+from training.evaluate import Samples, measure, no_skill
+from training.fit import Fitted, fit_booster
+from training.package import write_model
+from training.policy import choose_policy
+from training.replay import further_features, replay, requested_columns, transaction_spec
+from training.report import Explained, ModelFacts, Outcomes, Scored, Window, model_card, write_report
+from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
+
+Progress = Callable[[str, int, int], None]
+NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731
+PLAIN_FIELDS = {"amount", "amount_log", "hour", "weekday"}
+N_EXPLAINED = 2000
+DEFAULT_LABEL_DELAY_MS = 7 * 86_400_000
+
+
+@dataclass
+class Clock:
+    """What took how long, seconds a stage."""
+
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.timings_s[name] = round(time.perf_counter() - begin, 3)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A table with its windows and features, and the labels as they stood when the model is trained."""
+
+    table: pd.DataFrame
+    windows: Windows
+    spec: FeatureSpec
+    preprocessor: Preprocessor
+    X: Matrix
+    y: NDArray[np.int8]
+    label_delay_ms: int
+
+    def rows(self, window: slice) -> tuple[Matrix, pd.DataFrame]:
+        return self.X[self.windows.within(window)], self.table.iloc[window]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted model with its calibrator and policy."""
+
+    fitted: Fitted
+    calibrator: Calibrator
+    policy: dict[str, Any]
+    model: Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training."""
+
+    folder: Path
+    digest: str
+    metrics: dict[str, Any]
+    baseline: dict[str, Any]
+    timings_s: dict[str, float]
+    windows: list[Window]
+
+
+def label_delay_of(table: pd.DataFrame, mapping: Mapping) -> int:
+    """Return after how long a transaction without a label may be taken as legitimate, ms.
+
+    The mapping's fixed delay, or else the time by which 90% of the frauds had become known.
+    """
+    if mapping.label_delay_ms is not None:
+        return mapping.label_delay_ms
+    frauds = table[table["label"] == 1]
+    if frauds.empty:
+        return DEFAULT_LABEL_DELAY_MS
+    return int(np.quantile(frauds["label_time_ms"] - frauds["event_time_ms"], 0.9))
+
+
+def prepare_transactions(
+    table: pd.DataFrame,
+    mapping: Mapping,
+    windows: Windows,
+    as_of: int,
+    label_delay_ms: int,
+    progress: Progress = NO_PROGRESS,
+) -> Task:
+    """Replay a table of transactions and return what a training needs."""
+    spec = transaction_spec(table, mapping, windows.train)
+    amounts = table["amount"].to_numpy()[windows.train]
+    preprocessor = Preprocessor(np.quantile(amounts, np.linspace(0, 0.99, 100)).tolist())
+    featurizer = Featurizer(spec, preprocessor.amount_quantiles)
+    n = len(table)
+    X = replay(table, featurizer, windows.all, lambda done: progress("replay", done, n))
+    part = table.iloc[windows.all]
+    y = known_labels(
+        part["label"].to_numpy(np.int8),
+        part["event_time_ms"].to_numpy(np.int64),
+        part["label_time_ms"].to_numpy(np.int64),
+        label_delay_ms,
+        as_of,
+    )
+    return Task(table, windows, spec, preprocessor, X, y, label_delay_ms)
+
+
+def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> Task:
+    """Return what a training needs from a table of ready features, in the order of its rows."""
+    windows = split_by_order(len(table), (config.validation_share, config.calibration_share, config.test_share))
+    spec = FeatureSpec("features", tuple(further_features(table, mapping, windows.train)))
+    X = np.empty((len(table), len(spec.features)), np.float64)
+    requested_columns(table, spec, X)
+    return Task(table, windows, spec, Preprocessor(), X, table["label"].to_numpy(np.int8), 0)
+
+
+def fit_model(
+    task: Task, config: Config, progress: Progress = NO_PROGRESS, columns: NDArray[np.int64] | None = None
+) -> Trained:
+    """Fit booster, calibrator and policy, each on its own window."""
+    fitted = fit_booster(task.X, task.y, task.windows, task.spec, config, progress, columns)
+    calibration = task.windows.within(task.windows.calibration)
+    y = task.y[calibration]
+    X = task.X[calibration] if columns is None else task.X[calibration][:, columns]
+    margins = Model(fitted.text, {"x": [0.0], "y": [0.5]}).raw_margin(X)
+    calibrator = fit_calibrator(margins, y)
+    model = Model(fitted.text, {"x": calibrator.x, "y": calibrator.y})
+    known = y >= 0
+    policy = choose_policy(
+        y[known], model.probability(margins)[known], _amounts(task, task.windows.calibration)[known], config.costs
+    )
+    return Trained(fitted, calibrator, policy, model)
+
+
+def _amounts(task: Task, window: slice) -> NDArray[np.float64]:
+    """Return money at stake; a table without amounts counts each row as one."""
+    rows = task.table.iloc[window]
+    return rows["amount"].to_numpy(np.float64) if task.spec.kind == "transaction" else np.ones(len(rows))
+
+
+def plain_columns(spec: FeatureSpec) -> NDArray[np.int64]:
+    """Return the columns of the plain baseline: the request's own fields, without any history."""
+    return np.array(
+        [i for i, f in enumerate(spec.features) if f.source == "request" or f.name in PLAIN_FIELDS], dtype=np.int64
+    )
+
+
+def train_transactions(
+    table: pd.DataFrame,
+    mapping: Mapping,
+    config: Config,
+    *,
+    name: str,
+    dataset: dict[str, Any],
+    runs: Path,
+    progress: Progress = NO_PROGRESS,
+) -> Run:
+    """Train, calibrate, evaluate and package a transaction model.
+
+    The last share of the time is the test window; the model is trained as of its beginning.
+    """
+    clock = Clock()
+    times = table["processing_time_ms"].to_numpy(np.int64)
+    delay = label_delay_of(table, mapping)
+    as_of = int(times[-1] - (times[-1] - times[0]) * config.test_share)
+    shares = (config.validation_share, config.calibration_share)
+    windows = split_by_time(times, delay, as_of, (as_of, int(times[-1]) + 1), shares)
+    with clock.stage("replay"):
+        task = prepare_transactions(table, mapping, windows, as_of, delay, progress)
+    return _finish(task, config, clock, name=name, dataset=dataset, runs=runs, progress=progress)
+
+
+def train_features(
+    table: pd.DataFrame,
+    mapping: Mapping,
+    config: Config,
+    *,
+    name: str,
+    dataset: dict[str, Any],
+    runs: Path,
+    progress: Progress = NO_PROGRESS,
+) -> Run:
+    """Train, calibrate, evaluate and package a feature-vector model; windows follow the order of the rows."""
+    task = prepare_features(table, mapping, config)
+    return _finish(task, config, Clock(), name=name, dataset=dataset, runs=runs, progress=progress)
+
+
+def _finish(
+    task: Task,
+    config: Config,
+    clock: Clock,
+    *,
+    name: str,
+    dataset: dict[str, Any],
+    runs: Path,
+    progress: Progress,
+) -> Run:
+    with clock.stage("train"):
+        trained = fit_model(task, config, progress)
+    columns = plain_columns(task.spec) if task.spec.kind == "transaction" else np.arange(1, dtype=np.int64)
+    with clock.stage("baseline"):
+        plain = fit_model(task, config.model_copy(update={"search_trials": 0}), progress, columns)
+    with clock.stage("evaluate"):
+        progress("evaluate", 0, 1)
+        X, test = task.rows(task.windows.test)
+        labelled = (test["label"] >= 0).to_numpy()
+        scored = _scored(trained, X[labelled])
+        plain_scored = _scored(plain, X[labelled][:, columns])
+        amounts = _amounts(task, task.windows.test)[labelled]
+        test = test[labelled]
+        samples = _measure(scored, test, amounts, config)
+        plain_samples = _measure(plain_scored, test, amounts, config)
+        facts = ModelFacts(
+            name=name,
+            spec=task.spec,
+            data={**dataset, "label delay in days": round(task.label_delay_ms / 86_400_000, 3)},
+            windows=_windows(task),
+            config=config.flat() | {"trees": trained.fitted.n_trees},
+            policy=trained.policy,
+            metrics=samples.intervals(),
+            baseline=plain_samples.intervals(),
+            difference=samples.minus(plain_samples),
+            no_skill=no_skill(test["label"], policy=trained.policy, amount=amounts, **_who_and_when(test)),
+        )
+        progress("evaluate", 1, 1)
+    created = datetime.now(UTC)
+    folder = runs / f"{name}-{created:%Y%m%dT%H%M%S%f}Z"
+    folder.mkdir(parents=True)
+    with clock.stage("package"):
+        metrics = {
+            part: {measure_: list(interval) for measure_, interval in getattr(facts, part).items()}
+            for part in ("metrics", "baseline", "difference")
+        }
+        digest = write_model(
+            folder / "bundle",
+            name=name,
+            spec=task.spec,
+            preprocessor=task.preprocessor,
+            calibrator=trained.calibrator,
+            booster_text=trained.fitted.text,
+            policy=trained.policy,
+            metrics=metrics | {"no_skill": dict(facts.no_skill)},
+            model_card=model_card(facts),
+            X=task.rows(task.windows.calibration)[0],
+            probabilities=trained.model.probability(trained.model.raw_margin(task.rows(task.windows.calibration)[0])),
+            examples=test,
+            data={**dataset, "windows": [window._asdict() for window in facts.windows]},
+            seed=config.seed,
+        )
+    with clock.stage("report"):
+        progress("report", 0, 1)
+        write_report(
+            folder,
+            facts,
+            Outcomes(
+                test["label"].to_numpy(np.int64),
+                test["event_time_ms"].to_numpy(np.int64) if "event_time_ms" in test else None,
+                amounts,
+            ),
+            scored,
+            plain_scored,
+            _explained(trained, X[labelled], config.seed),
+            {
+                "made": f"{created:%Y-%m-%d %H:%M} UTC",
+                "digest": digest,
+                **{f"{k}, s": v for k, v in clock.timings_s.items()},
+            },
+        )
+        progress("report", 1, 1)
+    run = {
+        "name": name,
+        "kind": task.spec.kind,
+        "created": created.isoformat(),
+        "config": facts.config,
+        "metrics": {k: v._asdict() for k, v in facts.metrics.items()},
+        "baseline": {k: v._asdict() for k, v in facts.baseline.items()},
+        "search": trained.fitted.trials,
+        "dataset": dataset,
+        "bundle_digest": digest,
+        "timings_s": clock.timings_s,
+    }
+    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    return Run(folder, digest, dict(facts.metrics), dict(facts.baseline), clock.timings_s, list(facts.windows))
+
+
+def _scored(trained: Trained, X: Matrix) -> Scored:
+    margins = trained.model.raw_margin(X)
+    return Scored(margins, trained.model.probability(margins), trained.policy)
+
+
+def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:
+    if "customer_id" not in test:
+        return {}
+    return {
+        "customer_codes": test["customer_id"].cat.codes.to_numpy(),
+        "event_time_ms": test["event_time_ms"].to_numpy(),
+    }
+
+
+def _measure(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64], config: Config) -> Samples:
+    return measure(
+        test["label"],
+        scored.y_prob,
+        scored.raw_margin,
+        policy=scored.policy,
+        amount=amounts,
+        n_bootstrap=config.n_bootstrap,
+        seed=config.seed,
+        **_who_and_when(test),
+    )
+
+
+def _windows(task: Task) -> list[Window]:
+    windows = []
+    for name in ("train", "validation", "calibration", "test"):
+        rows = task.table.iloc[getattr(task.windows, name)]
+        begin, end = (None, None)
+        if "event_time_ms" in rows:
+            begin, end = moment(int(rows["event_time_ms"].iloc[0])), moment(int(rows["event_time_ms"].iloc[-1]))
+        windows.append(Window(name, begin, end, len(rows), int((rows["label"] == 1).sum())))
+    return windows
+
+
+def _explained(trained: Trained, X: Matrix, seed: int) -> Explained:
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(X))[:N_EXPLAINED])
+    gain = lgb.Booster(model_str=trained.fitted.text).feature_importance("gain")
+    return Explained(X[chosen], trained.model.contributions(X[chosen]), gain.astype(np.float64))
