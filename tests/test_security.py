@@ -1,0 +1,237 @@
+"""Keys, scopes and rates, each refusal with its text and status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cli.keys import app
+from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
+from serving import security
+from serving.security import ApiKey, Gate, Scope, TokenBucket, new_key, parse_keys, scope_of
+
+
+@dataclass
+class Request:
+    path: str = "/predict"
+    key: str | None = None
+    method: str = "POST"
+    client: tuple[str, int] = ("192.0.2.1", 50000)
+    header: bytes = b"authorization"
+    headers: dict[bytes, bytes] = field(init=False)
+    scope: dict[str, object] = field(init=False)
+
+    def __post_init__(self) -> None:
+        value = "" if self.key is None else f"Bearer {self.key}" if self.header == b"authorization" else self.key
+        self.headers = {} if self.key is None else {self.header: value.encode()}
+        self.scope = {"path": self.path, "method": self.method, "client": self.client}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key_of(*scopes: Scope, rate: float | None = None, burst: float | None = None) -> tuple[str, ApiKey]:
+    return new_key(scopes, rate, burst)
+
+
+def test_key_is_read_back_from_its_entry() -> None:
+    _, scorer = key_of("score")
+    _, operator = key_of("score", "read", "admin", rate=50, burst=200)
+    entries = f"# the backend's\n{scorer.line()}  # until spring\n{operator.line()},"
+    assert parse_keys(entries) == [scorer, operator]
+    assert parse_keys(" # none yet\n") == []
+
+
+def test_entry_holds_no_secret() -> None:
+    secret, key = key_of("score")
+    assert secret.split("_", 2)[2] not in key.line()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("deadbeef:1234:score", r"API key 1 of 1 is not id:sha256:scope\+scope"),
+        (f"deadbeef:{'0' * 64}:write", r"scopes score, read, admin; `fraud keys create` prints such an entry"),
+        (f"deadbeef:{'0' * 64}:score:0", "API key deadbeef: a rate or burst of 0 is not a number above zero"),
+        (f"deadbeef:{'0' * 64}:score:1.2.3", "a rate or burst of 1.2.3 is not a number above zero"),
+        (f"deadbeef:{'0' * 64}:score deadbeef:{'1' * 64}:read", "API key deadbeef is given twice"),
+    ],
+)
+def test_broken_entry_is_refused_without_showing_it(entry: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as refusal:
+        parse_keys(entry)
+    assert "0" * 64 not in str(refusal.value)
+
+
+@pytest.mark.parametrize("header", [b"authorization", b"x-api-key"])
+def test_right_key_passes(header: bytes) -> None:
+    secret, key = key_of("score")
+    Gate([key], required=True)(Request(key=secret, header=header))
+
+
+def test_health_needs_no_key() -> None:
+    gate = Gate([], required=True, rate=1, burst=1)
+    for path in ("/livez", "/readyz", "/healthz") * 3:
+        gate(Request(path, method="GET"))
+
+
+@pytest.mark.parametrize("path", ["/predict", "/explain", "/metrics", "/docs.json", "/", "/admin/models"])
+def test_all_else_needs_one_when_required(path: str) -> None:
+    _, key = key_of("score", "read", "admin")
+    with pytest.raises(Unauthenticated, match=r"no API key arrived; send it as Authorization: Bearer fk_…"):
+        Gate([key], required=True)(Request(path, method="GET"))
+
+
+def test_wrong_keys_are_refused_alike() -> None:
+    secret, key = key_of("score")
+    other, _ = key_of("score")
+    gate = Gate([key], required=True)
+    altered = secret[:-1] + ("A" if secret[-1] != "A" else "B")
+    borrowed_id = f"fk_{key.id}_{other.split('_', 2)[2]}"
+    for wrong in (altered, other, borrowed_id, "", "fk_", "é" * 60, key.sha256, key.line()):
+        with pytest.raises(Unauthenticated, match=r"^this API key is not known here$"):
+            gate(Request(key=wrong))
+    with pytest.raises(Unauthenticated):
+        gate(Request(key=wrong, header=b"x-api-key"))
+
+
+def test_wrong_key_is_refused_where_none_is_required() -> None:
+    wrong, _ = key_of("score")
+    with pytest.raises(Unauthenticated):
+        Gate([])(Request(key=wrong))
+
+
+def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for an id that is unknown, so that the time does not tell which ids exist."""
+    compared: list[tuple[str, str]] = []
+    real = security.hmac.compare_digest
+
+    def counted(a: str, b: str) -> bool:
+        compared.append((a, b))
+        return real(a, b)
+
+    monkeypatch.setattr(security.hmac, "compare_digest", counted)
+    secret, key = key_of("score")
+    wrong, _ = key_of("score")
+    gate = Gate([key], required=True)
+    gate(Request(key=secret))
+    for bad in (wrong, "nonsense"):
+        with pytest.raises(Unauthenticated):
+            gate(Request(key=bad))
+    assert [len(a) == len(b) == 64 for a, b in compared] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "scope"),
+    [
+        ("/predict", "POST", "score"),
+        ("/explain", "POST", "score"),
+        ("/metrics", "GET", "read"),
+        ("/docs.json", "GET", "read"),
+        ("/v1/users/c1/profile", "GET", "read"),
+        ("/v1/users/c1/profile", "DELETE", "admin"),
+        ("/admin/models", "GET", "admin"),
+        ("/admin/models/refresh", "POST", "admin"),
+        ("/livez", "GET", None),
+    ],
+)
+def test_scope_of_path(path: str, method: str, scope: Scope | None) -> None:
+    assert scope_of(path, method) == scope
+    if scope is None:
+        return
+    for other in security.SCOPES:
+        secret, key = key_of(other)
+        gate = Gate([key])
+        if other == scope:
+            gate(Request(path, secret, method))
+        else:
+            with pytest.raises(Forbidden, match=rf"has the scope {other}; this path asks for {scope}"):
+                gate(Request(path, secret, method))
+
+
+def test_administration_asks_for_a_key_where_nothing_else_does() -> None:
+    gate = Gate([])
+    gate(Request("/predict"))
+    with pytest.raises(Unauthenticated):
+        gate(Request("/admin/models", method="GET"))
+
+
+def test_rate_holds_for_each_key_by_itself() -> None:
+    clock = Clock()
+    (one, key_one), (two, key_two) = key_of("score"), key_of("score", rate=1, burst=2)
+    gate = Gate([key_one, key_two], required=True, rate=10, burst=5, clock=clock)
+    for _ in range(5):
+        gate(Request(key=one))
+    with pytest.raises(RateLimited, match=r"too many requests for this key; try again in 0\.1 s") as refusal:
+        gate(Request(key=one))
+    assert refusal.value.retry_after_s == pytest.approx(0.1)
+    gate(Request(key=two))
+    gate(Request(key=two))
+    with pytest.raises(RateLimited, match=r"1\.0 s"):
+        gate(Request(key=two))
+    clock.now += 0.1
+    gate(Request(key=one))
+    with pytest.raises(RateLimited):
+        gate(Request(key=two))
+
+
+def test_callers_without_key_are_told_apart_by_address() -> None:
+    gate = Gate([], rate=1, burst=1, clock=Clock())
+    gate(Request(client=("192.0.2.1", 1)))
+    gate(Request(client=("192.0.2.2", 1)))
+    with pytest.raises(RateLimited):
+        gate(Request(client=("192.0.2.1", 2)))
+
+
+def test_number_of_callers_remembered_is_bounded() -> None:
+    gate = Gate([], rate=1, burst=1, clock=Clock())
+    for n in range(security.MAX_CALLERS + 500):
+        gate(Request(client=(f"host-{n}", 1)))
+    assert len(gate._buckets) == security.MAX_CALLERS
+
+
+@given(
+    rate=st.floats(0.1, 1000),
+    burst=st.floats(1, 100),
+    gaps=st.lists(st.floats(0, 5), min_size=1, max_size=200),
+)
+def test_no_window_admits_more_than_burst_and_rate_allow(rate: float, burst: float, gaps: list[float]) -> None:
+    bucket = TokenBucket(rate, burst, 0.0)
+    now = 0.0
+    admitted: list[float] = []
+    for gap in gaps:
+        now += gap
+        wait_s = bucket.take(now)
+        if wait_s == 0.0:
+            admitted.append(now)
+        else:
+            assert 0 < wait_s <= 1 / rate + 1e-9
+    for i, start in enumerate(admitted):
+        for j in range(i, len(admitted)):
+            assert j - i + 1 <= burst + rate * (admitted[j] - start) + 1e-6
+
+
+def test_command_makes_a_key_that_the_service_takes() -> None:
+    result = CliRunner().invoke(app, ["--scope", "score", "--scope", "read", "--rate", "20"])
+    assert result.exit_code == 0, result.output
+    secret, entry = result.output.split()
+    gate = Gate(parse_keys(entry), required=True)
+    gate(Request("/predict", secret))
+    gate(Request("/metrics", secret, "GET"))
+    with pytest.raises(Forbidden):
+        gate(Request("/admin/models", secret, "GET"))
+
+
+def test_command_refuses_an_unknown_scope() -> None:
+    result = CliRunner().invoke(app, ["--scope", "write"])
+    assert result.exit_code == 2
+    assert "allowed: score, read, admin" in result.output
