@@ -176,6 +176,7 @@ def daily(y_true: Ints, event_time_ms: Ints, scores: Scores) -> Figure:
     dates = days.astype("datetime64[D]")
     figure, (frauds, alerts) = _figure(11, 5.6, rows=2, sharex=True)
     total = np.bincount(place, weights=y_true)
+    busiest: list[float] = []
     for i, (name, (_, probability, policy)) in enumerate(scores.items()):
         taken = decisions(probability, policy)
         found = np.bincount(place, weights=y_true * (taken > 0))
@@ -193,9 +194,10 @@ def daily(y_true: Ints, event_time_ms: Ints, scores: Scores) -> Figure:
     alerts.xaxis.set_major_locator(locator)
     alerts.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     frauds.set_ylim(bottom=0)
-    alerts.set_yscale("symlog", linthresh=10)
+    if max(busiest) > 10 * min(busiest):
+        alerts.set_yscale("symlog", linthresh=10)
+        alerts.yaxis.set_major_formatter("{x:g}")
     alerts.set_ylim(bottom=0)
-    alerts.yaxis.set_major_formatter("{x:g}")
     for axes in (frauds, alerts):
         axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
