@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import getpass
 import logging
-import shutil
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -24,11 +24,12 @@ from fraud.errors import BundleError, RegistryError
 from fraud.registry import Event, Pending, Registry, Version
 from fraud.scorer import Scorer
 from wandb_sync import gate
-from wandb_sync.client import WandbClient, WandbError, WandbMissing
+from wandb_sync.client import WandbClient, WandbError, WandbMissing, WandbOffline, WandbUnreachable
 from wandb_sync.runs import Outbox, read_run
 from wandb_sync.settings import WandbSettings
 from wandb_sync.store import BentoStore
 
+DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
 log = logging.getLogger(__name__)
 
 
@@ -129,66 +130,84 @@ class Models:
         """Bring a version into the Bento store and the local registry; returns its store tag.
 
         `reference` is an alias, ``vN`` or a digest: W&B's where it answers, else the local registry's. Nothing
-        is downloaded that the store has already.
+        is downloaded that the store has already, and a digest that it has is not even asked for.
         """
+        if DIGEST.fullmatch(reference) and (tag := self._held(name, reference)):
+            return tag
         try:
-            found = self.client.look_up("find", name=name, reference=reference)
-        except WandbError as error:
-            log.info("the local registry answers for %s:%s: %s", name, reference, error.message)
-            known = self.registry.resolve(name, reference)
-            if not self.store.holds(name, known.digest):
+            taken = self._fetch(name, [reference])
+        except (WandbOffline, WandbUnreachable) as error:
+            tag = self._held(name, reference)
+            if tag is None:
                 raise
-            return f"{name}:{short(known.digest)}"
-        if found is None:
+            log.info("the local registry answers for %s:%s: %s", name, reference, error.message)
+            return tag
+        digest = taken[reference]
+        if digest is None:
             raise WandbMissing(f"W&B has no {name}:{reference} in project {self.settings.project}")
-        return self._take(name, found)
+        return f"{name}:{short(digest)}"
 
     def follow(self, name: str, alias: str = "production") -> str:
         """Learn where `alias` points now, on W&B or here, and bring that version in; returns its store tag.
 
-        For a running service: bounded, and whatever it raises, what was in store and registry stays.
+        For a running service: bounded, and whatever it raises, what was in store and registry stays. A change
+        made here that W&B has not been told yet is newer than what W&B says.
         """
-        if self.settings.online and not any(item.name == name for item in self.registry.pending()):
+        if not any(item.name == name for item in self.registry.pending()):
             try:
-                targets = self.client.look_up("targets", name=name, aliases=[alias, "previous"])
-            except WandbError as error:
-                log.warning("following the local registry: %s", error.message)
+                targets = self._fetch(name, [alias, "previous"])
+            except (WandbOffline, WandbUnreachable) as error:
+                log.info("following the local registry: %s", error.message)
             else:
                 if targets[alias] is not None:
-                    self._adopt(name, targets)
+                    self.registry.adopt(name, targets, who="W&B", why="its alias was moved")
         known = self.registry.resolve(name, alias)
         if not self.store.holds(name, known.digest):
             raise BundleError(f"{known} is not in the Bento store, or is damaged there: fraud pull {name}:{alias}")
         return f"{name}:{short(known.digest)}"
 
-    def _adopt(self, name: str, targets: dict[str, dict[str, Any] | None]) -> None:
-        digests = {alias: None if found is None else str(found["bundle_digest"]) for alias, found in targets.items()}
-        here = {alias: self.registry.digest_of(name, alias) for alias in targets}
-        if digests == here:
-            return
-        for alias, found in targets.items():
-            if found is not None and digests[alias] != here[alias]:
-                self._take(name, found)
-        self.registry.adopt(name, digests, who="W&B", why="its alias was moved")
+    def _held(self, name: str, reference: str) -> str | None:
+        """The store tag of a version that registry and store have, or None."""
+        try:
+            known = self.registry.resolve(name, reference)
+        except RegistryError:
+            return None
+        return f"{name}:{short(known.digest)}" if self.store.holds(name, known.digest) else None
 
-    def _take(self, name: str, found: dict[str, Any]) -> str:
-        """Import one version that W&B has, from the store if it is there, else by download."""
+    def _fetch(self, name: str, references: list[str]) -> dict[str, str | None]:
+        """Bundle digests of W&B's versions, each of them now in the store and the registry; None: no such version."""
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        held = [version.digest for version in self.registry.versions(name) if self.store.holds(name, version.digest)]
+        with tempfile.TemporaryDirectory(prefix="download-", dir=self.settings.home) as folder:
+            found: dict[str, dict[str, Any] | None] = self.client.transfer(
+                "fetch",
+                name=name,
+                references=references,
+                held=[short(digest) for digest in held],
+                into=folder,
+                files={"model": [MANIFEST, *MODEL_FILES], "preprocessor": list(PREPROCESSOR_FILES)},
+            )
+            for version in found.values():
+                if version is not None:
+                    self._take(name, version, Path(folder))
+        return {name: None if version is None else str(version["bundle_digest"]) for name, version in found.items()}
+
+    def _take(self, name: str, found: dict[str, Any], downloads: Path) -> None:
+        """Import a downloaded version, unless the store has it, and register what W&B says of it."""
         digest, metadata = found["bundle_digest"], found["metadata"]
-        if not isinstance(digest, str) or not isinstance(metadata.get("preprocessor"), str):
+        if not isinstance(digest, str):
             raise BundleError(f"{name}:{found['version']} on W&B was not pushed by this project: no bundle digest")
+        model, preprocessor = downloads / digest / "model", downloads / digest / "preprocessor"
         labels = {"wandb": f"{name}:{found['version']}"}
-        if self.store.holds(name, digest):
-            tag = f"{name}:{short(digest)}"
-        else:
-            with self._download(name, found["version"], metadata["preprocessor"]) as bundle:
-                arrived, _ = read_manifest(bundle)
-                if arrived != digest:
-                    raise BundleError(f"{name}:{found['version']} should be bundle {digest}; {arrived} arrived")
-                verify(bundle)
-                tag = self.store.import_bundle(bundle, labels)
+        tag = f"{name}:{short(digest)}"
+        if model.is_dir():
+            arrived, manifest = read_manifest(model)
+            if arrived != digest or manifest.name != name:
+                raise BundleError(f"{name}:{found['version']} should be bundle {digest}; {arrived} arrived")
+            verify(model, preprocessor)
+            self.store.import_bundle(model, labels, preprocessor)
         self.store.label(tag, labels)
-        model_folder, _ = self.store.bundle_paths(tag)
-        _, manifest = read_manifest(model_folder)
+        _, manifest = read_manifest(self.store.bundle_paths(tag)[0])
         self.registry.register(
             name,
             digest,
@@ -200,26 +219,6 @@ class Models:
             aliases=(),
             wandb_version=found["version"],
         )
-        return tag
-
-    @contextmanager
-    def _download(self, name: str, wandb_version: str, preprocessor: str) -> Iterator[Path]:
-        """Both artifacts of a version as one bundle folder, which goes when the block ends."""
-        self.settings.home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=self.settings.home) as folder:
-            bundle, part = Path(folder) / "bundle", Path(folder) / "preprocessor"
-            preprocessor_name, _, preprocessor_version = preprocessor.partition(":")
-            wanted = [
-                (name, wandb_version, "model", bundle, (MANIFEST, *MODEL_FILES)),
-                (preprocessor_name, preprocessor_version, "preprocessor", part, PREPROCESSOR_FILES),
-            ]
-            for artifact, at, kind, into, allowed in wanted:
-                self.client.transfer(
-                    "download", name=artifact, version=at, type=kind, into=str(into), allowed=list(allowed)
-                )
-            for file in PREPROCESSOR_FILES:
-                shutil.move(part / file, bundle / file)
-            yield bundle
 
     # Aliases
 
@@ -273,7 +272,7 @@ class Models:
         return found
 
 
-def verify(bundle: Path) -> None:
+def verify(bundle: Path, preprocessor: Path | None = None) -> None:
     """Audit a bundle and score its golden rows; warn of libraries other than in training.
 
     Raises
@@ -281,7 +280,7 @@ def verify(bundle: Path) -> None:
     BundleError
         A file is missing, changed or foreign, or a golden row comes out otherwise than in training.
     """
-    scorer = Scorer.load(bundle)
+    scorer = Scorer.load(bundle, preprocessor)
     installed = installed_libraries()
     for name, trained in gate.mismatches(scorer.bundle.manifest.libraries, installed).items():
         log.warning(

@@ -21,7 +21,7 @@ from typing import Any
 
 from fraud.bundle import PREPROCESSOR_FILES, Bundle, read_bundle
 from fraud.errors import DataError
-from wandb_sync.client import WandbClient, WandbUnreachable, sdk_process
+from wandb_sync.client import WandbClient, sdk_process
 from wandb_sync.settings import WandbSettings
 
 ARRIVAL_WAIT_S = 10.0
@@ -121,48 +121,39 @@ class Outbox:
         Every step asks the server first, so it may be repeated after an interruption at any point.
         """
         run = read_run(self.folder / run_id / "run")
-        self._deliver_history(run)
-        name, bundle = run.bundle.manifest.name, run.bundle
-        self.client.transfer(
-            "log_artifacts",
-            run_id=run_id,
-            name=name,
-            bundle=str(run.bundle_path),
-            preprocessor_files=list(PREPROCESSOR_FILES),
-            dataset=run.facts["dataset"],
-            metadata={
-                "bundle_digest": bundle.digest,
-                "preprocessor_digest": bundle.manifest.preprocessor_digest,
-                "features_digest": bundle.manifest.features_digest,
-                "libraries": bundle.manifest.libraries,
-                "kind": bundle.manifest.kind,
-                "seed": bundle.manifest.seed,
-                "git_commit": bundle.manifest.git_commit,
-                "metrics": run.facts["metrics"],
-            },
-            aliases=aliases,
-        )
-        found = self.client.look_up("find", name=name, reference=bundle.digest)
-        if found is None or not set(aliases) <= set(found["aliases"]):
-            raise WandbUnreachable(f"{name} with bundle {bundle.digest} is not on the server after its upload")
-        return str(found["version"])
-
-    def _deliver_history(self, run: RunFolder) -> None:
-        state = self.client.look_up("run_state", run_id=run.run_id)
         sdk = self._logged(run)
-        if state["history_rows"] == 0:
-            # synchronising deletes what it staged, even where its upload failed: it works on a second copy
-            shutil.rmtree(sdk / "data", ignore_errors=True)
-            shutil.copytree(sdk / "staged", sdk / "data")
-            self.client.transfer("sync", folder=str(offline_folder(sdk)))
-            state = self.client.look_up("run_state", run_id=run.run_id, wait_s=ARRIVAL_WAIT_S)
-            if state["history_rows"] == 0:
-                raise WandbUnreachable(f"run {run.run_id} is not on the server after its synchronisation")
-        files = offline_folder(sdk) / "files"
-        media = [p.relative_to(files).as_posix() for p in (files / "media").rglob("*") if p.is_file()]
-        lost = sorted(set(media) - set(state["files"]))
-        if lost:
-            self.client.transfer("upload_files", run_id=run.run_id, root=str(files), names=lost)
+        # synchronising deletes what it staged, even where its upload failed: it works on a second copy
+        shutil.rmtree(sdk / "data", ignore_errors=True)
+        shutil.copytree(sdk / "staged", sdk / "data")
+        offline = next((sdk / "wandb").rglob("offline-run-*"))
+        files = offline / "files"
+        manifest = run.bundle.manifest
+        found = self.client.transfer(
+            "push_run",
+            run_id=run_id,
+            offline=str(offline),
+            media=[p.relative_to(files).as_posix() for p in (files / "media").rglob("*") if p.is_file()],
+            artifacts={
+                "name": manifest.name,
+                "bundle": str(run.bundle_path),
+                "preprocessor_files": PREPROCESSOR_FILES,
+                "dataset": run.facts["dataset"],
+                "aliases": aliases,
+                "metadata": {
+                    "bundle_digest": run.bundle.digest,
+                    "preprocessor_digest": manifest.preprocessor_digest,
+                    "features_digest": manifest.features_digest,
+                    "libraries": manifest.libraries,
+                    "kind": manifest.kind,
+                    "seed": manifest.seed,
+                    "git_commit": manifest.git_commit,
+                    "metrics": run.facts["metrics"],
+                    "run": run_id,
+                },
+            },
+            wait_s=ARRIVAL_WAIT_S,
+        )
+        return str(found["version"])
 
     def _logged(self, run: RunFolder) -> Path:
         """The run as the SDK wrote it offline, written now unless a watch did it to the end."""
@@ -207,8 +198,3 @@ def seal(sdk: Path) -> None:
     shutil.rmtree(sdk / "staging", ignore_errors=True)
     shutil.copytree(sdk / "data", sdk / "staging")
     os.rename(sdk / "staging", sdk / "staged")
-
-
-def offline_folder(sdk: Path) -> Path:
-    """The one offline run that the SDK wrote below `sdk`."""
-    return next((sdk / "wandb").rglob("offline-run-*"))

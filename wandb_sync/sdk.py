@@ -65,15 +65,40 @@ class Sdk:
                 return {"logged": False}
         log_folder(run, Path(folder))
         run.finish()
-        return {"logged": True, "media": sorted(media_files(Path(run.dir)))}
+        return {"logged": True}
 
-    def sync(self, folder: str) -> None:
-        """Send an offline run. `wandb sync` exits 0 whatever happens: ask `run_state` whether it arrived."""
-        for mark in [*Path(folder).glob("*.synced"), *Path(folder).glob("*.syncstate")]:
+    def push_run(
+        self, run_id: str, offline: str, media: list[str], artifacts: dict[str, Any], wait_s: float
+    ) -> dict[str, Any]:
+        """Bring an offline run and its artifacts up, and return the model's version as the server has it.
+
+        Success is decided by asking the server, before and after each step: a step that it has already is not
+        repeated, since a second synchronisation would double the run's history.
+        """
+        state = self.run_state(run_id, 0.0)
+        if not state["history_rows"]:
+            self._sync(offline)
+            state = self.run_state(run_id, wait_s)
+            if not state["history_rows"]:
+                raise CommError(f"run {run_id} is not on the server after its synchronisation")
+        lost = sorted(set(media) - set(state["files"]))
+        if lost:
+            run = self.api.run(f"{self.entity}/{self.project}/{run_id}")
+            for name in lost:
+                run.upload_file(f"{offline}/files/{name}", root=f"{offline}/files")
+        self._log_artifacts(run_id, **artifacts)
+        found = self.find(artifacts["name"], artifacts["metadata"]["bundle_digest"])
+        if found is None or not set(artifacts["aliases"]) <= set(found["aliases"]):
+            raise CommError(f"{artifacts['name']} of run {run_id} is not on the server after its upload")
+        return found
+
+    def _sync(self, offline: str) -> None:
+        """Send an offline run; `wandb sync` exits 0 whatever happens."""
+        for mark in [*Path(offline).glob("*.synced"), *Path(offline).glob("*.syncstate")]:
             mark.unlink()
-        wandb_cli.main(["sync", "--entity", self.entity, "--project", self.project, folder], standalone_mode=False)
+        wandb_cli.main(["sync", "--entity", self.entity, "--project", self.project, offline], standalone_mode=False)
 
-    def run_state(self, run_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+    def run_state(self, run_id: str, wait_s: float) -> dict[str, Any]:
         """What the server has of a run, asked again for up to `wait_s` while its history is missing."""
         until = time.monotonic() + wait_s
         while True:
@@ -92,15 +117,9 @@ class Sdk:
         files = sorted(file.name for file in run.files())
         return {"exists": True, "history_rows": run.lastHistoryStep + 1, "files": files}
 
-    def upload_files(self, run_id: str, root: str, names: list[str]) -> None:
-        """Add files to a run that its synchronisation lost."""
-        run = self.api.run(f"{self.entity}/{self.project}/{run_id}")
-        for name in names:
-            run.upload_file(str(Path(root) / name), root=root)
-
     # Artifacts
 
-    def log_artifacts(
+    def _log_artifacts(
         self,
         run_id: str,
         name: str,
@@ -109,8 +128,8 @@ class Sdk:
         dataset: dict[str, Any],
         metadata: dict[str, Any],
         aliases: list[str],
-    ) -> dict[str, str]:
-        """Make dataset, preprocessor and model versions of a run, with their lineage; returns their versions.
+    ) -> None:
+        """Make dataset, preprocessor and model versions of a run, with their lineage.
 
         What the server has already, by content, makes no new version.
         """
@@ -131,8 +150,7 @@ class Sdk:
             timeout = int(os.environ["WANDB_FINISH_TIMEOUT"])
             preprocessor = run.log_artifact(preprocessor).wait(timeout=timeout)
             model.metadata["preprocessor"] = f"{name}-preprocessor:{preprocessor.version}"
-            model = run.log_artifact(model, aliases=aliases).wait(timeout=timeout)
-            return {"model": model.version, "preprocessor": preprocessor.version, "dataset": data.version}
+            run.log_artifact(model, aliases=aliases).wait(timeout=timeout)
 
     def find(self, name: str, reference: str) -> dict[str, Any] | None:
         """The model version that an alias, ``vN`` or a bundle digest names, or None."""
@@ -142,11 +160,6 @@ class Sdk:
         if not self.api.artifact_exists(path, type="model"):
             return None
         return describe(self.api.artifact(path, type="model"))
-
-    def targets(self, name: str, aliases: list[str]) -> dict[str, dict[str, Any] | None]:
-        """The model version that each of `aliases` names, all read in one pass."""
-        versions = list(self._versions(name))
-        return {alias: next((v for v in versions if alias in v["aliases"]), None) for alias in aliases}
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         """All versions of a model with their lineage, newest first."""
@@ -205,20 +218,46 @@ class Sdk:
         kinds = ("promote", "rollback", "alias")
         return [dict(run.config) for run in runs if run.job_type in kinds and run.config.get("model") == name]
 
-    def download(self, name: str, version: str, type: str, into: str, allowed: list[str]) -> dict[str, Any]:  # noqa: A002
-        """Download one artifact version into the empty folder `into`; every name, size and MD5 is checked."""
-        artifact = self.api.artifact(f"{self.entity}/{self.project}/{name}:{version}", type=type)
+    def fetch(
+        self, name: str, references: list[str], held: list[str], into: str, files: dict[str, list[str]]
+    ) -> dict[str, dict[str, Any] | None]:
+        """Look up model versions, and download those whose bundle is not `held` into ``<into>/<bundle digest>``.
+
+        Parameters
+        ----------
+        references : list of str
+            Aliases, ``vN`` or bundle digests.
+        held : list of str
+            First 16 hexadecimal digits of the bundles that need no download.
+        files : dict
+            File names that an artifact may hold, by its type: "model" and "preprocessor".
+        """
+        found = {reference: self.find(name, reference) for reference in references}
+        for version in found.values():
+            if version is None or version["bundle_digest"] is None:
+                continue
+            folder = Path(into) / version["bundle_digest"]
+            if version["bundle_digest"].removeprefix("sha256:")[:16] not in held and not folder.exists():
+                self._download(f"{name}:{version['version']}", "model", folder, files["model"])
+                self._download(version["metadata"]["preprocessor"], "preprocessor", folder, files["preprocessor"])
+        return found
+
+    def _download(self, name: str, kind: str, into: Path, allowed: list[str]) -> None:
+        """Download one artifact version; every name, size and MD5 is checked."""
+        artifact = self.api.artifact(f"{self.entity}/{self.project}/{name}", type=kind)
         for path, entry in artifact.manifest.entries.items():
             if path not in allowed:
-                raise ValueError(f"file {path!r} does not belong in a {type} artifact; allowed: {', '.join(allowed)}")
+                raise ValueError(f"file {path!r} does not belong in {kind} {name}; allowed: {', '.join(allowed)}")
             if entry.ref is not None:
-                raise ValueError(f"file {path!r} is a reference to {entry.ref!r}; only stored files are taken")
+                raise ValueError(
+                    f"file {path!r} of {name} is a reference to {entry.ref!r}; only stored files are taken"
+                )
             if (entry.size or 0) > self.max_file_bytes:
-                raise ValueError(f"file {path!r} has {entry.size} bytes; allowed are {self.max_file_bytes}")
+                raise ValueError(f"file {path!r} of {name} has {entry.size} bytes; allowed are {self.max_file_bytes}")
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, self.max_file_bytes))
-        artifact.download(root=into, skip_cache=True)
-        artifact.verify(root=into)
-        return describe(artifact)
+        own = into / kind
+        artifact.download(root=str(own), skip_cache=True)
+        artifact.verify(root=str(own))
 
 
 def log_folder(run: Any, folder: Path) -> None:
@@ -259,10 +298,6 @@ def number_or_text(cell: str) -> float | str:
         return float(cell)
     except ValueError:
         return cell
-
-
-def media_files(files: Path) -> list[str]:
-    return [path.relative_to(files).as_posix() for path in (files / "media").rglob("*") if path.is_file()]
 
 
 def dataset_uri(dataset: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, Manifest, read_bundle, read_manifest, short
+from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, Manifest, read_bundle, read_manifest, sha256, short
 from fraud.errors import BundleError, RegistryError
 
 _MODEL_YAML = "model.yaml"
@@ -66,33 +66,37 @@ class BentoStore:
         except (BundleError, RegistryError):
             return False
 
-    def import_bundle(self, bundle: Path, facts: Mapping[str, str]) -> str:
-        """Put an audited bundle folder into the store and return its tag; twice changes nothing.
+    def import_bundle(self, bundle: Path, facts: Mapping[str, str], preprocessor: Path | None = None) -> str:
+        """Put an audited bundle into the store and return its tag; twice changes nothing.
 
         Parameters
         ----------
         bundle : Path
-            A whole bundle; each of its files has been checked by the caller.
+            A whole bundle, or its model part; each of its files has been checked by the caller.
         facts : mapping of str to str
             Labels that lead back: run, wandb (the version's path) and so on.
+        preprocessor : Path, optional
+            The preprocessor part where it lies in another folder.
         """
         digest, manifest = read_manifest(bundle)
         tag, preprocessor_tag = tags_of(digest, manifest)
+        labels = {key: value for key, value in facts.items() if value} | {"kind": manifest.kind}
+        metadata = {
+            "bundle_digest": digest,
+            "preprocessor": preprocessor_tag,
+            "preprocessor_digest": manifest.preprocessor_digest,
+            "features_digest": manifest.features_digest,
+            "libraries": dict(manifest.libraries),
+            "git_commit": manifest.git_commit,
+        }
+        parts = (
+            (preprocessor_tag, preprocessor or bundle, PREPROCESSOR_FILES),
+            (tag, bundle, (MANIFEST, *MODEL_FILES)),
+        )
         with self._alone():
-            if self.holds(manifest.name, digest):
-                return tag
-            labels = {key: value for key, value in facts.items() if value} | {"kind": manifest.kind}
-            metadata = {
-                "bundle_digest": digest,
-                "preprocessor": preprocessor_tag,
-                "preprocessor_digest": manifest.preprocessor_digest,
-                "features_digest": manifest.features_digest,
-                "libraries": dict(manifest.libraries),
-                "git_commit": manifest.git_commit,
-            }
-            preprocessor_metadata = {"preprocessor_digest": manifest.preprocessor_digest}
-            self._put(preprocessor_tag, bundle, PREPROCESSOR_FILES, labels, preprocessor_metadata)
-            self._put(tag, bundle, (MANIFEST, *MODEL_FILES), labels, metadata)
+            for part, source, files in parts:
+                if not self._has(part, {name: sha256((source / name).read_bytes()) for name in files}):
+                    self._put(part, source, files, labels, metadata if part == tag else preprocessor_metadata(manifest))
         return tag
 
     def label(self, tag: str, facts: Mapping[str, str]) -> None:
@@ -111,6 +115,13 @@ class BentoStore:
         name, _, version = tag.partition(":")
         return self.models / name / version
 
+    def _has(self, tag: str, digests: Mapping[str, str]) -> bool:
+        folder = self._folder(tag)
+        return (folder / _MODEL_YAML).is_file() and all(
+            (folder / name).is_file() and sha256((folder / name).read_bytes()) == digest
+            for name, digest in digests.items()
+        )
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Be the one process that changes the store; what a killed one left in staging is removed."""
@@ -124,7 +135,7 @@ class BentoStore:
     def _put(
         self,
         tag: str,
-        bundle: Path,
+        source: Path,
         files: tuple[str, ...],
         labels: dict[str, str],
         metadata: dict[str, Any],
@@ -144,7 +155,7 @@ class BentoStore:
             _model_store=ModelStore(private),
         ) as model:
             for file in files:
-                shutil.copyfile(bundle / file, model.path_of(file))
+                shutil.copyfile(source / file, model.path_of(file))
         target = self._folder(tag)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # damaged, or half of it is missing: the import was asked to mend it
@@ -152,3 +163,7 @@ class BentoStore:
         name, _, version = tag.partition(":")
         os.rename(private / name / version, target)
         os.replace(private / name / "latest", target.parent / "latest")
+
+
+def preprocessor_metadata(manifest: Manifest) -> dict[str, Any]:
+    return {"preprocessor_digest": manifest.preprocessor_digest, "features_digest": manifest.features_digest}

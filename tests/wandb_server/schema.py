@@ -169,6 +169,10 @@ class Schema:
         def rows(minStep: int = 0, maxStep: int = 1 << 40, samples: int = 0) -> list[str]:
             return [json.dumps(row) for row in history if minStep <= row["_step"] < maxStep]
 
+        def wandb_config(keys: list[str]) -> str:
+            internal = json.loads(run.config).get("_wandb", {}).get("value", {})
+            return json.dumps({key: internal[key] for key in keys if key in internal})
+
         def files(names: Sequence[str] = (), pattern: str | None = None, **page: Any) -> Object:
             found = [self.run_file(run, name) for name in run.files if not names or name in names]
             return connection("File", found, **page)
@@ -183,7 +187,7 @@ class Schema:
             "displayName": run.display_name or run.name,
             "state": run.state,
             "config": run.config,
-            "wandbConfig": lambda keys: None,
+            "wandbConfig": wandb_config,
             "group": run.group,
             "jobType": run.job_type,
             "commit": run.commit,

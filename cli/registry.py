@@ -1,0 +1,157 @@
+"""The commands of a model's life: import, push, pull, promote, rollback, history, lineage, models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fraud.bundle import short
+from fraud.errors import RegistryError
+from fraud.registry import Version
+from wandb_sync.models import Models, Sent
+from wandb_sync.settings import WandbSettings
+
+STILL_WAITING = 75
+
+app = typer.Typer(no_args_is_help=True)
+out = Console(soft_wrap=True)
+
+Why = Annotated[str, typer.Option("--why", help="The reason, kept in the history.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, such as fraud-transaction.")]
+NameReference = Annotated[
+    str, typer.Argument(metavar="NAME:REF", help="REF is an alias (candidate), a version (v3) or a bundle digest.")
+]
+RunFolder = Annotated[
+    Path, typer.Argument(exists=True, file_okay=False, help="A run folder that `fraud train` wrote, runs/NAME-STAMP.")
+]
+
+
+@app.command("import")
+def import_(run: RunFolder) -> None:
+    """Put a finished run's model into the Bento store and the registry, and queue it for W&B.
+
+    Checks every digest and scores the golden rows first. Twice changes nothing.
+    """
+    show_version("imported", models().publish(run))
+
+
+@app.command()
+def push(
+    run: Annotated[
+        Path | None, typer.Argument(exists=True, file_okay=False, help="A run folder to import first.")
+    ] = None,
+    pending: Annotated[bool, typer.Option("--pending", help="Send what waits, and nothing new.")] = False,
+) -> None:
+    """Send runs, models and moved aliases to W&B, oldest first, each once.
+
+    What cannot be sent waits; `fraud push --pending` sends it later. Exit code 75 says that something waits.
+    """
+    if (run is None) != pending:
+        raise typer.BadParameter("give a run folder, or --pending")
+    all_models = models()
+    if run is not None:
+        show_version("imported", all_models.publish(run))
+    tell(all_models)
+
+
+@app.command()
+def pull(what: NameReference) -> None:
+    """Bring a version from W&B into the Bento store: download, verify, import.
+
+    What the store has already, by digest, is not downloaded; without W&B the registry of this machine answers.
+    """
+    out.print(models().pull(*split(what)))
+
+
+@app.command()
+def promote(
+    what: NameReference,
+    why: Why = "",
+    force: Annotated[bool, typer.Option("--force", help="Promote although the gate refuses; needs --why.")] = False,
+    metric: Annotated[str, typer.Option(help="The metric that the gate compares.")] = "average_precision",
+) -> None:
+    """Move production to a version, keeping the one before as previous.
+
+    Refused when the version is worse than production by more than its interval, or does not fit it.
+    """
+    all_models = models()
+    name, reference = split(what)
+    show_version("in production:", all_models.promote(name, reference, why=why, force=force, metric=metric))
+    tell(all_models, needed=False)
+
+
+@app.command()
+def rollback(name: Name, why: Why = "") -> None:
+    """Put the version before back into production. A running service follows at once."""
+    all_models = models()
+    show_version("in production:", all_models.rollback(name, why=why))
+    tell(all_models, needed=False)
+
+
+@app.command()
+def history(name: Name) -> None:
+    """Show who moved an alias, when and why, newest first."""
+    table = Table("when", "what", "alias", "from", "to", "who", "why", box=None)
+    for event in models().history(name):
+        what = f"{event['kind']} (forced)" if event["forced"] else event["kind"]
+        cells = (event["at"], what, event["alias"], event["before"], event["version"], event["who"], event["why"])
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    out.print(table)
+
+
+@app.command()
+def lineage(name: Name) -> None:
+    """Show on W&B, for each version, the run and data that made it and the runs that use it."""
+    for version in models().lineage(name):
+        out.print(f"{name}:{version['version']}  {' '.join(version['aliases'])}  bundle {version['bundle_digest']}")
+        out.print(f"  made by run {version['logged_by']} from {', '.join(version['from']) or 'nothing recorded'}")
+        out.print(f"  with {', '.join(version['beside'])}")
+        for use in version["used_by"]:
+            out.print(f"  used by run {use['run']} ({use['job_type']})")
+
+
+@app.command(name="models")
+def models_(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One model; all when left out.")] = None,
+) -> None:
+    """List the versions in this machine's registry with their aliases, metrics and W&B versions."""
+    table = Table("model", "aliases", "Bento store", "average precision", "W&B", "registered", box=None)
+    for version in models().registry.versions(name):
+        metric = version.metrics.get("average_precision")
+        measured = f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]" if metric else ""
+        tag = f"{version.name}:{short(version.digest)}"
+        table.add_row(
+            str(version), " ".join(version.aliases), tag, measured, version.wandb_version or "waits", version.created
+        )
+    out.print(table)
+
+
+def models() -> Models:
+    return Models(WandbSettings.read())
+
+
+def split(what: str) -> tuple[str, str]:
+    name, _, reference = what.partition(":")
+    if not reference:
+        raise RegistryError(f"{what!r} names no version; give for example {what}:candidate or {what}:v3")
+    return name, reference
+
+
+def show_version(what: str, version: Version) -> None:
+    aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
+    out.print(f"{what} {version}{aliases}, bundle {version.digest}")
+
+
+def tell(all_models: Models, needed: bool = True) -> None:
+    """Send what waits, and say what was sent; where it was `needed`, end with exit code 75 if something waits."""
+    sent: Sent = all_models.send_pending()
+    for item in sent.delivered:
+        out.print(f"W&B has {item.name}: {item.payload.get('kind', 'run and artifacts')}")
+    if sent.waiting:
+        out.print(f"{len(sent.waiting)} change(s) wait for W&B, kept for `fraud push --pending`: {sent.reason}")
+        if needed:
+            raise typer.Exit(STILL_WAITING)

@@ -1,0 +1,116 @@
+"""Small real run folders to push: a LightGBM model of three features, retouched into as many versions as wanted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import msgspec
+import numpy as np
+
+from fraud.bundle import Calibrator, Preprocessor, canonical_json, read_manifest, write_bundle
+from fraud.decision import Policy, RiskLevels
+from fraud.model import Model
+from fraud.schema import Feature, FeatureSpec
+from fraud.scorer import golden_of
+from wandb_sync.models import installed_libraries
+
+NAME = "fraud-features"
+FEATURES = ("age_days", "n_failed", "amount_ratio")
+
+
+@cache
+def trained_files() -> dict[str, bytes]:
+    """Every file of a bundle but metrics.json, trained once."""
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(400, len(FEATURES)))
+    y = (X[:, 0] + 0.5 * X[:, 1] + rng.normal(size=400) > 1).astype(float)
+    parameters = {"objective": "binary", "num_leaves": 7, "num_threads": 1, "verbosity": -1, "seed": 7}
+    booster = lgb.train(parameters, lgb.Dataset(X, y, feature_name=list(FEATURES)), num_boost_round=8)
+    calibrator = Calibrator([-3.0, 0.0, 3.0], [0.01, 0.3, 0.99])
+    text = booster.model_to_string()
+    rows = X[:4]
+    instances = [json.dumps(dict(zip(FEATURES, row.tolist(), strict=True))).encode() for row in rows]
+    model = Model(text, {"x": calibrator.x, "y": calibrator.y})
+    spec = FeatureSpec("features", tuple(Feature(name, "request") for name in FEATURES))
+    return {
+        "booster.txt": text.encode(),
+        "calibrator.json": canonical_json(calibrator),
+        "features.json": canonical_json(spec),
+        "preprocessor.json": canonical_json(Preprocessor()),
+        "policy.json": canonical_json(Policy(0.3, 0.8, RiskLevels(0.1, 0.3, 0.8))),
+        "model_card.md": b"# A small model\n",
+        "reference.json": b"{}\n",
+        "golden.jsonl": golden_of(instances, rows, model),
+    }
+
+
+def make_run(
+    runs: Path,
+    seed: int,
+    average_precision: float = 0.8,
+    *,
+    name: str = NAME,
+    libraries: dict[str, str] | None = None,
+    files: dict[str, bytes] | None = None,
+) -> Path:
+    """Write ``runs/<name>-<seed>``, a finished run as training leaves it; another seed is another version."""
+    folder = runs / f"{name}-2026010{seed}T000000Z"
+    measured = {"value": average_precision, "low": average_precision - 0.05, "high": average_precision + 0.05}
+    metrics = {"average_precision": measured, "brier_score": {"value": 0.02, "low": 0.01, "high": 0.03}}
+    digest = write_bundle(
+        folder / "bundle",
+        {**trained_files(), "metrics.json": canonical_json(metrics), **(files or {})},
+        name=name,
+        kind="features",
+        libraries=libraries if libraries is not None else installed_libraries(),
+        data={"digest": "sha256:" + "d" * 64, "rows": 400},
+        seed=seed,
+        git_commit="0" * 40,
+    )
+    facts: dict[str, Any] = {
+        "name": folder.name,
+        "kind": "features",
+        "created": f"2026-01-0{seed}T00:00:00Z",
+        "config": {"num_leaves": 7, "seed": seed},
+        "metrics": metrics,
+        "dataset": {
+            **{"path": "/data/loans.parquet", "digest": "sha256:" + "d" * 64, "rows": 400},
+            **{"from": "2025-01-01T00:00:00Z", "to": "2025-06-30T00:00:00Z"},
+        },
+        "bundle_digest": digest,
+        "timings_s": {"train": 1.5},
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "tables").mkdir()
+    with (folder / "tables" / "thresholds.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["threshold", "recall"], [0.3, 0.9], [0.8, 0.5]])
+    (folder / "plots").mkdir()
+    (folder / "plots" / "roc.png").write_bytes(one_pixel())
+    (folder / "report.html").write_text("<h1>A report</h1>")
+    return folder
+
+
+def golden(bundle: Path) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(line) for line in (bundle / "golden.jsonl").read_bytes().splitlines()]
+
+
+def digest_of(run: Path) -> str:
+    return read_manifest(run / "bundle")[0]
+
+
+def one_pixel() -> bytes:
+    """The smallest PNG."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixel = zlib.compress(b"\x00\xff\x00\x00")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
