@@ -25,8 +25,24 @@ class Settings(BaseSettings):
         "production alias of the local registry, name:version pins a version of the Bento store.",
     )
     state_dir: Path = Field(Path(".fraud"), description="Folder for what the service keeps: history and decisions.")
+    bentoml_home: Path = Field(
+        Path.home() / "bentoml",
+        validation_alias="BENTOML_HOME",
+        description="BentoML's own folder: its store of models, and the registry of their versions.",
+    )
     max_clock_ahead_s: float = Field(
         300.0, gt=0, description="How far an event time may lie ahead of the server's clock, seconds."
+    )
+    max_body_bytes: int = Field(4_194_304, gt=0, description="Largest body of a request, bytes; beyond it 413.")
+    body_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds from the headers of a request to the end of its body; beyond it 408."
+    )
+    max_batch_rows: int = Field(256, gt=0, description="Rows of small requests that are scored in one call.")
+    bulk_rows: int = Field(
+        64, gt=0, description="A request of more rows than this is scored beside the small ones, by itself."
+    )
+    max_queued_rows: int = Field(
+        4096, ge=1000, description="Rows that may wait to be scored, small requests and large ones each; then 503."
     )
 
     @classmethod

@@ -43,11 +43,12 @@ ERRORS = {
 class FrontedService(bentoml.Service):  # type: ignore[misc]
     """A Bento service whose scoring routes are answered before BentoML's middlewares.
 
-    `bentoml.service(service_class=...)` makes it; the class it decorates has an `engine`.
+    `bentoml.service(service_class=...)` makes it; the class it decorates has an `engine` and `limits`.
     """
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        return FrontDoor(super().to_asgi(is_main=is_main), scoring_routes(self.inner.engine))
+        routes = scoring_routes(self.inner.engine)
+        return FrontDoor(super().to_asgi(is_main=is_main), routes, self.inner.limits)
 
     @property
     def openapi_spec(self) -> Any:
