@@ -80,6 +80,14 @@ def predict_answer(decided: Decided) -> Prediction:
     )
 
 
+def plain_answer(scorer: Scorer, probability: float) -> Prediction:
+    """Answer a row that has no id and so is not recorded."""
+    is_fraud, risk_level, decision = scorer.policy.decide(probability)
+    return Prediction(
+        None, probability, is_fraud, risk_level, decision, _model(scorer.name.name, scorer.name.digest), ()
+    )
+
+
 def explain_answer(
     decided: Decided, scorer: Scorer, x: Any, contributions: np.ndarray[Any, np.dtype[np.float64]]
 ) -> Explanation:

@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fraud.errors import FraudError, IdempotencyConflict, RequestError, StoreError, UnknownModel
-from fraud.events import Decided, fingerprint, key_of
+from fraud.errors import FraudError, RequestError, StoreError, UnknownModel
+from fraud.events import Decided
 from fraud.features import Histories, Matrix, transactions_of
-from fraud.schema import MAX_ID_LENGTH, Row, decode_envelope
+from fraud.schema import Row, decode_envelope
 from fraud.scorer import Scorer
 from fraud.stores import Recalled, Store, distinct
 from serving.answers import (
@@ -29,79 +29,14 @@ from serving.answers import (
     RowsRefused,
     encode_answer,
     explain_answer,
+    plain_answer,
     predict_answer,
     problem_of,
 )
+from serving.requests import CHUNK_ROWS, INLINE_ROWS, ScoreRequest, Task, transaction_id_of
 
-CHUNK_ROWS = 64
-"""Rows decoded or encoded before the event loop gets a turn."""
-INLINE_ROWS = 64
 INLINE_EXPLAINED = 4
-"""Rows scored, and explained, on the event loop itself; more of them go to a thread."""
-
-
-class ScoreRequest:
-    """One caller's rows, decoded as far as `decoded` says, with the model version that answers them all."""
-
-    __slots__ = ("explain", "n_rows", "now_ms", "raws", "request_id", "rows", "scorer")
-
-    def __init__(
-        self, scorer: Scorer, raws: Sequence[msgspec.Raw], explain: bool, now_ms: int, request_id: str
-    ) -> None:
-        self.scorer = scorer
-        self.raws = raws
-        self.n_rows = len(raws)
-        self.explain = explain
-        self.now_ms = now_ms
-        self.request_id = request_id
-        self.rows: list[Row | RequestError] = []
-
-    @property
-    def decoded(self) -> bool:
-        return len(self.rows) == self.n_rows
-
-    def decode_some(self) -> None:
-        """Decode the next `CHUNK_ROWS` rows; a bad one is kept as its error."""
-        decode = self.scorer.decoder.decode
-        for i in range(len(self.rows), min(len(self.rows) + CHUNK_ROWS, self.n_rows)):
-            try:
-                self.rows.append(decode(self.raws[i], f"$.instances[{i}]", self.now_ms))
-            except RequestError as error:
-                self.rows.append(error)
-        if self.decoded and all(isinstance(row, RequestError) for row in self.rows):
-            raise RowsRefused([row for row in self.rows if isinstance(row, RequestError)])
-
-
-class _Task:
-    """One valid row on its way to its place in its caller's answer."""
-
-    __slots__ = ("at", "decided", "error", "explanation", "fingerprint", "key", "request", "row")
-
-    def __init__(self, request: ScoreRequest, at: int, row: Row) -> None:
-        self.request = request
-        self.at = at
-        self.row = row
-        self.key: str | None = None
-        self.fingerprint = b""
-        if row.transaction_id is not None:
-            scope = None if row.customer_id else request.scorer.name.name
-            self.key = key_of(row.transaction_id, scope)
-            self.fingerprint = fingerprint(row)
-        self.decided: Decided | None = None
-        self.explanation: Prediction | None = None
-        self.error: RequestError | None = None
-
-    @property
-    def scorer(self) -> Scorer:
-        return self.request.scorer
-
-    def take(self, decided: Decided) -> None:
-        """Answer with a decision on record, if it was made of the same row."""
-        if decided.said_the_same(self.fingerprint, self.scorer.name.digest):
-            self.decided = decided
-        else:
-            assert self.row.transaction_id is not None
-            self.error = IdempotencyConflict(self.row.transaction_id, f"$.instances[{self.at}].transaction_id")
+"""Rows explained on the event loop itself; more of them go to a thread."""
 
 
 class DataPlane:
@@ -157,6 +92,8 @@ class DataPlane:
 
     async def run(self, requests: Sequence[ScoreRequest]) -> list[bytes | FraudError]:
         """Answer a micro-batch: each caller's JSON, or the error that is its own."""
+        if all(request.is_plain for request in requests):
+            return self._answer_plain(requests)
         outcomes: dict[int, bytes | FraudError] = {}
         for i, request in enumerate(requests):
             try:
@@ -166,7 +103,7 @@ class DataPlane:
             except RequestError as error:
                 outcomes[i] = error
         tasks = {
-            i: [_Task(request, at, row) for at, row in enumerate(request.rows) if isinstance(row, Row)]
+            i: [Task(request, at, row) for at, row in enumerate(request.rows) if isinstance(row, Row)]
             for i, request in enumerate(requests)
             if i not in outcomes
         }
@@ -187,11 +124,11 @@ class DataPlane:
         self._threads.shutdown()
         await self.store.close()
 
-    async def _decide(self, tasks: list[_Task]) -> tuple[str, ...]:
+    async def _decide(self, tasks: list[Task]) -> tuple[str, ...]:
         """Give every task its decision or its error; return what the store could not do in time."""
-        by_key: dict[str, _Task] = {}
-        again: list[_Task] = []
-        fresh: list[_Task] = []
+        by_key: dict[str, Task] = {}
+        again: list[Task] = []
+        fresh: list[Task] = []
         for task in tasks:
             if task.key is None:
                 fresh.append(task)
@@ -223,7 +160,7 @@ class DataPlane:
             self.counts[f"degraded_{name}"] += len(fresh)
         return degraded
 
-    async def _recall(self, tasks: Mapping[str, _Task]) -> Recalled:
+    async def _recall(self, tasks: Mapping[str, Task]) -> Recalled:
         rows = [task.row for task in tasks.values() if task.row.customer_id]
         customers = distinct(row.customer_id for row in rows)
         merchants = distinct(row.roles.get("merchant_id") for row in rows)
@@ -234,13 +171,13 @@ class DataPlane:
         self._stage("recall", started)
         return recalled
 
-    async def _score(self, tasks: list[_Task], recalled: Recalled) -> None:
+    async def _score(self, tasks: list[Task], recalled: Recalled) -> None:
         if len(tasks) > INLINE_ROWS:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._score_now, tasks, recalled)
         else:
             self._score_now(tasks, recalled)
 
-    def _score_now(self, tasks: list[_Task], recalled: Recalled) -> None:
+    def _score_now(self, tasks: list[Task], recalled: Recalled) -> None:
         for scorer, group in groupby(tasks, key=lambda task: task.scorer):
             some = list(group)
             started = time.perf_counter()
@@ -254,7 +191,7 @@ class DataPlane:
                 task.decided = _decided(task, scorer, x, margin, probability, degraded)
         self.counts["rows"] += len(tasks)
 
-    async def _record(self, tasks: list[_Task]) -> tuple[str, ...]:
+    async def _record(self, tasks: list[Task]) -> tuple[str, ...]:
         degraded: tuple[str, ...] = ()
         with_history = [task for task in tasks if task.row.customer_id]
         without = [task for task in tasks if not task.row.customer_id]
@@ -275,17 +212,17 @@ class DataPlane:
                     task.take(decided)
         return degraded
 
-    async def _explain(self, tasks: list[_Task]) -> None:
+    async def _explain(self, tasks: list[Task]) -> None:
         if len(tasks) > INLINE_EXPLAINED:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._explain_now, tasks)
         elif tasks:
             self._explain_now(tasks)
 
-    def _explain_now(self, tasks: list[_Task]) -> None:
+    def _explain_now(self, tasks: list[Task]) -> None:
         """Explain rows as they were scored, by the version that did."""
         started = time.perf_counter()
         served = {scorer.name.digest: scorer for scorer in (*self.scorers.values(), *(t.scorer for t in tasks))}
-        by_digest: dict[str, list[tuple[_Task, Decided]]] = {}
+        by_digest: dict[str, list[tuple[Task, Decided]]] = {}
         for task in tasks:
             if task.decided is not None:
                 by_digest.setdefault(task.decided.model_digest, []).append((task, task.decided))
@@ -301,7 +238,7 @@ class DataPlane:
         self._stage("explain", started)
 
     async def _answer(
-        self, request: ScoreRequest, tasks: Iterable[_Task], degraded: tuple[str, ...]
+        self, request: ScoreRequest, tasks: Iterable[Task], degraded: tuple[str, ...]
     ) -> bytes | FraudError:
         rows: list[Prediction | Refused | None] = [None] * request.n_rows
         problems = {at: row for at, row in enumerate(request.rows) if isinstance(row, RequestError)}
@@ -319,10 +256,28 @@ class DataPlane:
             if len(problems) == request.n_rows:
                 return RowsRefused([problems[at] for at in range(request.n_rows)])
             for at, problem in problems.items():
-                rows[at] = Refused(_transaction_id(request.raws[at]), problem_of(problem))
+                rows[at] = Refused(transaction_id_of(request.raws[at]), problem_of(problem))
         if request.n_rows > CHUNK_ROWS:
             return await asyncio.get_running_loop().run_in_executor(self._threads, encode_answer, rows)
         return encode_answer(rows)
+
+    def _answer_plain(self, requests: Sequence[ScoreRequest]) -> list[bytes | FraudError]:
+        """Answer `is_plain` requests with nothing on the way but the score."""
+        outcomes: list[bytes | FraudError] = []
+        for scorer, group in groupby(requests, key=lambda request: request.scorer):
+            some = list(group)
+            rows: list[Any] = [row for request in some for row in request.rows]
+            started = time.perf_counter()
+            _, probabilities = scorer.score(scorer.featurizer.ready(rows))
+            self._stage("score", started)
+            answers = [plain_answer(scorer, probability) for probability in probabilities.tolist()]
+            begin = 0
+            for request in some:
+                outcomes.append(encode_answer(answers[begin : begin + request.n_rows]))
+                begin += request.n_rows
+            self.counts["rows"] += begin
+            self.counts["extra_fields"] += sum([row.n_extra for row in rows])
+        return outcomes
 
     def _stage(self, name: str, started: float) -> None:
         if self.on_stage is not None:
@@ -335,7 +290,7 @@ def _featurize(scorer: Scorer, rows: Sequence[Row], histories: Histories) -> Mat
     return scorer.featurizer.advance(rows, histories)
 
 
-def _decided(task: _Task, scorer: Scorer, x: Any, margin: float, probability: float, degraded: list[str]) -> Decided:
+def _decided(task: Task, scorer: Scorer, x: Any, margin: float, probability: float, degraded: list[str]) -> Decided:
     row, request = task.row, task.request
     is_fraud, risk_level, decision = scorer.policy.decide(probability)
     return Decided(
@@ -357,15 +312,3 @@ def _decided(task: _Task, scorer: Scorer, x: Any, margin: float, probability: fl
         row.roles.get("merchant_id"),
         row.amount,
     )
-
-
-_any = msgspec.json.Decoder(dict[str, Any])
-
-
-def _transaction_id(raw: msgspec.Raw) -> str | None:
-    """Return the id of a bad row where it has a usable one."""
-    try:
-        name = _any.decode(raw).get("transaction_id")
-    except msgspec.DecodeError:
-        return None
-    return name if isinstance(name, str) and len(name) <= MAX_ID_LENGTH else None

@@ -1,0 +1,139 @@
+"""Tiny real models, trained in a moment on the project's own features, for tests of what stands around them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+
+from fraud.bundle import canonical_json, write_bundle
+from fraud.features import HISTORY_FEATURES, Featurizer, Histories
+from fraud.model import Model
+from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
+from fraud.scorer import golden_of
+
+START_MS = 1_767_225_600_000  # 2026-01-01
+TRANSACTION_SPEC = FeatureSpec(
+    "transaction",
+    (
+        *(Feature(name, "history", meaning=feature.meaning) for name, feature in HISTORY_FEATURES.items()),
+        Feature("category", "request", "categorical", ("cafe", "fuel", "shop"), missing=True),
+        Feature("basket_size", "request", minimum=0.0, missing=True),
+    ),
+    tuple(
+        Role(name, missing=True)
+        for name in (
+            "merchant_id",
+            "category",
+            "device_id",
+            "latitude",
+            "longitude",
+            "merchant_latitude",
+            "merchant_longitude",
+        )
+    ),
+)
+FEATURES_SPEC = FeatureSpec(
+    "features",
+    (
+        Feature("income", "request", minimum=0.0),
+        Feature("velocity", "request", missing=True),
+        Feature("has_phone", "request", "boolean"),
+        Feature("email_domain", "request", "categorical", ("corporate", "disposable", "free")),
+    ),
+)
+AMOUNT_QUANTILES = [float(q) for q in np.geomspace(1.0, 500.0, 100)]
+POLICY = {
+    "review_threshold": 0.3,
+    "decline_threshold": 0.7,
+    "risk_levels": {"medium": 0.2, "high": 0.5, "critical": 0.8},
+}
+
+
+def rfc3339(event_time_ms: int) -> str:
+    return datetime.fromtimestamp(event_time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def transactions(n: int, seed: int, *, customers: int = 20, merchants: int = 12) -> list[dict[str, Any]]:
+    """Random transactions in the order of their event times, about one a minute, some fields missing."""
+    rng = np.random.default_rng(seed)
+    times = START_MS + np.cumsum(rng.integers(1, 120_000, n))
+    instances = []
+    for i, time in enumerate(times.tolist()):
+        instance: dict[str, Any] = {
+            "transaction_id": f"t{seed}-{i}",
+            "event_time": rfc3339(time),
+            "customer_id": f"c{rng.integers(customers)}",
+            "merchant_id": f"m{rng.integers(merchants)}",
+            "amount": round(float(rng.lognormal(3.0, 1.0)) + 0.01, 2),
+            "category": ["cafe", "fuel", "shop"][rng.integers(3)],
+            "device_id": f"d{rng.integers(5)}",
+            "latitude": float(rng.uniform(-60, 60)),
+            "longitude": float(rng.uniform(-180, 180)),
+            "merchant_latitude": float(rng.uniform(-60, 60)),
+            "merchant_longitude": float(rng.uniform(-180, 180)),
+            "basket_size": float(rng.integers(1, 9)),
+        }
+        for name in ("merchant_id", "category", "device_id", "latitude", "merchant_latitude", "basket_size"):
+            if rng.random() < 0.1:
+                del instance[name]
+        instances.append(instance)
+    return instances
+
+
+def ready_rows(n: int, seed: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "income": float(rng.lognormal(10.0, 0.5)),
+            "velocity": float(rng.normal()),
+            "has_phone": bool(rng.random() < 0.5),
+            "email_domain": ["corporate", "disposable", "free"][rng.integers(3)],
+        }
+        for _ in range(n)
+    ]
+
+
+def write_tiny_bundle(folder: Path, kind: Kind, *, name: str | None = None, seed: int = 0) -> Path:
+    """Train and write a bundle of 300 rows and 12 small trees, whose probabilities spread from 0 to 1."""
+    spec = TRANSACTION_SPEC if kind == "transaction" else FEATURES_SPEC
+    quantiles = AMOUNT_QUANTILES if kind == "transaction" else []
+    instances = [json.dumps(i).encode() for i in (transactions if kind == "transaction" else ready_rows)(300, seed)]
+    decoder, featurizer = RowDecoder(spec), Featurizer(spec, quantiles)
+    rows = [decoder.decode(instance, "$") for instance in instances]
+    X = featurizer.advance(rows, Histories.new(rows)) if kind == "transaction" else featurizer.ready(rows)
+    y = np.random.default_rng(seed).random(300) < 1 / (1 + np.exp(-2 * (X[:, 0] - X[:, 0].mean()) / X[:, 0].std()))
+    categorical = [i for i, feature in enumerate(spec.features) if feature.type == "categorical"]
+    booster = lightgbm.train(
+        {"objective": "binary", "num_leaves": 7, "min_data_in_leaf": 5, "verbose": -1, "seed": seed, "num_threads": 1},
+        lightgbm.Dataset(X, y, feature_name=list(spec.names), categorical_feature=categorical),
+        12,
+    )
+    text = booster.model_to_string()
+    calibrator = {"x": [-3.0, -1.0, 0.0, 1.0, 3.0], "y": [0.01, 0.2, 0.45, 0.75, 0.99]}
+    write_bundle(
+        folder,
+        {
+            "features.json": canonical_json(spec),
+            "preprocessor.json": canonical_json({"amount_quantiles": quantiles}),
+            "booster.txt": text.encode(),
+            "calibrator.json": canonical_json(calibrator),
+            "policy.json": canonical_json(POLICY),
+            "model_card.md": b"# A tiny model for tests\n",
+            "metrics.json": canonical_json({}),
+            "reference.json": canonical_json({}),
+            "golden.jsonl": golden_of(instances[:5], X[:5], Model(text, calibrator)),
+        },
+        name=name or f"fraud-{kind}",
+        kind=kind,
+        libraries={"lightgbm": importlib.metadata.version("lightgbm"), "numpy": np.__version__},
+        data={"rows": 300},
+        seed=seed,
+        git_commit="",
+    )
+    return folder
