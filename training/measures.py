@@ -130,9 +130,7 @@ class Sums:
         ]
         bins = equal_mass_bins(p, CALIBRATION_BINS)
         rows += [(p - y) * (bins == b) for b in range(bins.max() + 1)]
-        self.sums = np.stack(
-            [np.bincount(cluster, weights=row, minlength=n_clusters) for row in rows], axis=1
-        )
+        self.sums = np.stack([np.bincount(cluster, weights=row, minlength=n_clusters) for row in rows], axis=1)
 
     def measures(self, counts: Ints) -> list[float]:
         total = counts @ self.sums

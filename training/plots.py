@@ -187,7 +187,9 @@ def daily(y_true: Ints, event_time_ms: Ints, scores: Scores) -> Figure:
             alerts.bar(dates, reviews, color=COLOURS[0], alpha=0.3, width=0.85, label=f"reviews: {name}")
         else:
             frauds.step(dates, found, where="mid", color=COLOURS[i], label=f"found by {name}")
-        alerts.plot(dates, np.bincount(place, weights=taken > 0), "o-", ms=3, color=COLOURS[i], label=f"alerts: {name}")
+        alerted = np.bincount(place, weights=taken > 0)
+        alerts.plot(dates, alerted, "o-", ms=3, color=COLOURS[i], label=f"alerts: {name}")
+        busiest.append(alerted.max())
     frauds.set(title="Frauds a day", ylabel="Frauds")
     alerts.set(title="Alerts a day (reviewed or declined)", ylabel="Transactions", xlabel="Day of the event (UTC)")
     locator: Any = AutoDateLocator()  # type: ignore[no-untyped-call]
