@@ -184,7 +184,10 @@ def test_feature_models_without_times_and_amounts_get_a_report(tmp_path: Path) -
     assert not (tmp_path / "plots" / "daily.png").exists()
     assert not (tmp_path / "tables" / "daily.csv").exists()
     assert "Card precision" not in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "rows of 6 ready features" in model_card(material["facts"])
+    card = model_card(material["facts"])
+    assert "rows of 6 ready features" in card
+    assert "on the first feature\nalone" in card
+    assert "became known" not in card
 
 
 def test_model_card_is_the_same_every_time_and_has_no_float_noise(material: Material) -> None:

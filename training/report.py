@@ -200,7 +200,13 @@ def model_card(facts: ModelFacts) -> str:
     definitions: dict[str, list[str]] = {}
     for name in facts.metrics:
         definitions.setdefault(MEASURES[name].meaning, []).append(MEASURES[name].title)
-    return template.render(facts=facts, test=facts.windows[-1], limits=limits(facts), definitions=definitions)
+    return template.render(
+        facts=facts, test=facts.windows[-1], plain=_plain_fields(facts), limits=limits(facts), definitions=definitions
+    )
+
+
+def _plain_fields(facts: ModelFacts) -> str:
+    return "the request's own fields" if facts.spec.kind == "transaction" else "the first feature"
 
 
 def write_report(
@@ -255,6 +261,7 @@ def write_report(
             features=written["features"].to_dict("records"),
             images=images,
             captions=CAPTIONS,
+            plain=_plain_fields(facts),
             limits=limits(facts),
             tiles=[name for name in TILES if name in facts.metrics],
             run=run or {},
