@@ -1,0 +1,323 @@
+"""The data plane: rows fail alone, retries change nothing, and batches answer as single requests do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fraud.errors import FraudError, StoreError, UnknownModel
+from fraud.features import Histories
+from fraud.scorer import Scorer
+from fraud.stores.sqlite import SqliteStore
+from serving.answers import RowsRefused
+from serving.dataplane import DataPlane
+from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
+    folder = tmp_path_factory.mktemp("bundles")
+    loaded = [
+        Scorer.load(write_tiny_bundle(folder / "transaction", "transaction")),
+        Scorer.load(write_tiny_bundle(folder / "features", "features")),
+    ]
+    return {scorer.name.name: scorer for scorer in loaded}
+
+
+class Caller:
+    """Sends bodies to a data plane over a SQLite store, from outside the event loop."""
+
+    def __init__(self, scorers: dict[str, Scorer], path: Path) -> None:
+        self.runner = asyncio.Runner()
+        self.plane = DataPlane(scorers, SqliteStore(path / "history.db", durable=False))
+
+    def outcomes(self, *requests: list[dict[str, Any]], explain: bool = False, model: str | None = None) -> list[Any]:
+        bodies = [json.dumps({"instances": instances, "model": model}).encode() for instances in requests]
+        decoded = [self.plane.decode(body, explain=explain) for body in bodies]
+        answers = self.runner.run(self.plane.run(decoded))
+        return [answer if isinstance(answer, FraudError) else json.loads(answer)["predictions"] for answer in answers]
+
+    def __call__(self, *instances: dict[str, Any], explain: bool = False, model: str | None = None) -> Any:
+        (outcome,) = self.outcomes(list(instances), explain=explain, model=model)
+        if isinstance(outcome, FraudError):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        self.runner.run(self.plane.close())
+        self.runner.close()
+
+
+@pytest.fixture
+def call(scorers: dict[str, Scorer], tmp_path: Path) -> Iterator[Caller]:
+    caller = Caller(scorers, tmp_path)
+    yield caller
+    caller.close()
+
+
+def offline(scorer: Scorer, instances: list[dict[str, Any]]) -> Any:
+    """Raw margins of transactions walked at once, outside the service."""
+    rows = [scorer.decoder.decode(json.dumps(instance).encode(), "$") for instance in instances]
+    return scorer.score(scorer.featurizer.advance(rows, Histories.new(rows)))[0]
+
+
+def test_one_at_a_time_equals_the_offline_walk(call: Caller, scorers: dict[str, Scorer]) -> None:
+    instances = transactions(150, 7, customers=6, merchants=4)
+    margins = [call(instance, explain=True)[0]["raw_margin"] for instance in instances]
+    assert margins == offline(scorers["fraud-transaction"], instances).tolist()
+    assert len(set(margins)) > 50
+
+
+@pytest.mark.parametrize("rows_each", [1, 7, 150])
+def test_a_batch_of_callers_equals_one_at_a_time(call: Caller, scorers: dict[str, Scorer], rows_each: int) -> None:
+    instances = transactions(150, 7, customers=6, merchants=4)
+    requests = [instances[i : i + rows_each] for i in range(0, 150, rows_each)]
+    outcomes = call.outcomes(*requests, explain=True)
+    margins = [row["raw_margin"] for outcome in outcomes for row in outcome]
+    assert margins == offline(scorers["fraud-transaction"], instances).tolist()
+
+
+def test_the_answer_has_the_fields_of_the_contract(call: Caller, scorers: dict[str, Scorer]) -> None:
+    name = scorers["fraud-transaction"].name
+    instance = transactions(1, 1)[0]
+    row = call(instance)[0]
+    assert list(row) == [
+        "transaction_id",
+        "fraud_probability",
+        "prediction",
+        "risk_level",
+        "decision",
+        "model",
+        "degraded",
+    ]
+    assert row["transaction_id"] == instance["transaction_id"]
+    assert row["model"] == {"name": name.name, "version": name.version, "digest": name.digest}
+    assert row["degraded"] == []
+    assert (row["decision"] == "approve") is (row["prediction"] is False)
+
+
+def test_an_explanation_adds_up_and_names_its_strongest_reasons(call: Caller, scorers: dict[str, Scorer]) -> None:
+    for row in call(*transactions(50, 2), explain=True):
+        assert row["base_value"] + sum(row["contributions"].values()) == pytest.approx(row["raw_margin"], abs=1e-9)
+        assert list(row["contributions"]) == list(scorers["fraud-transaction"].spec.names)
+        sizes = [abs(reason["contribution"]) for reason in row["reasons"]]
+        assert 1 <= len(sizes) <= 5
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] == max(map(abs, row["contributions"].values()))
+        for reason in row["reasons"]:
+            assert reason["direction"] == ("raises" if reason["contribution"] > 0 else "lowers")
+            assert reason["contribution"] == row["contributions"][reason["feature"]]
+
+
+def test_a_retry_gets_the_same_decision_and_tells_the_history_once(call: Caller) -> None:
+    first, second = transactions(2, 3, customers=1, merchants=1)
+    answer = call(first)
+    later = call(second)
+    reordered = dict(reversed(first.items()))
+    assert call(reordered) == answer  # as it was scored then, before the second
+    assert call(first, second) == answer + later
+    profile = call.runner.run(call.plane.store.profile(first["customer_id"]))
+    assert profile is not None
+    assert profile.state["count"][0] == 2
+    assert call.plane.counts["rows_recalled"] == 3
+
+
+def test_an_id_twice_in_one_batch_is_one_decision(call: Caller) -> None:
+    instance = transactions(1, 4)[0]
+    changed = {**instance, "amount": instance["amount"] + 1}
+    (one, two), (three, four) = call.outcomes([instance, instance], [instance, changed])
+    assert one == two == three
+    assert four["error"]["code"] == "idempotency_conflict"
+    assert four["error"]["path"] == "$.instances[1].transaction_id"
+    profile = call.runner.run(call.plane.store.profile(instance["customer_id"]))
+    assert profile is not None
+    assert profile.state["count"][0] == 1
+
+
+def test_an_id_with_other_contents_is_refused_alone(call: Caller) -> None:
+    instance, other = transactions(2, 5)
+    call(instance)
+    changed = {**instance, "amount": instance["amount"] + 0.01}
+    refused, scored = call(changed, other)
+    assert refused["transaction_id"] == instance["transaction_id"]
+    assert "was scored before with other contents" in refused["error"]["message"]
+    assert "fraud_probability" in scored
+    with pytest.raises(RowsRefused) as caught:
+        call(changed)
+    assert (caught.value.http_status, caught.value.code) == (409, "idempotency_conflict")
+
+
+def test_explain_of_a_scored_transaction_explains_it_as_scored(call: Caller) -> None:
+    first, second = transactions(2, 6, customers=1, merchants=1)
+    answer = call(first)[0]
+    call(second)
+    explained = call(first, explain=True)[0]
+    assert {key: explained[key] for key in answer} == answer
+    assert call(second, explain=True)[0]["raw_margin"] != explained["raw_margin"]
+
+
+def test_explain_scores_and_records_what_is_new(call: Caller) -> None:
+    instance = transactions(1, 8)[0]
+    explained = call(instance, explain=True)[0]
+    answer = call(instance)[0]
+    assert answer == {key: explained[key] for key in answer}
+
+
+def test_a_bad_row_fails_alone_with_its_path(call: Caller) -> None:
+    good, bad, late = transactions(3, 9)
+    bad["amount"] = 0
+    late["event_time"] = rfc3339(4_102_444_800_000)  # 2100
+    one, two, three = call(good, bad, late)
+    assert one["transaction_id"] == good["transaction_id"]
+    assert two["transaction_id"] == bad["transaction_id"]
+    assert two["error"]["path"] == "$.instances[1].amount"
+    assert "ahead of the server's clock" in three["error"]["message"]
+    assert call.plane.counts["rows_refused"] == 2
+
+
+def test_when_every_row_is_bad_the_request_is(call: Caller) -> None:
+    bad = [{**instance, "amount": -1} for instance in transactions(2, 10)]
+    with pytest.raises(RowsRefused) as caught:
+        call(*bad)
+    assert caught.value.http_status == 422
+    assert caught.value.path == "$.instances[0].amount"
+    assert [error["path"] for error in caught.value.errors] == ["$.instances[0].amount", "$.instances[1].amount"]
+
+
+def test_every_row_of_a_long_request_has_its_place(call: Caller) -> None:
+    instances = transactions(1000, 11)
+    for i in range(0, 1000, 100):
+        instances[i]["amount"] = -1.0
+    rows = call(*instances)
+    assert [row["transaction_id"] for row in rows] == [instance["transaction_id"] for instance in instances]
+    assert [i for i, row in enumerate(rows) if "error" in row] == list(range(0, 1000, 100))
+    with pytest.raises(RowsRefused):
+        call(*[{**instance, "amount": -1.0} for instance in instances])
+
+
+def test_unknown_fields_are_ignored_and_counted(call: Caller) -> None:
+    instance = transactions(1, 12)[0]
+    answer = call({**instance, "note": "vip", "tags": [1, 2]})
+    assert call.plane.counts["extra_fields"] == 2
+    assert call(instance) == answer
+
+
+def test_a_request_is_answered_by_the_model_it_names(call: Caller) -> None:
+    row = call(*ready_rows(1, 1), model="fraud-features")[0]
+    assert row["model"]["name"] == "fraud-features"
+    assert row["transaction_id"] is None
+    with pytest.raises(UnknownModel, match="served: fraud-transaction, fraud-features"):
+        call(*ready_rows(1, 1), model="other")
+
+
+def test_ready_features_are_recorded_under_their_id_alone(call: Caller) -> None:
+    with_id = {**ready_rows(1, 2)[0], "transaction_id": "a1"}
+    answer = call(with_id, model="fraud-features")
+    assert call(with_id, model="fraud-features") == answer
+    with pytest.raises(RowsRefused) as caught:
+        call({**with_id, "income": 1.0}, model="fraud-features")
+    assert caught.value.code == "idempotency_conflict"
+    transaction = {**transactions(1, 13)[0], "transaction_id": "a1"}
+    assert call(transaction)[0]["model"]["name"] == "fraud-transaction"  # ids of another kind are others
+
+
+def test_ready_features_plain_or_not_score_the_same(call: Caller) -> None:
+    rows = ready_rows(20, 3)
+    plain = call(*rows, model="fraud-features")
+    explained = call(*rows, explain=True, model="fraud-features")
+    recorded = call(*[{**r, "transaction_id": f"r{i}"} for i, r in enumerate(rows)], model="fraud-features")
+    assert [r["fraud_probability"] for r in plain] == [r["fraud_probability"] for r in explained]
+    assert [r["fraud_probability"] for r in plain] == [r["fraud_probability"] for r in recorded]
+
+
+def test_models_of_both_kinds_share_a_batch(call: Caller) -> None:
+    body = [json.dumps({"instances": transactions(3, 14)}).encode()]
+    body += [json.dumps({"instances": ready_rows(2, 4), "model": "fraud-features"}).encode()]
+    answers = call.runner.run(call.plane.run([call.plane.decode(b, explain=False) for b in body]))
+    names = [[r["model"]["name"] for r in json.loads(a)["predictions"]] for a in answers if isinstance(a, bytes)]
+    assert names == [["fraud-transaction"] * 3, ["fraud-features"] * 2]
+
+
+def test_a_swap_leaves_decoded_requests_with_their_version(
+    call: Caller, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    other = Scorer.load(write_tiny_bundle(tmp_path / "other", "transaction", seed=1))
+    assert other.name.digest != scorers["fraud-transaction"].name.digest
+    first, second = transactions(2, 15)
+    decoded = call.plane.decode(json.dumps({"instances": [first]}).encode(), explain=False)
+    call.plane.scorers = {"fraud-transaction": other}
+    (answer,) = call.runner.run(call.plane.run([decoded]))
+    assert isinstance(answer, bytes)
+    row = json.loads(answer)["predictions"][0]
+    assert row["model"]["digest"] == scorers["fraud-transaction"].name.digest
+    assert call(second)[0]["model"]["digest"] == other.name.digest
+    assert call(first) == [row]  # a retry after the swap
+    with pytest.raises(RowsRefused, match="is not served here"):
+        call(first, explain=True)  # the version that scored it is gone
+
+
+def test_decisions_and_histories_survive_a_restart(scorers: dict[str, Scorer], tmp_path: Path) -> None:
+    instances = transactions(20, 16, customers=2)
+    before = Caller(scorers, tmp_path)
+    answers = before(*instances[:10])
+    before.close()
+    after = Caller(scorers, tmp_path)
+    assert after(*instances[:10]) == answers
+    margins = [row["raw_margin"] for row in after(*instances[10:], explain=True)]
+    assert margins == offline(scorers["fraud-transaction"], instances).tolist()[10:]
+    after.close()
+
+
+def test_two_workers_with_the_same_transactions_give_one_decision_each(
+    scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    instances = transactions(40, 17, customers=3, merchants=2)
+
+    async def worker(plane: DataPlane) -> list[Any]:
+        answers = []
+        for instance in instances:
+            request = plane.decode(json.dumps({"instances": [instance]}).encode(), explain=False)
+            answers += await plane.run([request])
+        return answers
+
+    async def both() -> tuple[list[Any], list[Any], Any]:
+        planes = [DataPlane(scorers, SqliteStore(tmp_path / "history.db", durable=False)) for _ in range(2)]
+        one, two = await asyncio.gather(*(worker(plane) for plane in planes))
+        states = [await planes[0].store.profile(f"c{i}") for i in range(3)]
+        for plane in planes:
+            await plane.close()
+        return one, two, states
+
+    one, two, profiles = asyncio.run(both())
+    assert one == two
+    rows = [scorers["fraud-transaction"].decoder.decode(json.dumps(i).encode(), "$") for i in instances]
+    alone = Histories.new(rows)
+    scorers["fraud-transaction"].featurizer.advance(rows, alone)
+    for profile in profiles:
+        at = alone.customer_ids.index(profile.customer_id)
+        assert profile.state[0].tobytes() == alone.customers[at].tobytes()
+
+
+def test_a_store_that_fails_is_an_error_of_the_request_not_of_the_service(call: Caller, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        db.execute("ALTER TABLE decisions RENAME TO hidden")
+    (outcome,) = call.outcomes(transactions(1, 18))
+    assert isinstance(outcome, StoreError)
+    with sqlite3.connect(tmp_path / "history.db") as db:
+        db.execute("ALTER TABLE hidden RENAME TO decisions")
+    assert call(*transactions(1, 18))[0]["degraded"] == []
+
+
+def test_stages_are_timed(call: Caller) -> None:
+    seconds: dict[str, float] = {}
+    call.plane.on_stage = seconds.__setitem__
+    call(*transactions(3, 19), explain=True)
+    assert set(seconds) == {"recall", "featurize", "score", "record", "explain"}
+    assert np.all(np.array(list(seconds.values())) > 0)
