@@ -45,6 +45,18 @@ class Settings(BaseSettings):
         4096, ge=1000, description="Rows that may wait to be scored, small requests and large ones each; then 503."
     )
 
+    model_poll_s: float = Field(
+        1.0,
+        ge=0.05,
+        description="How often each worker looks for another version of its models, seconds, give or take 20%.",
+    )
+    shadow: bool = Field(
+        False, description="Whether the registry's challenger also scores what the champion answers, and is recorded."
+    )
+    canary_share: float = Field(
+        0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
+    )
+
     @classmethod
     def read(cls) -> Settings:
         """Return the settings of this environment.

@@ -1,0 +1,237 @@
+"""Swaps of models in one worker: verified before they serve, at once, without a trace of the old one left."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import shutil
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.models import ModelStore
+
+from fraud.bundle import read_manifest, short
+from fraud.errors import BundleError, RegistryError
+from fraud.registry import Registry
+from fraud.scorer import Scorer
+from fraud.settings import Settings
+from serving.active import ActiveModels, Swap
+from tests.tiny import write_tiny_bundle
+from wandb_sync.store import BentoStore
+
+NAME = "fraud-features"
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test on an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+@dataclass
+class Home:
+    """A BENTOML_HOME with two versions of one model, the first in production."""
+
+    path: Path
+    registry: Registry
+    tags: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+    def settings(self, **more: Any) -> Settings:
+        return Settings(model=NAME, BENTOML_HOME=self.path, model_poll_s=0.05, **more)
+
+    def promote(self, version: int) -> None:
+        self.registry.move(NAME, self.digests[version], "production", who="test", why="")
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    path = tmp_path_factory.mktemp("home")
+    home = Home(path, Registry(path / "fraud" / "registry.db"))
+    for seed in (1, 2, 3):
+        bundle = write_tiny_bundle(path / f"bundle{seed}", "features", seed=seed)
+        digest, manifest = read_manifest(bundle)
+        home.tags.append(BentoStore(path).import_bundle(bundle, {}))
+        home.digests.append(digest)
+        home.registry.register(NAME, digest, manifest.preprocessor_digest, who="test")
+    home.promote(0)
+    return home
+
+
+@pytest.fixture
+def home(stocked: Home, tmp_path: Path) -> Iterator[Home]:
+    path = tmp_path / "home"
+    shutil.copytree(stocked.path, path)
+    BentoMLContainer.model_store.set(ModelStore(path / "models"))
+    yield Home(path, Registry(path / "fraud" / "registry.db"), stocked.tags, stocked.digests)
+    BentoMLContainer.model_store.reset()
+
+
+@dataclass
+class Worker:
+    """What a worker serves, and what it was told of swaps."""
+
+    models: ActiveModels
+    champions: dict[str, Scorer] = field(default_factory=dict)
+    challengers: dict[str, Scorer] = field(default_factory=dict)
+    swaps: list[Swap] = field(default_factory=list)
+
+    def install(self, champions: dict[str, Scorer], challengers: dict[str, Scorer]) -> None:
+        self.champions, self.challengers = champions, challengers
+
+    @property
+    def served(self) -> str:
+        return self.champions[NAME].name.digest
+
+
+async def start(settings: Settings, *, poll: bool = False) -> Worker:
+    swaps: list[Swap] = []
+    worker = Worker(ActiveModels(settings, on_swap=swaps.append), swaps=swaps)
+    await worker.models.load()
+    worker.models.follow(worker.install)
+    if not poll:
+        assert worker.models._task is not None
+        worker.models._task.cancel()
+    return worker
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@in_loop
+async def test_worker_follows_the_alias_there_and_back(home: Home) -> None:
+    worker = await start(home.settings(), poll=True)
+    assert worker.served == home.digests[0]
+    home.promote(1)
+    await until(lambda: worker.served == home.digests[1])
+    home.registry.rollback(NAME, who="test", why="worse")
+    await until(lambda: worker.served == home.digests[0])
+    assert [swap.tag for swap in worker.swaps] == [home.tags[0], home.tags[1], home.tags[0]]
+    assert all(swap.error is None for swap in worker.swaps)
+    await worker.models.close()
+
+
+@in_loop
+async def test_version_in_use_outlives_its_swap_and_is_then_freed(home: Home) -> None:
+    worker = await start(home.settings())
+    in_flight = worker.champions[NAME]
+    old = weakref.ref(in_flight)
+    home.promote(1)
+    await worker.models.check()
+    assert worker.served == home.digests[1]
+    assert in_flight.name.digest == home.digests[0]
+    gc.disable()  # the service freezes what it starts with, so no collector may be needed
+    try:
+        del in_flight
+        assert old() is None
+    finally:
+        gc.enable()
+    await worker.models.close()
+
+
+@in_loop
+async def test_broken_bundle_leaves_the_old_one_and_is_not_tried_all_the_time(home: Home) -> None:
+    worker = await start(home.settings())
+    booster = home.path / "models" / NAME / short(home.digests[1]) / "booster.txt"
+    whole = booster.read_bytes()
+    booster.write_bytes(whole[:-100] + b"x" + whole[-99:])
+    home.promote(1)
+    for _ in range(5):
+        await worker.models.check()
+    assert worker.served == home.digests[0]
+    assert [type(swap.error) for swap in worker.swaps[1:]] == [BundleError]
+    (failed,) = worker.models.describe()["failed_swaps"]
+    assert failed["wanted"] == home.tags[1]
+    assert failed["code"] == "bundle"
+    booster.write_bytes(whole)
+    await worker.models.check(now=True)
+    assert worker.served == home.digests[1]
+    assert worker.models.describe()["failed_swaps"] == []
+    await worker.models.close()
+
+
+@in_loop
+async def test_version_missing_from_the_store_leaves_the_old_one(home: Home) -> None:
+    worker = await start(home.settings())
+    shutil.rmtree(home.path / "models" / NAME / short(home.digests[1]))
+    home.promote(1)
+    await worker.models.check()
+    assert worker.served == home.digests[0]
+    assert isinstance(worker.swaps[-1].error, RegistryError)
+    home.promote(2)
+    await worker.models.check()
+    assert worker.served == home.digests[2]
+    assert worker.models.describe()["failed_swaps"] == []
+    await worker.models.close()
+
+
+@in_loop
+async def test_unreadable_registry_leaves_everything(home: Home) -> None:
+    worker = await start(home.settings())
+    home.registry.path.write_bytes(b"no database at all" * 100)
+    await worker.models.check()
+    assert worker.served == home.digests[0]
+    assert worker.models.describe()["registry_readable"] is False
+    await worker.models.close()
+
+
+@in_loop
+async def test_start_fails_on_a_broken_bundle(home: Home) -> None:
+    (home.path / "models" / NAME / short(home.digests[0]) / "calibrator.json").unlink()
+    with pytest.raises(BundleError, match=r"calibrator\.json is missing"):
+        await start(home.settings())
+
+
+@in_loop
+async def test_pinned_version_does_not_follow(home: Home) -> None:
+    settings = Settings(model=home.tags[0], BENTOML_HOME=home.path)
+    worker = await start(settings)
+    home.promote(1)
+    await worker.models.check()
+    assert worker.served == home.digests[0]
+    await worker.models.close()
+
+
+@in_loop
+async def test_challenger_comes_and_goes_with_its_alias(home: Home) -> None:
+    home.registry.move(NAME, home.digests[1], "challenger", who="test", why="")
+    worker = await start(home.settings(shadow=True))
+    assert worker.challengers[NAME].name.digest == home.digests[1]
+    home.promote(1)  # it won: what it is loaded for already is not loaded again
+    challenger = worker.challengers[NAME]
+    await worker.models.check()
+    assert worker.champions[NAME] is challenger
+    assert worker.challengers == {}
+    await worker.models.close()
+
+
+@in_loop
+async def test_challenger_is_not_loaded_where_nobody_asks_for_it(home: Home) -> None:
+    home.registry.move(NAME, home.digests[1], "challenger", who="test", why="")
+    worker = await start(home.settings())
+    assert worker.challengers == {}
+    await worker.models.close()
+
+
+@in_loop
+async def test_broken_challenger_does_not_keep_the_service_from_starting(home: Home) -> None:
+    home.registry.move(NAME, home.digests[1], "challenger", who="test", why="")
+    (home.path / "models" / NAME / short(home.digests[1]) / "policy.json").unlink()
+    worker = await start(home.settings(canary_share=0.5))
+    assert worker.served == home.digests[0]
+    assert worker.challengers == {}
+    assert worker.models.describe()["failed_swaps"][0]["role"] == "challenger"
+    await worker.models.close()
