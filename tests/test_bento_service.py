@@ -1,0 +1,240 @@
+"""The service as `bentoml serve` starts it: BentoML's clients, its OpenAPI document, its own pages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import jsonschema_rs
+import pytest
+
+from tests.tiny import ready_rows, transactions, write_tiny_bundle
+from wandb_sync.store import BentoStore
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Served:
+    port: int
+    environment: dict[str, str]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, _parsed(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, _parsed(error.read())
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A Bento store with one tiny model of each kind."""
+    home = tmp_path_factory.mktemp("bentoml")
+    tags = [
+        BentoStore(home).import_bundle(write_tiny_bundle(home / kind, kind, name=f"tiny-{kind}"), {})
+        for kind in ("transaction", "features")
+    ]
+    return {
+        **os.environ,
+        "BENTOML_HOME": str(home),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "FRAUD_MODEL": ",".join(tags),
+        "FRAUD_STATE_DIR": str(home / "state"),
+    }
+
+
+@pytest.fixture(scope="module")
+def served(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    log = tmp_path_factory.mktemp("served") / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    client = bentoml.SyncHTTPClient(f"http://127.0.0.1:{port}", server_ready_timeout=60)
+    client.close()
+    yield Served(port, environment, log)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(30) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_both_models_score_and_say_which_answered(served: Served) -> None:
+    status, answer = served.ask("/predict", {"instances": transactions(3, 1)})
+    assert status == 200
+    assert [p["transaction_id"] for p in answer["predictions"]] == ["t1-0", "t1-1", "t1-2"]
+    assert {p["model"]["name"] for p in answer["predictions"]} == {"tiny-transaction"}
+    status, answer = served.ask("/explain", {"instances": ready_rows(2, 1), "model": "tiny-features"})
+    assert status == 200
+    for p in answer["predictions"]:
+        assert p["base_value"] + sum(p["contributions"].values()) == pytest.approx(p["raw_margin"], abs=1e-9)
+    status, answer = served.ask("/predict", {"instances": ready_rows(1, 1), "model": "other"})
+    assert (status, answer["error"]["code"]) == (404, "unknown_model")
+
+
+def test_concurrent_answers_equal_single_ones(served: Served) -> None:
+    bodies = [{"instances": [row], "model": "tiny-features"} for row in ready_rows(200, 2)]
+    bad = {"instances": [{**ready_rows(1, 2)[0], "income": "much"}], "model": "tiny-features"}
+    alone = [served.ask("/predict", body) for body in bodies]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(
+            pool.map(lambda body: served.ask("/predict", body), [b for body in bodies for b in (body, bad)])
+        )
+    assert together[::2] == alone
+    assert {(status, answer["error"]["path"]) for status, answer in together[1::2]} == {(422, "$.instances[0].income")}
+
+
+def test_bentoml_clients_call_both_apis(served: Served) -> None:
+    rows = ready_rows(4, 3)
+    expected = served.ask("/predict", {"instances": rows, "model": "tiny-features"})[1]
+    with bentoml.SyncHTTPClient(served.url) as client:
+        assert client.is_ready()
+        assert client.predict(instances=rows, model="tiny-features") == expected
+        with pytest.raises(bentoml.exceptions.BentoMLException, match="unknown_model"):
+            client.predict(instances=rows, model="other")
+
+    async def explain() -> list[Any]:
+        async with bentoml.AsyncHTTPClient(served.url) as client:
+            calls = [client.explain(instances=[row], model="tiny-features") for row in rows]
+            return [answer["predictions"][0] for answer in await asyncio.gather(*calls)]
+
+    explained = asyncio.run(explain())
+    assert [e["fraud_probability"] for e in explained] == [p["fraud_probability"] for p in expected["predictions"]]
+    assert all(e["reasons"] for e in explained)
+
+
+def test_a_bad_row_comes_back_in_its_place_through_bentomls_client(served: Served) -> None:
+    good, bad = ready_rows(2, 4)
+    del bad["income"]
+    with bentoml.SyncHTTPClient(served.url) as client:
+        answers = client.predict(instances=[good, bad], model="tiny-features")["predictions"]
+    assert answers[0]["decision"] in ("approve", "review", "decline")
+    assert answers[1]["error"]["path"] == "$.instances[1]"
+    assert "income" in answers[1]["error"]["message"]
+
+
+def test_the_openapi_document_describes_what_is_answered(served: Served) -> None:
+    status, document = served.ask("/docs.json")
+    assert (status, document["openapi"]) == (200, "3.1.0")
+
+    def holds(path: str, body: Any, expected_status: int) -> None:
+        status, answer = served.ask(path, body)
+        assert status == expected_status
+        operation = document["paths"][path]["get" if body is None else "post"]
+        schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
+        jsonschema_rs.validate({**schema, "components": document["components"]}, answer)
+
+    row, bad = ready_rows(2, 5)
+    bad["has_phone"] = "yes"
+    for path in ("/predict", "/explain"):
+        holds(path, {"instances": [row], "model": "tiny-features"}, 200)
+        holds(path, {"instances": [row, bad], "model": "tiny-features"}, 200)
+        holds(path, {"instances": [bad], "model": "tiny-features"}, 422)
+        holds(path, {"instances": []}, 422)
+        holds(path, {"instances": [row], "model": "other"}, 404)
+    holds("/readyz", None, 200)
+    request = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    jsonschema_rs.validate({**request, "components": document["components"]}, {"instances": transactions(2, 6)})
+    references = set(_references(document))
+    assert references <= {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        yield from [part["$ref"]] if isinstance(part.get("$ref"), str) else []
+        for value in part.values():
+            yield from _references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _references(value)
+
+
+def test_bentomls_own_pages_stay(served: Served) -> None:
+    assert served.ask("/livez")[0] == 200
+    assert "bentoml_service_request" in served.ask("/metrics")[1]
+    assert served.ask("/schema.json")[1]["name"] == "fraud_bento"
+    assert served.ask("/")[0] == 200
+    status, answer = served.ask("/nothing")
+    assert (status, answer["error"]["code"]) == (404, "not_found")
+
+
+BENTOML_ALONE = """
+import asyncio, json, sys
+import bentoml, httpx
+from service import FraudBento
+
+async def main():
+    app = bentoml.Service.to_asgi(FraudBento)  # BentoML's own application, without the front door
+    async with app.router.lifespan_context(app):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bento") as client:
+            bodies = json.load(sys.stdin)
+            answers = await asyncio.gather(*[client.post("/predict", json=body) for body in bodies])
+            print(json.dumps([answer.json() for answer in answers]))
+
+asyncio.run(main())
+"""
+
+
+def test_bentomls_own_way_scores_with_the_same_code(served: Served, tmp_path: Path) -> None:
+    bodies = [{"instances": [row], "model": "tiny-features"} for row in ready_rows(20, 7)]
+    environment = {**served.environment, "FRAUD_STATE_DIR": str(tmp_path)}
+    script = subprocess.run(
+        [sys.executable, "-c", BENTOML_ALONE],
+        input=json.dumps(bodies),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = json.loads(script.stdout.splitlines()[-1])
+    assert answers == [served.ask("/predict", body)[1] for body in bodies]
+
+
+def test_without_a_model_serving_fails_at_once_and_says_what_to_do(environment: dict[str, str], tmp_path: Path) -> None:
+    empty = {**environment, "BENTOML_HOME": str(tmp_path), "FRAUD_MODEL": "fraud-transaction"}
+    serve = subprocess.run(
+        [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", "0"],
+        cwd=ROOT,
+        env=empty,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert serve.returncode != 0
+    assert "the Bento store has no version of 'fraud-transaction'; train, import and promote one" in serve.stderr
