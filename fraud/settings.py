@@ -6,9 +6,12 @@ given as a file: `FRAUD_<NAME>_FILE` holds its path.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraud.errors import SettingsError
@@ -57,6 +60,79 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
     )
 
+    durable: bool = Field(
+        True, description="Whether a decision is on the disk before it is answered; else within about a second."
+    )
+    audit_key: SecretStr = Field(
+        SecretStr(""), max_length=64, description="Key of the decision log's hash chain, to be kept apart from the log."
+    )
+    personal_fields: str = Field(
+        "",
+        pattern=r"^((customer_id|merchant_id)(,(customer_id|merchant_id))*)?$",
+        description="Ids that are stored only as keyed hashes, comma-separated: customer_id, merchant_id.",
+    )
+    personal_key: SecretStr = Field(
+        SecretStr(""), max_length=64, description="Key of those hashes; whoever has it can test a guess of an id."
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="Hashed API keys as `fraud keys create` prints them, separated by commas or lines."
+    )
+    require_keys: bool = Field(
+        False, description="Whether all paths but health ask for an API key; those under /admin always do."
+    )
+    rate_limit_per_s: float = Field(
+        0.0,
+        ge=0,
+        description="Requests a second of one key, or of one address without a key, in each worker; 0: no limit.",
+    )
+    rate_limit_burst: float = Field(
+        0.0, ge=0, description="Requests at once of one caller, in each worker; 0: one second's worth."
+    )
+    cors_origins: str = Field(
+        "", description="Origins whose pages may call the service from a browser, comma-separated; empty: none."
+    )
+    gzip_min_bytes: int = Field(
+        0, ge=0, description="Answers of at least this many bytes are compressed where the caller takes gzip; 0: none."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the service's own log.")
+    log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for a person.")
+    log_requests: Literal["all", "failed", "none"] = Field(
+        "failed", description="Which requests get a line in the log; every decision is in the decision log anyway."
+    )
+    otlp_endpoint: str = Field(
+        "", description="OpenTelemetry collector, OTLP over HTTP, such as http://collector:4318; empty: no traces."
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the traces begun here that are sent, 0 to 1; a caller's choice is kept."
+    )
+
+    store: str = Field(
+        "sqlite:",
+        description="Where histories and decisions live: sqlite: (history.db in the state folder), sqlite:path, "
+        "redis://host:port/db or postgresql://user@host/db.",
+    )
+    cold_store: str | None = Field(
+        None,
+        description="A postgresql:// URL behind a redis:// store: decisions and histories are kept there, and what "
+        "Redis has lost is read from it.",
+    )
+    store_budget_ms: float = Field(
+        5.0, gt=0, description="Longest wait for one answer of Redis, ms; the score is then made without it."
+    )
+    cold_budget_ms: float = Field(100.0, gt=0, description="Longest wait for one answer of PostgreSQL, ms.")
+    store_queue: int = Field(
+        20_000, ge=1, description="Decisions that may wait for a store that does not answer; beyond it 503."
+    )
+    durable: bool = Field(
+        True,
+        description="Whether a decision is on the disk before it is answered; without, a crash of the machine may "
+        "lose the last ones.",
+    )
+    history_ttl_days: float = Field(
+        90.0, gt=0, description="Days after which Redis forgets a customer or merchant of whom nothing was heard."
+    )
+    decision_ttl_days: float = Field(7.0, gt=0, description="Days for which Redis recalls a transaction id.")
+
     @classmethod
     def read(cls) -> Settings:
         """Return the settings of this environment.
@@ -67,7 +143,20 @@ class Settings(BaseSettings):
             Names each variable, what arrived and what is allowed.
         """
         try:
-            return cls()
+            return cls(**_from_files(cls.model_fields))
         except ValidationError as error:
             said = [f"FRAUD_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors()]
             raise SettingsError("; ".join(said)) from None
+
+
+def _from_files(names: Iterable[str]) -> dict[str, Any]:
+    values = {}
+    for name in names:
+        variable = f"FRAUD_{name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if path:
+            try:
+                values[name] = Path(path).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{variable}={path!r} cannot be read: {error}") from None
+    return values

@@ -51,6 +51,8 @@ class DataPlane:
     on_stage : callable, optional
         Is called with a stage (``recall``, ``featurize``, ``score``, ``record``, ``explain``) and the
         seconds that a batch spent in it.
+    on_scored : callable, optional
+        Is called with a scorer and the probabilities it gave to a batch.
 
     Attributes
     ----------
@@ -64,10 +66,12 @@ class DataPlane:
         scorers: Mapping[str, Scorer],
         store: Store,
         on_stage: Callable[[str, float], None] | None = None,
+        on_scored: Callable[[Scorer, list[float]], None] | None = None,
     ) -> None:
         self.scorers = dict(scorers)
         self.store = store
         self.on_stage = on_stage
+        self.on_scored = on_scored
         self.counts: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(1, "score")
 
@@ -88,6 +92,7 @@ class DataPlane:
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         request = ScoreRequest(scorer, raws, explain, now_ms, request_id)
         request.decode_some()
+        request.decoded_at = time.perf_counter()
         return request
 
     async def run(self, requests: Sequence[ScoreRequest]) -> list[bytes | FraudError]:
@@ -186,6 +191,8 @@ class DataPlane:
             started = time.perf_counter()
             margins, probabilities = scorer.score(X)
             self._stage("score", started)
+            if self.on_scored is not None:
+                self.on_scored(scorer, probabilities.tolist())
             degraded = list(recalled.degraded) if scorer.spec.kind == "transaction" else []
             for task, x, margin, probability in zip(some, X, margins.tolist(), probabilities.tolist(), strict=True):
                 task.decided = _decided(task, scorer, x, margin, probability, degraded)
@@ -270,6 +277,8 @@ class DataPlane:
             started = time.perf_counter()
             _, probabilities = scorer.score(scorer.featurizer.ready(rows))
             self._stage("score", started)
+            if self.on_scored is not None:
+                self.on_scored(scorer, probabilities.tolist())
             answers = [plain_answer(scorer, probability) for probability in probabilities.tolist()]
             begin = 0
             for request in some:

@@ -22,7 +22,7 @@ INLINE_ROWS = 64
 class ScoreRequest:
     """One caller's rows, decoded as far as `decoded` says, with the model version that answers them all."""
 
-    __slots__ = ("explain", "n_rows", "now_ms", "raws", "request_id", "rows", "scorer")
+    __slots__ = ("decoded_at", "explain", "n_rows", "now_ms", "raws", "request_id", "rows", "scorer")
 
     def __init__(
         self, scorer: Scorer, raws: Sequence[msgspec.Raw], explain: bool, now_ms: int, request_id: str
@@ -34,6 +34,7 @@ class ScoreRequest:
         self.now_ms = now_ms
         self.request_id = request_id
         self.rows: list[Row | RequestError] = []
+        self.decoded_at = 0.0
 
     @property
     def decoded(self) -> bool:

@@ -1,0 +1,110 @@
+"""Logs: one JSON object a line, from the service, BentoML and uvicorn alike, with the request's id in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+import structlog
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The request that the running task answers; empty outside of one."""
+
+LOGGERS = ("bentoml", "uvicorn", "uvicorn.error", "uvicorn.access", "circus")
+
+
+def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "json") -> None:
+    """Write every log record of this process to standard output, in one form.
+
+    Parameters
+    ----------
+    level : str
+        Of the project's own loggers; of the others only warnings are written, of BentoML also its news.
+    style : str
+        ``json`` for machines, ``text`` for a person at a terminal.
+    """
+    as_text: list[Any] = [structlog.dev.ConsoleRenderer(colors=False)]
+    as_json: list[Any] = [structlog.processors.format_exc_info, lambda *event: _as_json(*event).decode()]
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[_stamp, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, _add_context],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *(as_json if style == "json" else as_text),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in LOGGERS:
+        other = logging.getLogger(name)
+        other.handlers, other.propagate = [], True
+    logging.getLogger("bentoml").setLevel(logging.INFO)
+    logging.getLogger("fraud").setLevel(level)
+
+
+class RequestLog:
+    """One line for each request, or for each that failed; an observer of the front door.
+
+    Parameters
+    ----------
+    which : str
+        ``all`` or ``failed``.
+    style : str
+        As for `configure_logging`.
+    """
+
+    def __init__(self, which: Literal["all", "failed"], style: Literal["json", "text"] = "json") -> None:
+        self._all = which == "all"
+        self._log = structlog.wrap_logger(
+            structlog.BytesLogger(sys.stdout.buffer),
+            processors=[_stamp, _as_json if style == "json" else _as_text],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            cache_logger_on_first_use=True,
+        ).bind(pid=os.getpid())
+
+    def __call__(self, call: Any, answer: Any, seconds: float) -> None:
+        """Write what was asked, what was answered and how long it took; nothing of the bodies or of the key."""
+        if not self._all and answer.status < 400:
+            return
+        self._log.info(
+            "request",
+            request_id=call.request_id,
+            method=call.scope["method"],
+            path=call.scope["path"],
+            status=answer.status,
+            milliseconds=round(seconds * 1000, 3),
+            bytes=len(answer.body),
+            key=call.scope.get("fraud.key_id"),
+        )
+
+
+def _stamp(_logger: Any, method: str, event: Any) -> Any:
+    event["level"] = method
+    event["timestamp"] = datetime.now(UTC)
+    return event
+
+
+def _as_json(_logger: Any, _method: str, event: Any) -> bytes:
+    return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z)
+
+
+def _as_text(_logger: Any, _method: str, event: Any) -> bytes:
+    name = event.pop("event")
+    stamp = event.pop("timestamp").isoformat(timespec="milliseconds")
+    fields = " ".join(f"{key}={value}" for key, value in event.items() if value is not None)
+    return f"{stamp} {name} {fields}".encode()
+
+
+def _add_context(_logger: Any, _method: str, event: Any) -> Any:
+    event["pid"] = os.getpid()
+    if current := request_id.get():
+        event["request_id"] = current
+    return event
