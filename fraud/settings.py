@@ -60,9 +60,6 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
     )
 
-    durable: bool = Field(
-        True, description="Whether a decision is on the disk before it is answered; else within about a second."
-    )
     audit_key: SecretStr = Field(
         SecretStr(""), max_length=64, description="Key of the decision log's hash chain, to be kept apart from the log."
     )
@@ -145,8 +142,14 @@ class Settings(BaseSettings):
         try:
             return cls(**_from_files(cls.model_fields))
         except ValidationError as error:
-            said = [f"FRAUD_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors()]
-            raise SettingsError("; ".join(said)) from None
+            raise SettingsError("; ".join(_said(cls, dict(e)) for e in error.errors())) from None
+
+
+def _said(settings: type[Settings], error: dict[str, Any]) -> str:
+    name = str(error["loc"][0])
+    field = settings.model_fields.get(name)
+    arrived = "" if field is not None and field.annotation is SecretStr else f"={error['input']!r}"
+    return f"FRAUD_{name.upper()}{arrived}: {error['msg']}"
 
 
 def _from_files(names: Iterable[str]) -> dict[str, Any]:
