@@ -8,13 +8,14 @@ step, so that a transaction id counts once, whoever sends it how often.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from fraud.errors import SettingsError
 from fraud.events import Decided
 from fraud.features import Histories, Records
+from fraud.settings import Settings
 
 
 @dataclass
@@ -99,11 +100,29 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How a store is to work; the service fills it from its settings."""
+    """How a store is to work; `Settings` says what each means."""
 
-    state_dir: Path = field(default_factory=lambda: Path(".fraud"))
+    state_dir: Path = Path(".fraud")
+    cold_store: str | None = None
+    budget_ms: float = 5.0
+    cold_budget_ms: float = 100.0
+    queue: int = 20_000
     durable: bool = True
-    """Whether a decision is on the disk before it is answered."""
+    history_ttl_days: float = 90.0
+    decision_ttl_days: float = 7.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> StoreOptions:
+        return cls(
+            state_dir=settings.state_dir,
+            cold_store=settings.cold_store,
+            budget_ms=settings.store_budget_ms,
+            cold_budget_ms=settings.cold_budget_ms,
+            queue=settings.store_queue,
+            durable=settings.durable,
+            history_ttl_days=settings.history_ttl_days,
+            decision_ttl_days=settings.decision_ttl_days,
+        )
 
 
 def open_store(url: str, options: StoreOptions | None = None) -> Store:
@@ -128,7 +147,7 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
 
         path = Path(rest.removeprefix("//")) if rest else options.state_dir / "history.db"
         return SqliteStore(path, durable=options.durable)
-    raise SettingsError(f"store {url!r}; allowed: sqlite:, sqlite:path")
+    raise SettingsError(f"store {scheme}:…; allowed: sqlite:, sqlite:path")
 
 
 def distinct(values: Iterable[str | None]) -> list[str]:

@@ -69,7 +69,9 @@ class SqliteStore:
         self._read_thread = ThreadPoolExecutor(1, "store-read")
 
     def _connect(self, durable: bool) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False, cached_statements=512)
+        connection = sqlite3.connect(
+            self.path, timeout=10.0, isolation_level=None, check_same_thread=False, cached_statements=512
+        )
         with self._locked():
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")

@@ -38,13 +38,13 @@ class Change:
 
     @classmethod
     def of_transactions(cls, decided: Sequence[Decided], transactions: Records) -> Change:
-        return cls(decided, _tell_transactions, transactions)
+        return cls(decided, tell_transactions, transactions)
 
     @classmethod
     def of_frauds(cls, decided: Sequence[Decided], label_times: Sequence[int]) -> Change:
         return cls(
             decided,
-            _tell_frauds,
+            tell_frauds,
             np.array([d.event_time_ms for d in decided], np.int64),
             np.array([d.amount for d in decided], np.float64),
             np.array(label_times, np.int64),
@@ -62,7 +62,7 @@ class Change:
 
 
 @njit(cache=True, nogil=True)
-def _tell_transactions(customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, transactions: Any) -> Any:
+def tell_transactions(customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, transactions: Any) -> Any:
     for i in range(len(transactions)):
         update_customer(customers[customer_of[i]], transactions[i])
         if merchant_of[i] >= 0:
@@ -70,7 +70,7 @@ def _tell_transactions(customers: Any, merchants: Any, customer_of: Any, merchan
 
 
 @njit(cache=True, nogil=True)
-def _tell_frauds(
+def tell_frauds(
     customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, times: Any, amounts: Any, label_times: Any
 ) -> Any:
     for i in range(len(times)):
