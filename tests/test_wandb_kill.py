@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fraud.bundle import short
+from fraud.bundle import read_manifest, short
 from tests.wandb_machine import PROJECT, Machine, assert_server_whole, collection
 from tests.wandb_runs import digest_of, make_run
 from tests.wandb_server import Fault, WandbServer
 from tests.wandb_server.state import ENTITY
 
 KILLED = -9
+PUSHED, PULLED = "pushed", "pulled"
 
 
 @pytest.fixture(scope="module")
@@ -22,73 +23,81 @@ def server() -> Iterator[WandbServer]:
         yield server
 
 
-PUSH_POINTS = {
+Point = Fault | tuple[str, str, int]
+
+PUSH_POINTS: dict[str, Point] = {
     "before the preprocessor is in the store": ("os.rename", "/models/", 1),
-    "before the model is in the store": ("os.rename", "/models/", 3),
+    "before the model is in the store": ("os.rename", f"/models/{PUSHED}/", 1),
     "before the outbox has its copy": ("os.rename", "/outbox/", 1),
     "before the version is registered": ("sqlite3.connect", "registry.db", 1),
     "before the push is queued": ("sqlite3.connect", "registry.db", 2),
-    "before the run exists": Fault("upsertBucket", "kill_before"),
-    "after the history arrived": Fault("file_stream", "kill_after"),
+    "before the offline run is whole": ("os.rename", "/staged", 1),
+    "before the run exists on W&B": Fault("upsertBucket", "kill_before"),
+    "after its history arrived": Fault("file_stream", "kill_after"),
     "before a plot is uploaded": Fault("PUT /storage/run", "kill_before"),
-    "before the second artifact is created": Fault("createArtifact", "kill_before", skip=2),
-    "before the model's files are uploaded": Fault("PUT /storage/md5", "kill_before", skip=4),
-    "before the model is committed": Fault("commitArtifact", "kill_before", skip=3),
-    "after the model was committed": Fault("commitArtifact", "kill_after", skip=3),
+    "before the preprocessor is created": Fault("createArtifact", "kill_before", skip=1),
+    "before the model's files are uploaded": Fault("PUT /storage/md5", "kill_before", skip=2),
+    "before the model is committed": Fault("commitArtifact", "kill_before"),
+    "after the model was committed": Fault("commitArtifact", "kill_after"),
+    "before the store is told W&B's version": ("os.rename", "/model.yaml", 1),
 }
 
 
-@pytest.mark.parametrize("point", PUSH_POINTS)
-def test_a_killed_push_is_finished_by_the_next(server: WandbServer, tmp_path: Path, point: str) -> None:
-    name = f"push-{list(PUSH_POINTS).index(point)}"
-    machine, run = Machine(tmp_path, server), make_run(tmp_path / "runs", 1, name=name)
-    at = PUSH_POINTS[point]
+def kill(machine: Machine, server: WandbServer, point: str, at: Point, *arguments: str | Path) -> None:
+    """Run a command that is killed at a point, and look at what everybody else sees then."""
     if isinstance(at, Fault):
         server.faults.set(at)
-        killed = machine.run("push", run, fault=at)
+        killed = machine.run(*arguments, fault=at)
         server.faults.clear()
-        assert at.hits > 0
     else:
-        killed = machine.run("push", run, kill_at=at)
-    assert killed.returncode == KILLED, killed.stdout
+        killed = machine.run(*arguments, kill_at=at)
+    assert killed.returncode == KILLED, f"{point}: {killed.stdout}"
     machine.assert_store_whole()
     assert_server_whole(server)
 
+
+def test_a_push_killed_again_and_again_ends_right(server: WandbServer, tmp_path: Path) -> None:
+    machine, run = Machine(tmp_path, server), make_run(tmp_path / "runs", 1, name=PUSHED)
+    for point, at in PUSH_POINTS.items():
+        kill(machine, server, point, at, "push", run)
     again = machine.run("push", run)
     assert again.returncode == 0, again.stdout
-    assert f"{name}:{short(digest_of(run))}" in machine.assert_store_whole()
-    assert_server_whole(server)
-    versions = collection(server, name).committed()
+    assert machine.assert_store_whole() == [
+        f"{PUSHED}:{short(digest_of(run))}",
+        f"{PUSHED}-preprocessor:{short(read_manifest(run / 'bundle')[1].preprocessor_digest)}",
+    ]
+    versions = collection(server, PUSHED).committed()
     assert [version.version for version in versions] == [0]
-    assert collection(server, name).aliases["candidate"] is versions[0]
-    assert versions[0].run is not None
-    assert len(versions[0].run.history()) == 1
-    assert versions[0].run.summary["metrics/average_precision"] == 0.8
-    assert {path.split("/")[1] for path in versions[0].run.files if path.startswith("media/")} == {
-        "html",
-        "images",
-        "table",
-    }
-    assert machine.models.registry.pending() == []
-    assert machine.models.registry.versions(name)[0].wandb_version == "v0"
+    assert collection(server, PUSHED).aliases["candidate"] is versions[0]
+    made_by = versions[0].run
+    assert made_by is not None
+    assert len(made_by.history()) == 1
+    assert made_by.summary["metrics/average_precision"] == 0.8
+    media = {path.split("/")[1] for path in made_by.files if path.startswith("media/")}
+    assert media == {"html", "images", "table"}
+    assert all(key in server.state.blobs for path, key in made_by.files.items() if path.startswith("media/"))
+    registry = machine.models.registry
+    assert [version.wandb_version for version in registry.versions(PUSHED)] == ["v0"]
+    assert registry.pending() == []
     assert list((machine.fraud / "outbox").iterdir()) == []
+    assert [path for path in (machine.fraud / "scratch").iterdir() if path.is_dir()] == []
 
 
 @pytest.fixture(scope="module")
-def published(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, str, list[Path]]:
+def published(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, list[Path]]:
     """A model with two versions on the server, the first in production."""
-    root, name = tmp_path_factory.mktemp("published"), "pulled"
+    root = tmp_path_factory.mktemp("published")
     machine = Machine(root, server)
-    runs = [make_run(root / "runs", seed, name=name) for seed in (1, 2)]
+    runs = [make_run(root / "runs", seed, name=PULLED) for seed in (1, 2)]
     models = machine.models
     for run in runs:
         models.publish(run)
-    models.promote(name, "v0", why="the first")
+    models.promote(PULLED, "v0", why="the first")
     assert models.send_pending().waiting == []
-    return machine, name, runs
+    return machine, runs
 
 
-MOVE_POINTS = {
+MOVE_POINTS: dict[str, Point] = {
     "before the registry moved it": ("sqlite3.connect", "registry.db", 4),
     "before W&B moved production": Fault("addAliases", "kill_before"),
     "after W&B moved production": Fault("addAliases", "kill_after"),
@@ -97,70 +106,49 @@ MOVE_POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", MOVE_POINTS)
-def test_a_killed_promotion_is_finished_by_the_next(
-    server: WandbServer, published: tuple[Machine, str, list[Path]], point: str
+def test_a_promotion_killed_again_and_again_ends_right(
+    server: WandbServer, published: tuple[Machine, list[Path]]
 ) -> None:
-    machine, name, runs = published
-    models = machine.models
-    production = models.registry.digest_of(name, "production")
-    other = next(digest_of(run) for run in runs if digest_of(run) != production)
-    at = MOVE_POINTS[point]
-    arguments = ("promote", f"{name}:{other}", "--why", point)
-    if isinstance(at, Fault):
-        server.faults.set(at)
-        killed = machine.run(*arguments, fault=at)
-        server.faults.clear()
-        assert at.hits > 0
-    else:
-        killed = machine.run(*arguments, kill_at=at)
-    assert killed.returncode == KILLED, killed.stdout
-    assert_server_whole(server)
-
+    machine, runs = published
+    arguments = ("promote", f"{PULLED}:v1", "--why", "better")
+    for point, at in MOVE_POINTS.items():
+        kill(machine, server, point, at, *arguments)
+        assert collection(server, PULLED).aliases["production"].version in (0, 1)
     again = machine.run(*arguments)
     assert again.returncode == 0, again.stdout
-    assert machine.models.registry.digest_of(name, "production") == other
-    assert models.registry.pending() == []
-    aliases = collection(server, name).aliases
-    assert other in (aliases["production"].metadata or "")
-    assert (production or "") in (aliases["previous"].metadata or "")
+    registry = machine.models.registry
+    assert registry.digest_of(PULLED, "production") == digest_of(runs[1])
+    assert registry.digest_of(PULLED, "previous") == digest_of(runs[0])
+    assert registry.pending() == []
+    aliases = {alias: artifact.version for alias, artifact in collection(server, PULLED).aliases.items()}
+    assert aliases == {"latest": 1, "candidate": 1, "production": 1, "previous": 0}
     project = server.state.project(PROJECT, ENTITY)
     assert project is not None
-    records = [run for run in project.runs.values() if run.job_type == "promote" and point in run.config]
+    records = [run for run in project.runs.values() if run.job_type == "promote" and '"better"' in run.config]
     assert len(records) == 1
-    assert records[0].used == [aliases["production"]]
+    assert records[0].used == [collection(server, PULLED).aliases["production"]]
 
 
-PULL_POINTS = {
+PULL_POINTS: dict[str, Point] = {
     "before the manifest is downloaded": Fault("GET /storage/manifest", "kill_before"),
     "during the download": Fault("GET /storage/md5", "kill_before", skip=3),
     "after the last file was downloaded": Fault("GET /storage/md5", "kill_after", skip=9),
     "before the preprocessor is in the store": ("os.rename", "/models/", 1),
-    "before the model is in the store": ("os.rename", "/models/", 3),
-    "before the store names its latest": ("os.rename", "/latest", 2),
+    "before the model is in the store": ("os.rename", f"/models/{PULLED}/", 1),
+    "before the store names its latest": ("os.rename", f"/models/{PULLED}/latest", 1),
     "before the version is registered": ("sqlite3.connect", "registry.db", 1),
 }
 
 
-@pytest.mark.parametrize("point", PULL_POINTS)
-def test_a_killed_pull_is_finished_by_the_next(
-    server: WandbServer, published: tuple[Machine, str, list[Path]], tmp_path: Path, point: str
+def test_a_pull_killed_again_and_again_ends_right(
+    server: WandbServer, published: tuple[Machine, list[Path]], tmp_path: Path
 ) -> None:
-    _, name, runs = published
-    machine, at = Machine(tmp_path, server), PULL_POINTS[point]
-    if isinstance(at, Fault):
-        server.faults.set(at)
-        killed = machine.run("pull", f"{name}:v1", fault=at)
-        server.faults.clear()
-        assert at.hits > 0
-    else:
-        killed = machine.run("pull", f"{name}:v1", kill_at=at)
-    assert killed.returncode == KILLED, killed.stdout
-    machine.assert_store_whole()
-
-    again = machine.run("pull", f"{name}:v1")
+    machine, (_, run) = Machine(tmp_path, server), published[1]
+    for point, at in PULL_POINTS.items():
+        kill(machine, server, point, at, "pull", f"{PULLED}:v1")
+    again = machine.run("pull", f"{PULLED}:v1")
     assert again.returncode == 0, again.stdout
-    assert f"{name}:{short(digest_of(runs[1]))}" in machine.assert_store_whole()
-    assert machine.models.registry.resolve(name, digest_of(runs[1])).wandb_version == "v1"
+    assert f"{PULLED}:{short(digest_of(run))}" in machine.assert_store_whole()
+    assert machine.models.registry.resolve(PULLED, digest_of(run)).wandb_version == "v1"
     assert list((machine.fraud / "staging").iterdir()) == []
-    assert not list(machine.fraud.glob("download-*"))
+    assert [path for path in (machine.fraud / "scratch").iterdir() if path.is_dir()] == []

@@ -59,7 +59,7 @@ answer = {{
     "made": sorted(a.name for a in run.logged_artifacts() if a.type != "run_table"),
     "used_by": [api.run("{ENTITY}/{PROJECT}/" + r.id).job_type for r in versions["v1"].used_by()],
     "config": run.config["num_leaves"], "state": run.state, "name": run.name,
-    "summary": {{k: run.summary[k] for k in ("metrics/average_precision", "metrics/average_precision_low")}},
+    "summary": {{k: run.summary[k] for k in ("metrics/average_precision", "baseline/average_precision")}},
     "history": len(list(run.scan_history())),
     "files": sorted(f.name.split("_")[0] for f in run.files() if f.name.startswith("media/")),
     "reference": [e.ref for e in api.artifact(path + "-dataset:v0").manifest.entries.values()],
@@ -71,8 +71,8 @@ answer = {{
     assert answer["used"] == [f"{NAME}-dataset:v0"]
     assert answer["made"] == [f"{NAME}:v1"]
     assert answer["used_by"] == ["promote"]
-    assert (answer["config"], answer["state"], answer["name"]) == (7, "finished", runs[1].name)
-    assert answer["summary"]["metrics/average_precision"] == 0.84
+    assert (answer["config"], answer["state"], answer["name"]) == (7, "finished", f"{NAME} 2026-01-02T00:00:00")
+    assert answer["summary"] == {"metrics/average_precision": 0.84, "baseline/average_precision": 0.5}
     assert answer["history"] == 1
     assert answer["files"] == ["media/html/report", "media/images/plots/roc", "media/table/tables/thresholds"]
     assert answer["reference"] == ["dataset://sha256/" + "d" * 64]
@@ -157,7 +157,7 @@ def test_a_follower_takes_the_alias_and_rolls_back_with_it(
 
 
 def test_a_watched_training_has_system_metrics(server: WandbServer, tmp_path: Path) -> None:
-    machine = Machine(tmp_path, server, WANDB_X_DISABLE_STATS="false")
+    machine = Machine(tmp_path, server, WANDB_X_DISABLE_STATS="false", WANDB_X_DISABLE_MACHINE_INFO="false")
     models = machine.models
     with models.outbox.watch() as watch:
         run = make_run(tmp_path / "runs", 3, name="watched")

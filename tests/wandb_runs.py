@@ -75,14 +75,18 @@ def make_run(
         git_commit="0" * 40,
     )
     facts: dict[str, Any] = {
-        "name": folder.name,
+        "name": name,
         "kind": "features",
         "created": f"2026-01-0{seed}T00:00:00Z",
         "config": {"num_leaves": 7, "seed": seed},
         "metrics": metrics,
+        "baseline": {"average_precision": {"value": 0.5, "low": 0.45, "high": 0.55}},
         "dataset": {
-            **{"path": "/data/loans.parquet", "digest": "sha256:" + "d" * 64, "rows": 400},
-            **{"from": "2025-01-01T00:00:00Z", "to": "2025-06-30T00:00:00Z"},
+            "name": "loans.parquet",
+            "digest": "sha256:" + "d" * 64,
+            "rows": 400,
+            "from": "2025-01-01T00:00:00Z",
+            "to": "2025-06-30T00:00:00Z",
         },
         "bundle_digest": digest,
         "timings_s": {"train": 1.5},

@@ -11,13 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fraud.errors import FraudError
+from wandb_sync.scratch import scratch
 from wandb_sync.settings import WandbSettings
 
 
@@ -82,9 +82,8 @@ class WandbClient:
     def _online(self, operation: str, timeout_s: float, arguments: dict[str, Any]) -> Any:
         if not self.settings.online:
             raise WandbOffline(f"W&B is off (no WANDB_API_KEY, or WANDB_MODE=offline): {operation} was not asked")
-        self.settings.home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="wandb-", dir=self.settings.home) as root:
-            return self._call(operation, timeout_s, arguments, Path(root), "online")
+        with scratch(self.settings.home) as root:
+            return self._call(operation, timeout_s, arguments, root, "online")
 
     def _call(self, operation: str, timeout_s: float, arguments: dict[str, Any], root: Path, mode: str) -> Any:
         code, output, errors = run_bounded(

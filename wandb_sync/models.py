@@ -11,7 +11,6 @@ import getpass
 import logging
 import re
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fraud.scorer import Scorer
 from wandb_sync import gate
 from wandb_sync.client import WandbClient, WandbError, WandbMissing, WandbOffline, WandbUnreachable
 from wandb_sync.runs import Outbox, read_run
+from wandb_sync.scratch import scratch
 from wandb_sync.settings import WandbSettings
 from wandb_sync.store import BentoStore
 
@@ -80,22 +80,31 @@ class Models:
         return published
 
     def send_pending(self) -> Sent:
-        """Tell W&B what waits, oldest first, each once; stops at the first that cannot be sent."""
+        """Tell W&B what waits, oldest first, each once.
+
+        Nothing overtakes an earlier change of the same model; where W&B does not answer, all the rest waits.
+        """
         delivered: list[Pending] = []
+        reasons: dict[str, str] = {}
         with self._sending() as alone:
             if not alone:
                 return Sent([], self.registry.pending(), "another process is sending")
             for item in self.registry.pending():
+                if item.name in reasons:
+                    continue
                 try:
                     self._send(item)
                 except WandbError as error:
                     self.registry.failed(item.id, error.message)
-                    return Sent(delivered, self.registry.pending(), error.message)
-                self.registry.delivered(item.id)
-                if item.kind == "run":
-                    self.outbox.drop(item.payload["key"])
-                delivered.append(item)
-        return Sent(delivered, [], "")
+                    reasons[item.name] = error.message
+                    if isinstance(error, (WandbOffline, WandbUnreachable)):
+                        break
+                else:
+                    self.registry.delivered(item.id)
+                    if item.kind == "run":
+                        self.outbox.drop(item.payload["key"])
+                    delivered.append(item)
+        return Sent(delivered, self.registry.pending(), "; ".join(reasons.values()))
 
     def _send(self, item: Pending) -> None:
         if item.kind == "run":
@@ -176,20 +185,19 @@ class Models:
 
     def _fetch(self, name: str, references: list[str]) -> dict[str, str | None]:
         """Bundle digests of W&B's versions, each of them now in the store and the registry; None: no such version."""
-        self.settings.home.mkdir(parents=True, exist_ok=True)
         held = [version.digest for version in self.registry.versions(name) if self.store.holds(name, version.digest)]
-        with tempfile.TemporaryDirectory(prefix="download-", dir=self.settings.home) as folder:
+        with scratch(self.settings.home) as folder:
             found: dict[str, dict[str, Any] | None] = self.client.transfer(
                 "fetch",
                 name=name,
                 references=references,
                 held=[short(digest) for digest in held],
-                into=folder,
+                into=str(folder),
                 files={"model": [MANIFEST, *MODEL_FILES], "preprocessor": list(PREPROCESSOR_FILES)},
             )
             for version in found.values():
                 if version is not None:
-                    self._take(name, version, Path(folder))
+                    self._take(name, version, folder)
         return {name: None if version is None else str(version["bundle_digest"]) for name, version in found.items()}
 
     def _take(self, name: str, found: dict[str, Any], downloads: Path) -> None:

@@ -15,14 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import wandb
-from wandb.cli.cli import cli as wandb_cli
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 MAX_TABLE_ROWS = 10_000
+
+
+class Missing(Exception):
+    """The server answered that it has no such thing."""
 
 
 class Sdk:
@@ -94,9 +97,11 @@ class Sdk:
 
     def _sync(self, offline: str) -> None:
         """Send an offline run; `wandb sync` exits 0 whatever happens."""
+        from wandb.cli.cli import cli  # a second to import, and needed by this alone
+
         for mark in [*Path(offline).glob("*.synced"), *Path(offline).glob("*.syncstate")]:
             mark.unlink()
-        wandb_cli.main(["sync", "--entity", self.entity, "--project", self.project, offline], standalone_mode=False)
+        cli.main(["sync", "--entity", self.entity, "--project", self.project, offline], standalone_mode=False)
 
     def run_state(self, run_id: str, wait_s: float) -> dict[str, Any]:
         """What the server has of a run, asked again for up to `wait_s` while its history is missing."""
@@ -137,7 +142,7 @@ class Sdk:
             id=run_id, resume="allow", job_type="train", settings=wandb.Settings(x_disable_stats=True)
         ) as run:
             data = wandb.Artifact(f"{name}-dataset", "dataset", metadata=dataset)
-            data.add_reference(dataset_uri(dataset), name=PurePosixPath(dataset["path"]).name, checksum=False)
+            data.add_reference(dataset_uri(dataset), name=dataset["name"], checksum=False)
             run.use_artifact(data)
 
             preprocessor = wandb.Artifact(
@@ -185,7 +190,7 @@ class Sdk:
         by_digest = {v["bundle_digest"]: v["version"] for v in self._versions(name)}
         missing = [digest for digest in targets.values() if digest is not None and digest not in by_digest]
         if missing:
-            raise LookupError(f"{name} has no version of bundle {missing[0]}")
+            raise Missing(f"{name} has no version of bundle {missing[0]}")
         path = f"{self.entity}/{self.project}/{name}"
         for alias, digest in targets.items():
             if digest is None:
@@ -263,7 +268,7 @@ class Sdk:
 def log_folder(run: Any, folder: Path) -> None:
     """Log a finished run folder: its configuration once, and all results as one row of history."""
     facts = json.loads((folder / "run.json").read_text())
-    run.name = facts["name"]
+    run.name = f"{facts['name']} {facts['created'][:19]}"
     run.config.update(
         facts["config"]
         | {"kind": facts["kind"], "bundle_digest": facts["bundle_digest"], "dataset": facts["dataset"]}
@@ -272,8 +277,9 @@ def log_folder(run: Any, folder: Path) -> None:
     row: dict[str, Any] = {}
     for metric, interval in facts["metrics"].items():
         row[f"metrics/{metric}"] = interval["value"]
-        run.summary[f"metrics/{metric}_low"] = interval["low"]
-        run.summary[f"metrics/{metric}_high"] = interval["high"]
+        run.summary.update({f"metrics/{metric}_{bound}": interval[bound] for bound in ("low", "high")})
+    for metric, interval in facts["baseline"].items():
+        run.summary[f"baseline/{metric}"] = interval["value"]
     for step, seconds in facts["timings_s"].items():
         row[f"timings_s/{step}"] = seconds
     for path in sorted(folder.glob("tables/*.csv")):
@@ -332,9 +338,9 @@ def kind_of(error: Exception) -> str:
         sign in text for sign in ("401", "403", "not logged in", "permission", "api key")
     ):
         return "refused"
-    if isinstance(error, LookupError) or "not found" in text or "could not find" in text:
+    if isinstance(error, Missing) or "not found" in text or "could not find" in text:
         return "missing"
-    return "unreachable" if not isinstance(error, (ValueError, OSError)) or isinstance(error, CommError) else "failed"
+    return "unreachable" if isinstance(error, (wandb.Error, TimeoutError, ConnectionError)) else "failed"
 
 
 def end_with_parent(lifeline: int) -> None:

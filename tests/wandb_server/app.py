@@ -66,6 +66,7 @@ class WandbServer:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server_: WandbServer
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002

@@ -15,7 +15,8 @@ class Fault:
 
     A label is ``"METHOD /path"``, and for GraphQL ``"POST /graphql field,field"`` with the root fields.
     `skip` matching requests pass first and `times` are disturbed (all, when None). `kill_*` end the process
-    group `pid` with SIGKILL before the request is applied, or after it was and before it is answered.
+    group `pid`, once that is known, with SIGKILL before the request is applied, or after it was and before it
+    is answered.
     """
 
     match: str
@@ -46,7 +47,7 @@ class Faults:
     def take(self, label: str) -> Fault | None:
         with self._lock:
             for fault in self._faults:
-                if fault.match not in label:
+                if fault.match not in label or (fault.action.startswith("kill") and not fault.pid):
                     continue
                 fault.seen += 1
                 if fault.seen <= fault.skip or (fault.times is not None and fault.hits >= fault.times):
