@@ -123,9 +123,10 @@ class FrontDoor:
     Parameters
     ----------
     guards : sequence of callable
-        Each is called with the request before its body is read, and refuses it by raising a `FraudError`.
+        Each is called with every request, those for `app` included, before its body is read, and refuses it by
+        raising a `FraudError`. The sequence may be filled until the first request.
     observers : sequence of callable
-        Each is called with the request, its answer and the seconds it took, when the answer goes out.
+        Each is called with a request of a route, its answer and the seconds it took, when the answer goes out.
     """
 
     def __init__(
@@ -140,32 +141,35 @@ class FrontDoor:
         self.slow_bodies = SlowBodies(self.limits.body_timeout_s)
         self._app = app
         self._routes = routes
-        self._guards = tuple(guards)
-        self._observers = tuple(observers)
+        self._guards = guards
+        self._observers = observers
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        methods = self._routes.get(scope["path"])
-        if methods is None:
-            return await self._app(scope, receive, _OneErrorShape(scope, send))
         started = time.perf_counter()
         call = Call(self, scope, receive)
+        methods = self._routes.get(scope["path"])
         try:
             answer = await self._answer(call, methods)
         except CallerLeft:
             return None
+        if answer is None:
+            return await self._app(scope, receive, _OneErrorShape(call, send))
         for observe in self._observers:
             observe(call, answer, time.perf_counter() - started)
         return await respond(send, answer, call.request_id)
 
-    async def _answer(self, call: Call, methods: Mapping[str, Handler]) -> Answer:
+    async def _answer(self, call: Call, methods: Mapping[str, Handler] | None) -> Answer | None:
+        """The answer of a route or the refusal of a guard; None when `app` is to answer."""
         try:
+            for guard in self._guards:
+                guard(call)
+            if methods is None:
+                return None
             handler = methods.get(call.scope["method"])
             if handler is None:
                 raise MethodNotAllowed(call.scope["method"], ", ".join(methods))
-            for guard in self._guards:
-                guard(call)
             return await handler(call)
         except FraudError as error:
             return error_answer(error, call.request_id)
@@ -270,9 +274,9 @@ async def respond(send: Send, answer: Answer, request_id: str) -> None:
 class _OneErrorShape:
     """A `send` that gives the errors of the application behind the front door the shape of ours."""
 
-    def __init__(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        self._path = scope["path"]
-        self._request_id = request_id(dict(scope["headers"]))
+    def __init__(self, call: Call, send: Send) -> None:
+        self._path = call.scope["path"]
+        self._request_id = call.request_id
         self._send = send
         self._error_status = 0
 

@@ -85,11 +85,13 @@ def served(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    client = bentoml.SyncHTTPClient(f"http://127.0.0.1:{port}", server_ready_timeout=60)
-    client.close()
-    yield Served(port, environment, log)
-    os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(30) == 0, log.read_text()
+    try:
+        with bentoml.SyncHTTPClient(f"http://127.0.0.1:{port}", server_ready_timeout=60):
+            yield Served(port, environment, log)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        ended = process.wait(30)
+    assert ended == 0, log.read_text()
     assert "Traceback" not in log.read_text()
 
 
