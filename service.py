@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import bentoml
 import orjson
@@ -15,7 +15,7 @@ from serving.active import active_tags, bundle_paths, pack, packed_versions
 from serving.app import FrontedService
 from serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
 from serving.engine import Engine
-from serving.http import HttpLimits
+from serving.http import Guard, HttpLimits, Observer
 
 settings = Settings.read()
 
@@ -24,8 +24,11 @@ settings = Settings.read()
 class FraudBento:
     """Calibrated fraud probabilities, decisions and their exact reasons."""
 
+    settings = settings
     engine = Engine()
     limits = HttpLimits(settings.max_body_bytes, settings.body_timeout_s)
+    guards: ClassVar[list[Guard]] = []
+    observers: ClassVar[list[Observer]] = []
 
     @bentoml.on_deployment
     @staticmethod
@@ -37,27 +40,29 @@ class FraudBento:
     @bentoml.on_startup
     async def start(self) -> None:
         """Load, verify and warm; the worker takes no connection before this is done."""
-        from fraud.scorer import Scorer
         from fraud.stores import StoreOptions, open_store
         from serving.batching import MicroBatcher
         from serving.dataplane import DataPlane
+        from serving.operations import Operations
 
-        max_ahead_ms = round(settings.max_clock_ahead_s * 1000)
-        scorers = {
-            name: Scorer.load(*bundle_paths(tag), max_ahead_ms=max_ahead_ms)
-            for name, tag in active_tags(settings, packed_versions(FraudBento)).items()
-        }
-        dataplane = DataPlane(scorers, open_store("sqlite:", StoreOptions(settings.state_dir)))
+        self.operations = Operations(settings, packed_versions(FraudBento))
+        models = self.operations.models
+        await models.load()
+        store = open_store("sqlite:", StoreOptions(settings.state_dir))
+        dataplane = DataPlane(models.champions, store, self.operations.stage, self.operations.telemetry.scored)
         batcher = MicroBatcher(
-            dataplane.run,
+            self.operations.timed(dataplane.run),
             max_batch_rows=settings.max_batch_rows,
             bulk_rows=settings.bulk_rows,
             max_queued_rows=settings.max_queued_rows,
         )
-        self.engine.start(dataplane, batcher)
+        self.guards[:], self.observers[:] = self.operations.guards, self.operations.observers
+        self.operations.start(dataplane, batcher)
+        self.engine.start(dataplane, batcher, models)
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        await self.operations.stop()
         await self.engine.stop()
 
     @bentoml.api(route="/predict", input_spec=ScoreRequest, output_spec=PredictAnswer)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import bentoml
+import msgspec
 
 from fraud.bundle import read_manifest, short
 from fraud.errors import FraudError, RegistryError
@@ -249,11 +250,9 @@ class ActiveModels:
             }
             for (name, role), f in self._failures.items()
         ]
+        challengers = [msgspec.to_builtins(scorer.name) for scorer in self.challengers.values()]
         return {
-            "serving": [
-                {"name": name, "role": role, "tag": self._tags[name, role], "digest": scorer.name.digest}
-                for (name, role), scorer in self._scorers.items()
-            ],
+            "challengers": challengers,
             "failed_swaps": failed,
             "registry_readable": not self._registry_error,
             "pid": os.getpid(),

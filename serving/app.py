@@ -8,7 +8,10 @@ import attrs
 import bentoml
 import orjson
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 
+from fraud.settings import Settings
 from serving.contract import ErrorAnswer, Readiness
 from serving.engine import Engine
 from serving.http import Answer, ASGIApp, Call, FrontDoor, Routes
@@ -43,12 +46,14 @@ ERRORS = {
 class FrontedService(bentoml.Service):  # type: ignore[misc]
     """A Bento service whose scoring routes are answered before BentoML's middlewares.
 
-    `bentoml.service(service_class=...)` makes it; the class it decorates has an `engine` and `limits`.
+    `bentoml.service(service_class=...)` makes it; the class it decorates has `settings`, an `engine`, `limits`,
+    `guards` and `observers`.
     """
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        routes = scoring_routes(self.inner.engine)
-        return FrontDoor(super().to_asgi(is_main=is_main), routes, self.inner.limits)
+        bento, app = self.inner, super().to_asgi(is_main=is_main)
+        routes = {**scoring_routes(bento.engine), **admin_routes(bento.engine)}
+        return for_browsers(FrontDoor(app, routes, bento.limits, bento.guards, bento.observers), bento.settings)
 
     @property
     def openapi_spec(self) -> Any:
@@ -87,3 +92,31 @@ def scoring_routes(engine: Engine) -> Routes:
         return Answer(orjson.dumps(engine.readiness()))
 
     return {"/predict": {"POST": predict}, "/explain": {"POST": explain}, "/readyz": {"GET": readyz}}
+
+
+def admin_routes(engine: Engine) -> Routes:
+    """What an operator asks of a worker; the gate asks for the scope admin."""
+
+    async def show(_: Call) -> Answer:
+        return Answer(orjson.dumps(engine.readiness()))
+
+    async def refresh(_: Call) -> Answer:
+        return Answer(orjson.dumps(await engine.refresh()))
+
+    return {"/admin/models": {"GET": show}, "/admin/models/refresh": {"POST": refresh}}
+
+
+def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Put CORS and compression before an application, where they are set."""
+    if settings.gzip_min_bytes:
+        app = GZipMiddleware(app, minimum_size=settings.gzip_min_bytes, compresslevel=5)
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return app

@@ -24,20 +24,31 @@ class Scores(Protocol):
     async def close(self) -> None: ...
 
 
+class Follows(Protocol):
+    """What the engine shows of the models behind the data plane."""
+
+    def describe(self) -> dict[str, Any]:
+        """Swaps that failed, for ``/readyz``."""
+
+    async def check(self, *, now: bool = False) -> None:
+        """Look for other versions."""
+
+
 class Engine:
     """A data plane behind a micro-batcher; until `start` and after `stop` it is not ready."""
 
     def __init__(self) -> None:
         self._dataplane: Scores | None = None
         self._batcher: MicroBatcher[HasRows] | None = None
+        self._models: Follows | None = None
 
-    def start(self, dataplane: Scores, batcher: MicroBatcher[Any]) -> None:
+    def start(self, dataplane: Scores, batcher: MicroBatcher[Any], models: Follows | None = None) -> None:
         """Take a loaded and warm data plane into service; on the running event loop.
 
         What lives now lives as long as the process: it is taken out of the garbage collector's sight, whose full
         passes over the imported modules would otherwise stop the service for 50 ms and more.
         """
-        self._dataplane, self._batcher = dataplane, batcher
+        self._dataplane, self._batcher, self._models = dataplane, batcher, models
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
@@ -73,4 +84,12 @@ class Engine:
         """What is served; raises `NotReady` when nothing is."""
         if self._dataplane is None or self._batcher is None:
             raise NotReady("no model is loaded yet")
-        return {"status": "ready", "queued_rows": self._batcher.queued_rows, **self._dataplane.describe()}
+        models = {} if self._models is None else self._models.describe()
+        return {"status": "ready", "queued_rows": self._batcher.queued_rows, **self._dataplane.describe(), **models}
+
+    async def refresh(self) -> dict[str, Any]:
+        """Look for other versions at once, in this worker; returns what is served then."""
+        if self._models is None:
+            raise NotReady("no model is loaded yet")
+        await self._models.check(now=True)
+        return self.readiness()

@@ -19,7 +19,7 @@ LOGGERS = ("bentoml", "uvicorn", "uvicorn.error", "uvicorn.access", "circus")
 
 
 def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "json") -> None:
-    """Write every log record of this process to standard output, in one form.
+    """Write every log record of this process to standard error, in one form.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "jso
     """
     as_text: list[Any] = [structlog.dev.ConsoleRenderer(colors=False)]
     as_json: list[Any] = [structlog.processors.format_exc_info, lambda *event: _as_json(*event).decode()]
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_stamp, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, _add_context],
@@ -64,7 +64,7 @@ class RequestLog:
     def __init__(self, which: Literal["all", "failed"], style: Literal["json", "text"] = "json") -> None:
         self._all = which == "all"
         self._log = structlog.wrap_logger(
-            structlog.BytesLogger(sys.stdout.buffer),
+            structlog.BytesLogger(sys.stderr.buffer),
             processors=[_stamp, _as_json if style == "json" else _as_text],
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             cache_logger_on_first_use=True,

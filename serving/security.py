@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -114,7 +114,7 @@ class Asks(Protocol):
     def headers(self) -> Mapping[bytes, bytes]: ...
 
     @property
-    def scope(self) -> Mapping[str, Any]: ...
+    def scope(self) -> MutableMapping[str, Any]: ...
 
 
 class Gate:
@@ -173,6 +173,7 @@ class Gate:
                 self._limit(f"address {client[0]}" if client else "address unknown")
             return
         key = self.identify(presented)
+        call.scope["fraud.key_id"] = key.id
         self._limit(key.id, key)
         if scope not in key.scopes:
             raise Forbidden(

@@ -1,0 +1,89 @@
+"""What surrounds the scoring of one worker: its models, its gate, and what it shows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fraud.settings import Settings
+from serving import logs
+from serving.active import ActiveModels
+from serving.batching import MicroBatcher
+from serving.dataplane import DataPlane
+from serving.http import Call, Guard, Observer
+from serving.security import Gate, parse_keys
+from serving.telemetry import Telemetry
+
+ROUTES = ("/predict", "/explain", "/readyz", "/admin/models", "/admin/models/refresh")
+
+
+class Operations:
+    """Made once a worker, before its models are loaded.
+
+    Parameters
+    ----------
+    settings : Settings
+    packed : mapping of str to str
+        Versions by name of the models in the Bento that runs.
+
+    Raises
+    ------
+    SettingsError
+        An API key cannot be read, or keys are required and there is none.
+    """
+
+    def __init__(self, settings: Settings, packed: Mapping[str, str]) -> None:
+        logs.configure_logging(settings.log_level, settings.log_format)
+        self.telemetry = Telemetry(ROUTES)
+        self.models = ActiveModels(settings, packed, self.telemetry.swapped)
+        self.gate = Gate(
+            parse_keys(settings.api_keys.get_secret_value()),
+            required=settings.require_keys,
+            rate=settings.rate_limit_per_s,
+            burst=settings.rate_limit_burst,
+        )
+        self.guards: list[Guard] = [_name_request]
+        self.observers: list[Observer] = [self.telemetry.answered]
+        self.tracing: Any = None
+        if settings.otlp_endpoint:
+            from serving.tracing import Tracing
+
+            self.tracing = Tracing(settings.otlp_endpoint, settings.trace_share)
+            self.guards.append(self.tracing.begin)
+            self.observers.append(self.tracing.end)
+        self.guards.append(self.gate)
+        if settings.log_requests != "none":
+            self.observers.append(logs.RequestLog(settings.log_requests, settings.log_format))
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Tell what a batch spent in a stage; `DataPlane.on_stage`."""
+        self.telemetry.stage(name, seconds)
+        if self.tracing is not None:
+            self.tracing.stage(name, seconds)
+
+    def timed(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Wrap what scores a batch."""
+        return self.telemetry.timed(run if self.tracing is None else self.tracing.traced(run))
+
+    def start(self, dataplane: DataPlane, batcher: MicroBatcher[Any]) -> None:
+        """Follow the registry and show what happens, from now on."""
+
+        def install(champions: dict[str, Any], challengers: dict[str, Any]) -> None:
+            dataplane.scorers = champions
+            self.telemetry.serving(champions, challengers)
+
+        self.models.follow(install)
+        self.telemetry.watch(lambda: batcher.queued_rows, lambda: dict(dataplane.counts))
+        self.telemetry.start()
+
+    async def stop(self) -> None:
+        """Stop following and say the last that there is to say."""
+        await self.models.close()
+        self.telemetry.stop()
+        if self.tracing is not None:
+            self.tracing.close()
+
+
+def _name_request(call: Call) -> None:
+    """Let every log record of this request carry its id."""
+    logs.request_id.set(call.request_id)
