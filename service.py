@@ -20,7 +20,7 @@ from serving.http import Guard, HttpLimits, Observer
 settings = Settings.read()
 
 
-@bentoml.service(name="fraud_bento", service_class=FrontedService, workers=1)
+@bentoml.service(name="fraud_bento", service_class=FrontedService, workers=settings.workers)
 class FraudBento:
     """Calibrated fraud probabilities, decisions and their exact reasons."""
 

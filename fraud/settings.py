@@ -27,6 +27,7 @@ class Settings(BaseSettings):
         description="Models to serve, comma-separated, the first being the default: a name follows the "
         "production alias of the local registry, name:version pins a version of the Bento store.",
     )
+    workers: int = Field(1, ge=1, le=256, description="Processes that answer requests, on one port and one state folder.")
     state_dir: Path = Field(Path(".fraud"), description="Folder for what the service keeps: history and decisions.")
     bentoml_home: Path = Field(
         Path.home() / "bentoml",
