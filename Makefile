@@ -1,6 +1,43 @@
-.PHONY: lock
-LOCK = .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+# Everything here sets itself up: only Python 3.11 or later and make need to be there.
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format lock
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 3000
 
-lock:  ## lock every dependency group of pyproject.toml with hashes
+help:  ## say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/wandb.done  ## serve the model in production on PORT, after training a first one if there is none
+	@BIN=$(BIN) PORT=$(PORT) sh scripts/serve.sh
+
+test: $(VENV)/dev.done  ## run every test, against real servers of Redis and PostgreSQL
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/dev.done  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+format: $(VENV)/dev.done  ## mend what a tool can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+lock: $(VENV)/uv.done  ## lock every dependency group of pyproject.toml with hashes
 	$(LOCK) --group dev -o requirements/dev.txt
-	for group in serve train wandb load; do $(LOCK) --group $$group -c requirements/dev.txt -o requirements/$$group.txt; done
+	for group in uv serve train wandb load; do $(LOCK) --group $$group -c requirements/dev.txt -o requirements/$$group.txt; done
+
+$(VENV)/uv.done:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/%.done: requirements/%.txt pyproject.toml $(VENV)/uv.done
+	@echo "installing the locked packages of requirements/$*.txt"
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/$*.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@

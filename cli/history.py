@@ -1,4 +1,4 @@
-"""`fraud history`: fill a store with past transactions, look at a customer, forget one."""
+"""`fraud history`: who moved a model's alias; and the store: fill it with past transactions, look at a customer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from cli import registry
 from fraud.errors import DataError
 from fraud.profile import readable_profile
 from fraud.settings import Settings
 from fraud.stores import Store, StoreOptions, open_store
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(invoke_without_command=True)
 out = Console(soft_wrap=True)
 T = TypeVar("T")
 
 StoreUrl = Annotated[str | None, typer.Option("--store", help="The store's URL; the service's own by default.")]
+
+
+@app.callback()
+def history(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Option("--model", help="One model; all when left out.")] = None,
+) -> None:
+    """Show who promoted or rolled back what, when and why, newest first; the commands below are of the store."""
+    if ctx.invoked_subcommand is None:
+        registry.history(model)
 
 
 @app.command()
@@ -47,7 +58,7 @@ def backfill(
         task = progress.add_task("walking", total=len(table))
         states = states_of(table, int(moment.timestamp() * 1000), lambda n: progress.update(task, completed=n))
     walked = time.perf_counter()
-    _with_store(store, lambda opened: asyncio.to_thread(opened.backfill, states))
+    _with_store(store, lambda opened: opened.backfill(states))
     written = time.perf_counter()
     seconds = (("read", loaded - started), ("walked", walked - loaded), ("written", written - walked))
     out.print(

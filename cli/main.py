@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from cli import registry, training, verify
+from cli import history, keys, registry, serving, training
 from fraud.errors import FraudError
+
+
+class Verify(TyperGroup):
+    """`fraud verify`, whose checks need training and serving both and are read only when asked for."""
+
+    ROOMS = ("verify_history", "verify_explain")
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._read()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        self._read()
+        return super().get_command(ctx, cmd_name)
+
+    def _read(self) -> None:
+        for room in self.ROOMS:
+            self.commands.update(typer.main.get_group(importlib.import_module(f"cli.{room}").app).commands)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,20 +39,19 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="""Train a fraud model, version it, package it, serve it, explain it, watch it and roll it back.
 
-A first model:
-
-    fraud simulate --customers 500 --days 90 --seed 1 --out data/simulated.parquet
-
-    fraud train --data data/simulated.parquet --mapping examples/simulated.yaml
-
-    fraud import runs/NAME
-
-    bentoml serve
+A first model: [bold]simulate[/bold] data, [bold]train[/bold] on it, [bold]import[/bold] the run, \
+[bold]promote[/bold] it, then [bold]bentoml serve[/bold] and [bold]fraud try[/bold].
 """,
 )
-for room in (training, registry):
+for room in (training, registry, serving):
     app.registered_commands += room.app.registered_commands
-app.add_typer(verify.app, name="verify", help="Check a promise of the service, print its figures, exit by them.")
+app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
+app.add_typer(keys.app, name="keys", help="API keys of the service.")
+app.add_typer(
+    typer.Typer(cls=Verify, no_args_is_help=True, callback=lambda: None),
+    name="verify",
+    help="Check a promise of the service, print its figures, exit by them.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -92,8 +92,7 @@ def rollback(name: Name, why: Why = "") -> None:
     tell(all_models, needed=False)
 
 
-@app.command()
-def history(name: Name) -> None:
+def history(name: str) -> None:
     """Show who moved an alias, when and why, newest first."""
     table = Table("when", "what", "alias", "from", "to", "who", "why", box=None)
     for event in models().history(name):

@@ -18,6 +18,7 @@ from fraud.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fraud.bundle import Bundle
     from fraud.scorer import Scorer
     from training.config import Config
     from training.data import Mapping
@@ -215,18 +216,31 @@ def explain(
     out.print(shown)
 
 
-def load_scorer(model: str) -> Scorer:
-    """Return the verified model of a bundle folder, a run folder, or NAME[:REF] of this machine's registry."""
+def bundle_folders(model: str) -> tuple[Path, Path | None]:
+    """Return where a model and its preprocessor lie: a bundle or run folder, or NAME[:REF] of the registry."""
     from cli.registry import models
     from fraud.bundle import MANIFEST, short
-    from fraud.scorer import Scorer
 
     for folder in (Path(model), Path(model) / "bundle"):
         if (folder / MANIFEST).is_file():
-            return Scorer.load(folder)
+            return folder, None
     name, _, reference = model.partition(":")
     version = models().registry.resolve(name, reference or "production")
-    return Scorer.load(*models().store.bundle_paths(f"{name}:{short(version.digest)}"))
+    return models().store.bundle_paths(f"{name}:{short(version.digest)}")
+
+
+def load_bundle(model: str) -> Bundle:
+    """Return the audited bundle that `model` names."""
+    from fraud.bundle import read_bundle
+
+    return read_bundle(*bundle_folders(model))
+
+
+def load_scorer(model: str) -> Scorer:
+    """Return the verified model that `model` names."""
+    from fraud.scorer import Scorer
+
+    return Scorer.load(*bundle_folders(model))
 
 
 def _scored(data: Path, mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Series[Any], Any, Scorer]:

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Serve the model in production. Where there is none yet: simulate transactions, train on them, promote the result.
+set -eu
+model=fraud-transaction
+if ! "$BIN/fraud" models $model --alias production >/dev/null 2>&1; then
+  echo "no model in production yet: simulating transactions and training a first one"
+  "$BIN/fraud" simulate --customers 400 --days 90 --seed 1 --out data/simulated.parquet
+  "$BIN/fraud" train --data data/simulated.parquet --mapping examples/simulated.yaml --config examples/quick.yaml
+  "$BIN/fraud" import --latest
+  "$BIN/fraud" promote $model:candidate --why "the first model"
+fi
+"$BIN/bentoml" serve --port "$PORT" &
+server=$!
+trap 'kill -TERM $server; wait $server' INT TERM
+"$BIN/fraud" try --url "http://localhost:$PORT" --wait 60 || { kill -TERM $server; exit 1; }
+echo "ready; the API is at http://localhost:$PORT, Ctrl-C ends it"
+wait $server
