@@ -20,7 +20,8 @@ FraudError
 ├── DataError                    a table or its mapping cannot be used
 ├── BundleError                  a bundle is damaged, foreign or does not score as it did in training
 ├── RegistryError                a model version or alias cannot be found or moved
-├── StoreError                   a history or decision store failed or is out of its budget
+├── StoreError                   a history or decision store failed
+│   └── StoreDown                it cannot be reached, or not within its budget
 └── SettingsError                a setting has a value that is not allowed
 """
 
@@ -169,6 +170,10 @@ class RegistryError(FraudError):
 class StoreError(FraudError):
     http_status = 503
     code = "store"
+
+
+class StoreDown(StoreError):
+    pass
 
 
 class SettingsError(FraudError):

@@ -152,7 +152,7 @@ class DataPlane:
         degraded: tuple[str, ...] = ()
         if fresh:
             await self._score(fresh, recalled)
-            degraded = await self._record([task for task in fresh if task.key is not None])
+            degraded = await self._record([task for task in fresh if task.key is not None], recalled)
         for task in again:
             first = by_key[task.key or ""]
             self.counts["rows_recalled"] += 1
@@ -198,7 +198,7 @@ class DataPlane:
                 task.decided = _decided(task, scorer, x, margin, probability, degraded)
         self.counts["rows"] += len(tasks)
 
-    async def _record(self, tasks: list[Task]) -> tuple[str, ...]:
+    async def _record(self, tasks: list[Task], recalled: Recalled) -> tuple[str, ...]:
         degraded: tuple[str, ...] = ()
         with_history = [task for task in tasks if task.row.customer_id]
         without = [task for task in tasks if not task.row.customer_id]
@@ -209,7 +209,7 @@ class DataPlane:
             if not some:
                 continue
             started = time.perf_counter()
-            recorded = await self.store.record([task.decided for task in some if task.decided], transactions)
+            recorded = await self.store.record([task.decided for task in some if task.decided], transactions, recalled)
             self._stage("record", started)
             degraded += recorded.degraded
             for task, decided in zip(some, recorded.decided, strict=True):

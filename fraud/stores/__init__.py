@@ -8,31 +8,46 @@ step, so that a transaction id counts once, whoever sends it how often.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from fraud.chain import key_of
 from fraud.errors import SettingsError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.settings import Settings
 
+if TYPE_CHECKING:
+    from fraud.stores.resilient import Resilient
+
+
+Base = tuple[dict[str, bytes | None], dict[str, bytes | None]]
+
 
 @dataclass
 class Recalled:
-    """What a store knew before a batch; `degraded` names what it could not say within its budget."""
+    """What a store knew before a batch; `degraded` names what it could not say within its budget.
+
+    `base` is what it had stored, by customer and by merchant, for it to build on when the batch is recorded.
+    """
 
     decided: dict[str, Decided]
     histories: Histories
     degraded: tuple[str, ...] = ()
+    base: Base | None = None
 
 
 @dataclass
 class Recorded:
-    """What now stands for each decision: itself, or the one that another worker recorded first."""
+    """What now stands for each decision: itself, or the one that another worker recorded first.
+
+    `written` are the encoded states of customers and of merchants after it, where they changed.
+    """
 
     decided: list[Decided]
     degraded: tuple[str, ...] = ()
+    written: tuple[dict[str, bytes], dict[str, bytes]] = field(default_factory=lambda: ({}, {}))
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,9 @@ class Store(Protocol):
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         """Return the decisions known by `keys` (`Decided.key`) and the states of customers and merchants."""
 
-    async def record(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+    async def record(
+        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
         """Record decisions, each with its own key, and tell the states.
 
         Parameters
@@ -80,6 +97,8 @@ class Store(Protocol):
         decided : sequence of Decided, n of them
         transactions : (n,) records of `fraud.history.TRANSACTION`, or None
             What the states are told of each; None where the decisions have no history.
+        recalled : Recalled, optional
+            What `recall` returned for them: saves a look at the states if nobody changed them since.
         """
 
     async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
@@ -91,8 +110,8 @@ class Store(Protocol):
     async def reset(self, customer_id: str) -> bool:
         """Forget a customer's history; return whether there was one. Decisions stay."""
 
-    def backfill(self, states: States) -> None:
-        """Write states as they are, in place of what stood there; blocks until it is done."""
+    async def backfill(self, states: States) -> None:
+        """Write states as they are, in place of what stood there."""
 
     async def close(self) -> None:
         """Write what is waiting and let go of files and connections."""
@@ -108,6 +127,7 @@ class StoreOptions:
     cold_budget_ms: float = 100.0
     queue: int = 20_000
     durable: bool = True
+    audit_key: bytes = b""
     history_ttl_days: float = 90.0
     decision_ttl_days: float = 7.0
 
@@ -120,6 +140,7 @@ class StoreOptions:
             cold_budget_ms=settings.cold_budget_ms,
             queue=settings.store_queue,
             durable=settings.durable,
+            audit_key=key_of(settings.audit_key.get_secret_value()),
             history_ttl_days=settings.history_ttl_days,
             decision_ttl_days=settings.decision_ttl_days,
         )
@@ -131,7 +152,8 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     Parameters
     ----------
     url : str
-        ``sqlite:`` (the file ``history.db`` in the state folder) or ``sqlite:path``.
+        ``sqlite:`` (the file ``history.db`` in the state folder), ``sqlite:path``, ``redis://host:port/db`` or
+        ``postgresql://user@host/db``. With Redis, `options.cold_store` may name a PostgreSQL behind it.
 
     Raises
     ------
@@ -146,8 +168,26 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
         from fraud.stores.sqlite import SqliteStore
 
         path = Path(rest.removeprefix("//")) if rest else options.state_dir / "history.db"
-        return SqliteStore(path, durable=options.durable)
-    raise SettingsError(f"store {scheme}:…; allowed: sqlite:, sqlite:path")
+        return SqliteStore(path, durable=options.durable, audit_key=options.audit_key)
+    if scheme in ("redis", "rediss", "unix"):
+        from fraud.stores.redis import RedisStore
+        from fraud.stores.resilient import Resilient
+        from fraud.stores.tiered import Tiered
+
+        hot = RedisStore(url, history_ttl_days=options.history_ttl_days, decision_ttl_days=options.decision_ttl_days)
+        if options.cold_store is None:
+            return Resilient(hot, options.budget_ms / 1000, options.queue)
+        return Tiered(hot, _postgres(options.cold_store, options), options.budget_ms / 1000)
+    if scheme in ("postgresql", "postgres"):
+        return _postgres(url, options)
+    raise SettingsError(f"store {scheme}:…; allowed: sqlite:, sqlite:path, redis://…, postgresql://…")
+
+
+def _postgres(url: str, options: StoreOptions) -> Resilient:
+    from fraud.stores.postgres import PostgresStore
+    from fraud.stores.resilient import Resilient
+
+    return Resilient(PostgresStore(url, durable=options.durable), options.cold_budget_ms / 1000, options.queue)
 
 
 def distinct(values: Iterable[str | None]) -> list[str]:

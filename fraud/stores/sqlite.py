@@ -14,24 +14,28 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from fraud.chain import Anchor, extend
 from fraud.errors import StoreError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT, decode, encode
 from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Told
-from fraud.stores.states import Blobs, Change, Written
+from fraud.stores.states import Blobs, Change, Written, row_key
 
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE customers (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
 CREATE TABLE merchants (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
-CREATE TABLE decisions (seq INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, record BLOB NOT NULL);
+CREATE TABLE decisions (
+    seq INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, record BLOB NOT NULL, link BLOB NOT NULL
+);
+CREATE TABLE chain (place TEXT PRIMARY KEY, seq INTEGER NOT NULL, link BLOB NOT NULL) WITHOUT ROWID;
+INSERT INTO chain VALUES ('anchor', 0, zeroblob(32)), ('head', 0, zeroblob(32));
 CREATE TABLE frauds (key TEXT PRIMARY KEY, label_time_ms INTEGER NOT NULL) WITHOUT ROWID;
 """
 T = TypeVar("T")
@@ -49,6 +53,8 @@ class SqliteStore:
     durable : bool
         Whether a commit waits for the disk. Without, a crash of the machine (not of the process) loses the
         last seconds; the file stays whole.
+    audit_key : bytes
+        Key of the decisions' chain; see `fraud.chain`.
 
     Raises
     ------
@@ -56,8 +62,9 @@ class SqliteStore:
         The file cannot be opened, or another release wrote it.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
+    def __init__(self, path: Path, *, durable: bool = True, audit_key: bytes = b"") -> None:
         self.path = path
+        self._audit_key = audit_key
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -87,7 +94,9 @@ class SqliteStore:
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         return await self._on(self._read_thread, lambda: self._recall(keys, customer_ids, merchant_ids))
 
-    async def record(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+    async def record(
+        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
         return await self._on(self._write_thread, lambda: self._record(decided, transactions))
 
     async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
@@ -105,17 +114,8 @@ class SqliteStore:
             thread.shutdown()
         os.close(self._lock)
 
-    def backfill(self, states: States) -> None:
-        rows = sorted(
-            (_key(name), name, encode(s)) for name, s in zip(states.customer_ids, states.customers, strict=True)
-        )
-        with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO customers VALUES (?, ?, ?)", rows)
-        rows = sorted(
-            (_key(name), name, encode(s)) for name, s in zip(states.merchant_ids, states.merchants, strict=True)
-        )
-        with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO merchants VALUES (?, ?, ?)", rows)
+    async def backfill(self, states: States) -> None:
+        await self._on(self._write_thread, lambda: self._backfill(states))
 
     async def _on(self, thread: ThreadPoolExecutor, job: Callable[[], T]) -> T:
         try:
@@ -144,13 +144,20 @@ class SqliteStore:
         with self._writing() as db:
             before = _decisions(db, [d.key for d in decided])
             fresh = [i for i, d in enumerate(decided) if d.key not in before]
-            db.executemany(
-                "INSERT INTO decisions (key, record) VALUES (?, ?)",
-                ((decided[i].key, _encode_record(decided[i])) for i in fresh),
-            )
+            if fresh:
+                self._log(db, [decided[i] for i in fresh])
             if transactions is not None and fresh:
                 _change(db, Change.of_transactions([decided[i] for i in fresh], transactions[fresh]))
         return Recorded([before.get(d.key, d) for d in decided])
+
+    def _log(self, db: sqlite3.Connection, decided: Sequence[Decided]) -> None:
+        head = Anchor(*db.execute("SELECT seq, link FROM chain WHERE place = 'head'").fetchone())
+        rows = list(extend(head, map(_encode_record, decided), self._audit_key))
+        db.executemany(
+            "INSERT INTO decisions VALUES (?, ?, ?, ?)",
+            [(row.sequence, d.key, row.record, row.link) for d, row in zip(decided, rows, strict=True)],
+        )
+        db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'head'", (rows[-1].sequence, rows[-1].link))
 
     def _tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
         outcomes: list[Told] = []
@@ -173,13 +180,26 @@ class SqliteStore:
                 _change(db, Change.of_frauds(decided, label_times))
         return outcomes
 
+    def _backfill(self, states: States) -> None:
+        for table, names, records in (
+            ("customers", states.customer_ids, states.customers),
+            ("merchants", states.merchant_ids, states.merchants),
+        ):
+            keys = [row_key(name) for name in names]
+            order = sorted(range(len(keys)), key=keys.__getitem__)  # rows in the order of the tree
+            with self._writing() as db:
+                db.executemany(
+                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",
+                    ((keys[i], names[i], encode(records[i])) for i in order),
+                )
+
     def _profile(self, customer_id: str) -> Profile | None:
         blob = _blobs(self._reader, "customers", [customer_id]).get(customer_id)
         return Profile(customer_id, decode([blob], CUSTOMER)) if blob else None
 
     def _reset(self, customer_id: str) -> bool:
         with self._writing() as db:
-            return db.execute("DELETE FROM customers WHERE key = ?", (_key(customer_id),)).rowcount > 0
+            return db.execute("DELETE FROM customers WHERE key = ?", (row_key(customer_id),)).rowcount > 0
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -201,18 +221,13 @@ class SqliteStore:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
-def _key(name: str) -> int:
-    """Return the 64-bit row number that stands for an id: a short one keeps the tree flat."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
-
-
 def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Decided]:
     rows = _select(db, "SELECT key, record FROM decisions WHERE key IN ({})", keys)
     return {key: _decode_record(record) for key, record in rows}
 
 
 def _blobs(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Blobs:
-    return dict(_select(db, f"SELECT id, state FROM {table} WHERE key IN ({{}})", [_key(name) for name in names]))
+    return dict(_select(db, f"SELECT id, state FROM {table} WHERE key IN ({{}})", [row_key(name) for name in names]))
 
 
 def _select(
@@ -234,5 +249,5 @@ def _change(db: sqlite3.Connection, change: Change) -> None:
 def _write(db: sqlite3.Connection, table: str, blobs: Written) -> None:
     db.executemany(
         f"INSERT INTO {table} VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state",
-        [(_key(name), name, blob) for name, blob in blobs.items()],
+        [(row_key(name), name, blob) for name, blob in blobs.items()],
     )

