@@ -12,86 +12,16 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from fraud import registry_rows as rows
 from fraud.errors import RegistryError
+from fraud.registry_rows import Event, EventKind, Pending, Version
 
 ALIASES = ("candidate", "challenger", "production", "previous")
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-create table versions (
-    name text not null, version integer not null, digest text not null, preprocessor_digest text not null,
-    run text not null, wandb_version text, metrics text not null, facts text not null, created text not null,
-    primary key (name, version), unique (name, digest)
-) strict;
-create table aliases (
-    name text not null, alias text not null, version integer not null,
-    primary key (name, alias), foreign key (name, version) references versions (name, version)
-) strict;
-create table events (
-    id integer primary key, name text not null, kind text not null, alias text not null,
-    version integer, before integer, who text not null, why text not null, forced integer not null,
-    at text not null
-) strict;
-create table pending (
-    id integer primary key, name text not null, kind text not null, payload text not null,
-    created text not null, attempts integer not null default 0, last_error text not null default ''
-) strict;
-"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-EventKind = Literal["register", "promote", "rollback", "follow", "alias"]
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a model; `metrics` is ``{name: {"value", "low", "high"}}``."""
-
-    name: str
-    version: int
-    digest: str
-    preprocessor_digest: str
-    run: str
-    wandb_version: str | None
-    metrics: dict[str, dict[str, float]]
-    facts: dict[str, Any]
-    created: str
-    aliases: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}:v{self.version}"
-
-
-@dataclass(frozen=True)
-class Event:
-    """Who moved an alias, from which version to which, when and why."""
-
-    name: str
-    kind: EventKind
-    alias: str
-    version: int | None
-    before: int | None
-    who: str
-    why: str
-    forced: bool
-    at: str
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A change that W&B has not been told yet."""
-
-    id: int
-    name: str
-    kind: Literal["run", "alias"]
-    payload: dict[str, Any]
-    created: str
-    attempts: int
-    last_error: str
 
 
 class Registry:
@@ -116,11 +46,11 @@ class Registry:
             db.execute("begin immediate")
             found = db.execute("pragma user_version").fetchone()[0]
             if found == 0:
-                for statement in _SCHEMA.split(";\n"):
+                for statement in rows.SCHEMA.split(";\n"):
                     db.execute(statement)
-                db.execute(f"pragma user_version = {_SCHEMA_VERSION}")
-            elif found != _SCHEMA_VERSION:
-                raise RegistryError(f"{self.path} has format {found}, this release reads {_SCHEMA_VERSION}")
+                db.execute(f"pragma user_version = {rows.SCHEMA_VERSION}")
+            elif found != rows.SCHEMA_VERSION:
+                raise RegistryError(f"{self.path} has format {found}, this release reads {rows.SCHEMA_VERSION}")
             yield db
             db.execute("commit")
         except BaseException:
@@ -132,11 +62,14 @@ class Registry:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """A read-only connection, or None where nothing was ever registered; never waits for a writer."""
+        """A connection to read from, or None where nothing was ever registered.
+
+        It may write, since what a killed writer left half done is first taken back by whoever opens it next.
+        """
         if not self.path.is_file():
             yield None
             return
-        with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=10)) as db:
+        with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=10)) as db:
             db.row_factory = sqlite3.Row
             yield db if db.execute("pragma user_version").fetchone()[0] else None
 
@@ -177,10 +110,10 @@ class Registry:
                     "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         *(name, version, digest, preprocessor_digest, run, wandb_version),
-                        *(json.dumps(metrics or {}), json.dumps(facts or {}), _now()),
+                        *(json.dumps(metrics or {}), json.dumps(facts or {}), rows.now()),
                     ),
                 )
-                _record(db, Event(name, "register", "", version, None, who, run, False, _now()))
+                rows.record(db, Event(name, "register", "", version, None, who, run, False, rows.now()))
             else:
                 version = row["version"]
             if wandb_version is not None:
@@ -189,19 +122,19 @@ class Registry:
                     (wandb_version, name, version),
                 )
             for alias in aliases:
-                _point(db, name, alias, version)
-            return _version(db, name, version)
+                rows.point(db, name, alias, version)
+            return rows.read(db, name, version)
 
     def versions(self, name: str | None = None) -> list[Version]:
         """All versions, by name and newest first."""
         with self._reading() as db:
             if db is None:
                 return []
-            rows = db.execute(
+            found = db.execute(
                 "select name, version from versions where name = ifnull(?, name) order by name, version desc",
                 (name,),
             ).fetchall()
-            return [_version(db, row["name"], row["version"]) for row in rows]
+            return [rows.read(db, row["name"], row["version"]) for row in found]
 
     def resolve(self, name: str, reference: str) -> Version:
         """The version that `reference` names: an alias, ``vN``, or a digest of at least 12 hex digits.
@@ -212,10 +145,10 @@ class Registry:
             Nothing, or more than one version, answers to it.
         """
         with self._reading() as db:
-            found = [] if db is None else _find(db, name, reference)
+            found = [] if db is None else rows.find(db, name, reference)
             if db is None or len(found) != 1:
                 raise self._unresolved(db, name, reference, found)
-            return _version(db, name, found[0])
+            return rows.read(db, name, found[0])
 
     def digest_of(self, name: str, alias: str) -> str | None:
         """Digest of the bundle that `alias` names, or None: one indexed read, for a service to poll."""
@@ -257,7 +190,6 @@ class Registry:
         who: str,
         why: str,
         forced: bool = False,
-        pend: bool = True,
     ) -> Version:
         """Let `alias` name the version of `reference`; moving ``production`` keeps the old one as ``previous``.
 
@@ -266,17 +198,17 @@ class Registry:
         if alias not in ALIASES or alias == "previous":
             raise RegistryError(f"alias {alias!r} cannot be set; allowed: candidate, challenger, production")
         with self._transaction() as db:
-            found = _find(db, name, reference)
+            found = rows.find(db, name, reference)
             if len(found) != 1:
                 raise self._unresolved(db, name, reference, found)
-            version, before = found[0], _target(db, name, alias)
+            version, before = found[0], rows.target(db, name, alias)
             if version != before:
-                _point(db, name, alias, version)
+                rows.point(db, name, alias, version)
                 if alias == "production" and before is not None:
-                    _point(db, name, "previous", before)
+                    rows.point(db, name, "previous", before)
                 kind: EventKind = "promote" if alias == "production" else "alias"
-                self._moved(db, Event(name, kind, alias, version, before, who, why, forced, _now()), pend)
-            return _version(db, name, version)
+                self._moved(db, Event(name, kind, alias, version, before, who, why, forced, rows.now()))
+            return rows.read(db, name, version)
 
     def rollback(self, name: str, *, who: str, why: str) -> Version:
         """Put the version that was in production before back, and ``previous`` on the one before that.
@@ -287,18 +219,18 @@ class Registry:
             There is no earlier version to go back to.
         """
         with self._transaction() as db:
-            before, version = _target(db, name, "production"), _target(db, name, "previous")
+            before, version = rows.target(db, name, "production"), rows.target(db, name, "previous")
             if before is None or version is None:
                 raise RegistryError(f"{name} has no previous version to roll back to")
-            _point(db, name, "production", version)
-            stack = _production_stack(db, name)
+            rows.point(db, name, "production", version)
+            stack = rows.production_stack(db, name)
             earlier = stack[-3] if len(stack) >= 3 else None
             if earlier is None:
                 db.execute("delete from aliases where name = ? and alias = 'previous'", (name,))
             else:
-                _point(db, name, "previous", earlier)
-            self._moved(db, Event(name, "rollback", "production", version, before, who, why, False, _now()), True)
-            return _version(db, name, version)
+                rows.point(db, name, "previous", earlier)
+            self._moved(db, Event(name, "rollback", "production", version, before, who, why, False, rows.now()))
+            return rows.read(db, name, version)
 
     def adopt(self, name: str, targets: dict[str, str | None], *, who: str, why: str) -> bool:
         """Take over where W&B's aliases point: ``{alias: digest or None}``, digests registered before.
@@ -311,14 +243,14 @@ class Registry:
                 return False
             changed = False
             for alias, digest in targets.items():
-                found = [None] if digest is None else _find(db, name, digest)
-                before = _target(db, name, alias)
+                found = [None] if digest is None else rows.find(db, name, digest)
+                before = rows.target(db, name, alias)
                 if found[0] == before:
                     continue
                 changed = True
-                _point(db, name, alias, found[0])
+                rows.point(db, name, alias, found[0])
                 if alias == "production" and found[0] is not None:
-                    _record(db, Event(name, "follow", alias, found[0], before, who, why, False, _now()))
+                    rows.record(db, Event(name, "follow", alias, found[0], before, who, why, False, rows.now()))
             return changed
 
     def events(self, name: str | None = None) -> list[Event]:
@@ -326,7 +258,7 @@ class Registry:
         with self._reading() as db:
             if db is None:
                 return []
-            rows = db.execute("select * from events where name = ifnull(?, name) order by id desc", (name,)).fetchall()
+            found = db.execute("select * from events where name = ifnull(?, name) order by id desc", (name,)).fetchall()
         return [
             Event(
                 r["name"],
@@ -339,7 +271,7 @@ class Registry:
                 bool(r["forced"]),
                 r["at"],
             )
-            for r in rows
+            for r in found
         ]
 
     # What W&B has not been told yet
@@ -350,12 +282,12 @@ class Registry:
             known = db.execute(
                 "select id from pending where kind = 'run' and payload ->> 'key' = ?", (payload["key"],)
             ).fetchone()
-            return int(known["id"]) if known else _pend(db, name, "run", payload)
+            return int(known["id"]) if known else rows.pend(db, name, "run", payload)
 
     def pending(self) -> list[Pending]:
         """What waits, in the order to send it."""
         with self._reading() as db:
-            rows = [] if db is None else db.execute("select * from pending order by id").fetchall()
+            found = [] if db is None else db.execute("select * from pending order by id").fetchall()
         return [
             Pending(
                 r["id"],
@@ -366,7 +298,7 @@ class Registry:
                 r["attempts"],
                 r["last_error"],
             )
-            for r in rows
+            for r in found
         ]
 
     def delivered(self, pending_id: int) -> None:
@@ -377,14 +309,12 @@ class Registry:
         with self._transaction() as db:
             db.execute("update pending set attempts = attempts + 1, last_error = ? where id = ?", (error, pending_id))
 
-    def _moved(self, db: sqlite3.Connection, event: Event, pend: bool) -> None:
-        event_id = _record(db, event)
-        if not pend:
-            return
+    def _moved(self, db: sqlite3.Connection, event: Event) -> None:
+        event_id = rows.record(db, event)
         digests: dict[str, str | None] = {}
-        for alias in {event.alias, "previous"} if event.alias == "production" else {event.alias}:
-            target = _target(db, event.name, alias)
-            digests[alias] = None if target is None else _version(db, event.name, target).digest
+        for alias in (event.alias, "previous") if event.alias == "production" else (event.alias,):
+            target = rows.target(db, event.name, alias)
+            digests[alias] = None if target is None else rows.read(db, event.name, target).digest
         payload = {
             "key": f"{event.kind}-{event_id}-{event.at}",
             "kind": event.kind,
@@ -394,86 +324,4 @@ class Registry:
             "forced": event.forced,
             "at": event.at,
         }
-        _pend(db, event.name, "alias", payload)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _find(db: sqlite3.Connection, name: str, reference: str) -> list[int]:
-    if re.fullmatch(r"v\d+", reference):
-        rows = db.execute("select version from versions where name = ? and version = ?", (name, int(reference[1:])))
-    elif re.fullmatch(r"(sha256:)?[0-9a-f]{12,64}", reference):
-        pattern = f"sha256:{reference.removeprefix('sha256:')}*"
-        rows = db.execute("select version from versions where name = ? and digest glob ?", (name, pattern))
-    else:
-        rows = db.execute("select version from aliases where name = ? and alias = ?", (name, reference))
-    return [row["version"] for row in rows]
-
-
-def _target(db: sqlite3.Connection, name: str, alias: str) -> int | None:
-    row = db.execute("select version from aliases where name = ? and alias = ?", (name, alias)).fetchone()
-    return None if row is None else int(row["version"])
-
-
-def _point(db: sqlite3.Connection, name: str, alias: str, version: int | None) -> None:
-    if version is None:
-        db.execute("delete from aliases where name = ? and alias = ?", (name, alias))
-    else:
-        db.execute("insert or replace into aliases values (?, ?, ?)", (name, alias, version))
-
-
-def _version(db: sqlite3.Connection, name: str, version: int) -> Version:
-    row = db.execute("select * from versions where name = ? and version = ?", (name, version)).fetchone()
-    aliases = db.execute("select alias from aliases where name = ? and version = ? order by 1", (name, version))
-    return Version(
-        row["name"],
-        row["version"],
-        row["digest"],
-        row["preprocessor_digest"],
-        row["run"],
-        row["wandb_version"],
-        json.loads(row["metrics"]),
-        json.loads(row["facts"]),
-        row["created"],
-        tuple(r["alias"] for r in aliases),
-    )
-
-
-def _record(db: sqlite3.Connection, event: Event) -> int:
-    cursor = db.execute(
-        "insert into events (name, kind, alias, version, before, who, why, forced, at) values (?,?,?,?,?,?,?,?,?)",
-        (
-            *(event.name, event.kind, event.alias, event.version, event.before),
-            *(event.who, event.why, int(event.forced), event.at),
-        ),
-    )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
-
-
-def _pend(db: sqlite3.Connection, name: str, kind: str, payload: dict[str, Any]) -> int:
-    cursor = db.execute(
-        "insert into pending (name, kind, payload, created) values (?, ?, ?, ?)",
-        (name, kind, json.dumps(payload), _now()),
-    )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
-
-
-def _production_stack(db: sqlite3.Connection, name: str) -> list[int]:
-    """The versions that production came through and has not gone back from, oldest first."""
-    rows = db.execute(
-        "select kind, version, before from events where name = ? and alias = 'production' order by id",
-        (name,),
-    )
-    stack: list[int] = []
-    for row in rows:
-        if not stack and row["before"] is not None:
-            stack.append(row["before"])
-        if row["version"] in stack[:-1] and row["kind"] != "promote":
-            del stack[stack.index(row["version"]) + 1 :]
-        else:
-            stack.append(row["version"])
-    return stack
+        rows.pend(db, event.name, "alias", payload)

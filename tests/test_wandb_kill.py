@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,20 @@ def kill(machine: Machine, server: WandbServer, point: str, at: Point, *argument
     if isinstance(at, Fault):
         server.faults.set(at)
         killed = machine.run(*arguments, fault=at)
-        server.faults.clear()
     else:
         killed = machine.run(*arguments, kill_at=at)
     assert killed.returncode == KILLED, f"{point}: {killed.stdout}"
+    wait_until(lambda: not machine.processes(), f"{point}: a process works on behind the killed command")
+    server.faults.clear()
     machine.assert_store_whole()
     assert_server_whole(server)
+
+
+def wait_until(done: Callable[[], bool], otherwise: str) -> None:
+    until = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < until, otherwise
+        time.sleep(0.02)
 
 
 def test_a_push_killed_again_and_again_ends_right(server: WandbServer, tmp_path: Path) -> None:

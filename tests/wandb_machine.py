@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ class Machine:
                 fault.pid = process.pid
             output, _ = process.communicate(timeout=120)
         return subprocess.CompletedProcess(arguments, process.returncode, output, "")
+
+    def processes(self) -> list[int]:
+        """Ids of the processes that run with this machine's environment."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile, or is another user's
+                if str(self.home).encode() in (process / "environ").read_bytes():
+                    found.append(int(process.name))
+        return found
 
     def ask(self, script: str) -> Any:
         """Run a script that uses `api`, a wandb.Api(), and assigns `answer`, in a process of its own."""

@@ -21,7 +21,6 @@ from typing import Any
 from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
 from fraud.errors import BundleError, RegistryError
 from fraud.registry import Event, Pending, Registry, Version
-from fraud.scorer import Scorer
 from wandb_sync import gate
 from wandb_sync.client import WandbClient, WandbError, WandbMissing, WandbOffline, WandbUnreachable
 from wandb_sync.runs import Outbox, read_run
@@ -288,6 +287,8 @@ def verify(bundle: Path, preprocessor: Path | None = None) -> None:
     BundleError
         A file is missing, changed or foreign, or a golden row comes out otherwise than in training.
     """
+    from fraud.scorer import Scorer  # takes a second to import, and a rollback needs none of it
+
     scorer = Scorer.load(bundle, preprocessor)
     installed = installed_libraries()
     for name, trained in gate.mismatches(scorer.bundle.manifest.libraries, installed).items():

@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             status, answer, content_type = self._answer(method, path, body)
         if fault and fault.action == "kill_after":
             os.killpg(fault.pid, signal.SIGKILL)
-        if fault and fault.action == "cut_after":
+        if fault and fault.action in ("kill_after", "cut_after"):
             self._cut()
             return
         if fault and fault.action == "corrupt":

@@ -15,8 +15,8 @@ class Fault:
 
     A label is ``"METHOD /path"``, and for GraphQL ``"POST /graphql field,field"`` with the root fields.
     `skip` matching requests pass first and `times` are disturbed (all, when None). `kill_*` end the process
-    group `pid`, once that is known, with SIGKILL before the request is applied, or after it was and before it
-    is answered.
+    group `pid`, once that is known, with SIGKILL before the request is applied, or after it was; from then on
+    nothing is applied, as from a machine that is off, until the faults are cleared.
     """
 
     match: str
@@ -36,16 +36,20 @@ class Faults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
+        self._dead = False
 
     def set(self, *faults: Fault) -> None:
         with self._lock:
             self._faults = list(faults)
+            self._dead = False
 
     def clear(self) -> None:
         self.set()
 
     def take(self, label: str) -> Fault | None:
         with self._lock:
+            if self._dead:
+                return Fault("", "cut")
             for fault in self._faults:
                 if fault.match not in label or (fault.action.startswith("kill") and not fault.pid):
                     continue
@@ -53,5 +57,6 @@ class Faults:
                 if fault.seen <= fault.skip or (fault.times is not None and fault.hits >= fault.times):
                     continue
                 fault.hits += 1
+                self._dead = fault.action.startswith("kill")
                 return fault
         return None
