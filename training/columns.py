@@ -18,7 +18,7 @@ from training.mapping import BooleanColumn, CategoricalColumn, NumericColumn, Ti
 ID_MAX_CHARACTERS = 128
 ROWS_SHOWN = 5
 MISSING_MS = np.iinfo(np.int64).min
-_LATEST_MS = 7_258_118_400_000  # the year 2200: epoch numbers beyond it are in another unit than the mapping says
+_END_MS = 7_258_118_400_000  # 2200-01-01: numbers beyond it count something else than the mapping says
 _ZONE = r"\d{2}:?\d{2}.*([zZ]|[+-]\d{2}(:?\d{2})?)$"
 _NO_NUMBER = pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "\\N"], pa.large_string())
 
@@ -190,8 +190,11 @@ class Reader:
         else:
             self.reject(column, role, _needs_unit(column))
             times = np.zeros(len(values), dtype=np.int64)
-        if not missing and len(self.problems) == before:
-            self.refuse(column, role, "must not be missing", times == MISSING_MS, lambda row: "missing")
+        if len(self.problems) == before:
+            rule = f"must be a time from 1970 to 2199{f' with unit: {spec.unit}' if spec.unit else ''}"
+            self.refuse(column, role, rule, (times != MISSING_MS) & ((times < 0) | (times >= _END_MS)))
+            if not missing:
+                self.refuse(column, role, "must not be missing", times == MISSING_MS, lambda row: "missing")
         return times
 
     def _epoch_ms(self, values: pa.Array, spec: TimeColumn, role: str) -> NDArray[np.int64]:
@@ -199,14 +202,8 @@ class Reader:
             self.reject(spec.column, role, f"holds times ({values.type}), not epoch numbers; remove unit: {spec.unit}")
             return np.zeros(len(values), dtype=np.int64)
         milliseconds = self.number(spec.column, role) * (1_000 if spec.unit == "s" else 1)
-        self.refuse(
-            spec.column,
-            role,
-            f"must be a time before the year 2200 with unit: {spec.unit}",
-            np.isfinite(milliseconds) & (np.abs(milliseconds) > _LATEST_MS),
-        )
-        usable = np.abs(milliseconds) <= _LATEST_MS
-        return np.where(usable, np.rint(np.where(usable, milliseconds, 0)), MISSING_MS).astype(np.int64)
+        whole = np.rint(np.clip(milliseconds, -1, _END_MS))
+        return np.where(np.isnan(whole), MISSING_MS, np.nan_to_num(whole).astype(np.int64))
 
     def _stamps_ms(self, values: pa.Array, spec: TimeColumn, role: str) -> NDArray[np.int64]:
         zone = values.type.tz if pa.types.is_timestamp(values.type) else None

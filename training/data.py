@@ -67,9 +67,10 @@ def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = Tr
     for role in ("customer_id", "merchant_id"):
         if (column := getattr(mapping, role)) is not None:
             frame[role] = encode(reader.ids(column, role))
-    amount = reader.number(mapping.amount, "amount")
-    reader.refuse(mapping.amount, "amount", "must be a number above zero", np.isnan(amount) | (amount <= 0))
-    frame["amount"] = amount
+    before = len(reader.problems)
+    frame["amount"] = amount = reader.number(mapping.amount, "amount")
+    if len(reader.problems) == before:
+        reader.refuse(mapping.amount, "amount", "must be a number above zero", np.isnan(amount) | (amount <= 0))
     for role in ("category", "channel", "device_id"):
         if (column := getattr(mapping, role)) is not None:
             frame[role] = reader.categorical(column, role)

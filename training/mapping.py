@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fraud.errors import DataError
+from fraud.features import HISTORY_FEATURES
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
@@ -228,7 +229,9 @@ class Mapping(_Part):
         names: dict[str, str] = {}
         for group, name, _ in self.further():
             if name in _RESERVED[self.kind]:
-                problems.append(f"{group} {name!r} has the name of a role; rename it with {{name: {{column: {name}}}}}")
+                problems.append(f"{group} {name!r} has the name of a role; {_renaming(name)}")
+            elif self.kind == "transactions" and name in HISTORY_FEATURES:
+                problems.append(f"{group} {name!r} has the name of a history feature; {_renaming(name)}")
             if name in names:
                 problems.append(f"{name!r} is listed under {names[name]} and under {group}")
             names[name] = group
@@ -262,6 +265,10 @@ class Mapping(_Part):
                 found[role] = value.column if isinstance(value, TimeColumn) else value
         found |= {f"{group} {name}": options.column for group, name, options in self.further()}
         return found
+
+
+def _renaming(name: str) -> str:
+    return f"rename it, such as my_{name}: {{column: {name}}}"
 
 
 def _lines(error: ValidationError) -> list[str]:
