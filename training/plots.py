@@ -77,7 +77,7 @@ def roc(y_true: Ints, scores: Scores) -> Figure:
     edge.plot(grid, grid, color=QUIET, linestyle=":", label="no skill")
     for rate in FALSE_POSITIVE_RATES:
         edge.axvline(rate, color=QUIET, linewidth=0.8, linestyle="--")
-        edge.text(rate, 0.99, f"{100 * rate:g} % ", ha="right", va="top", rotation=90, fontsize=9, color="#555")
+        edge.text(rate, 0.02, f" {100 * rate:g} %", ha="right", va="bottom", rotation=90, fontsize=9, color="#555")
     edge.set(title="At low false-positive rates", xscale="log", xlim=(1e-4, 1e-1), ylim=(0, 1))
     edge.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g} %")
     for axes in (whole, edge):
@@ -89,7 +89,7 @@ def roc(y_true: Ints, scores: Scores) -> Figure:
 @mpl.rc_context(STYLE)
 def precision_recall(y_true: Ints, scores: Scores) -> Figure:
     """Precision against recall, with the operating points of each policy."""
-    figure, (axes,) = _figure(7.5, 5)
+    figure, (axes,) = _figure(10, 5)
     for colour, (name, (margin, probability, policy)) in zip(COLOURS, scores.items(), strict=False):
         precision, recall, _ = precision_recall_curve(y_true, margin, drop_intermediate=True)
         axes.step(recall, precision, where="pre", color=colour, label=name)
@@ -108,7 +108,7 @@ def precision_recall(y_true: Ints, scores: Scores) -> Figure:
         xlim=(0, 1.01),
         ylim=(0, 1.02),
     )
-    axes.legend(loc="upper right", fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
     return figure
 
 
@@ -245,7 +245,7 @@ def feature_importance(explanation: shap.Explanation, gain: Floats, n_features: 
     left.set(title="Mean absolute contribution", xlabel="SHAP value (log-odds)")
     right.barh([names[i] for i in top], share[top], color=COLOURS[0], alpha=0.55)
     right.set(title="Share of the booster's gain", xlabel="Share of the total gain")
-    right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    right.xaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (left, right):
         axes.grid(visible=False, axis="y")
     return figure
