@@ -28,7 +28,7 @@ import numpy as np
 import uvloop
 
 now = time.perf_counter
-COUNTER = b"@@counter@@@"  # 12 bytes, replaced by the number of the request
+COUNTER = b"@@counter@@@"  # 12 bytes, replaced by a number that no other request has
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Driver:
         self.load = load
         self.requests = serialised(load)
         self.sent = 0
+        self.first = int(time.time()) % 10**6 * 10**6  # no load repeats the numbers of another
         self.latencies: list[float] = []
         self.errors = 0
         self.counting_from = 0.0
@@ -185,7 +186,7 @@ class Driver:
         request = self.requests[self.sent % len(self.requests)]
         self.sent += 1
         self.under_way += 1
-        connection.send(request[0] if len(request) == 1 else (b"%012d" % self.sent).join(request), started)
+        connection.send(request[0] if len(request) == 1 else (b"%012d" % (self.first + self.sent)).join(request), started)
 
     def _answered(self, connection: Connection, ok: bool) -> None:
         done, started = now(), connection.started

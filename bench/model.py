@@ -1,6 +1,7 @@
 """The one model that every server of the benchmark answers with: 300 trees of 31 leaves over 15 features.
 
 Written in each server's own form: LightGBM's text and isotonic knots, scikit-learn objects, this project's bundle.
+Beside it a transaction model of the same size, for this project alone: the peers have no history.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import joblib
 import lightgbm as lgb
+import msgspec
 import numpy as np
 import pandas as pd
 from sklearn.calibration import CalibratedClassifierCV
@@ -20,12 +22,19 @@ from sklearn.isotonic import IsotonicRegression
 
 from fraud.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
 from fraud.decision import Policy, RiskLevels
+from fraud.features import Featurizer
 from fraud.model import Model
 from fraud.schema import Feature, FeatureSpec
 from fraud.scorer import golden_of
+from training.data import Mapping, load_transactions
+from training.package import write_model as write_transaction_bundle
+from training.replay import instances_of, replay, transaction_spec
+from training.simulate import simulate_transactions
 
 NAMES = [f"f{i}" for i in range(15)]
 N_TRAIN, N_CALIBRATE = 60_000, 20_000
+POLICY = Policy(0.2, 0.8, RiskLevels(0.05, 0.2, 0.8))
+EXAMPLES = Path(__file__).parent.parent / "examples"
 SEED = 20240501
 
 
@@ -62,6 +71,7 @@ def write_model(folder: Path) -> None:
     joblib.dump(classifier, staging / "classifier.joblib")
     joblib.dump(calibrated, staging / "calibrated.joblib")
     write_feature_bundle(staging / "bundle", text, knots, X.to_numpy()[:16])
+    (staging / "transactions.json").write_text(json.dumps(write_history_bundle(staging / "history", staging)))
     staging.rename(folder)
 
 
@@ -76,7 +86,7 @@ def write_feature_bundle(
         "preprocessor.json": canonical_json(Preprocessor()),
         "booster.txt": booster_text.encode(),
         "calibrator.json": canonical_json(Calibrator(**knots)),
-        "policy.json": canonical_json(Policy(0.2, 0.8, RiskLevels(0.05, 0.2, 0.8))),
+        "policy.json": canonical_json(POLICY),
         "model_card.md": b"The benchmark's model.\n",
         "metrics.json": canonical_json({}),
         "reference.json": canonical_json({}),
@@ -87,6 +97,42 @@ def write_feature_bundle(
     write_bundle(
         folder, files, name="bench-features", kind="features", libraries=libraries, data=data, seed=SEED, git_commit=""
     )
+
+
+def write_history_bundle(folder: Path, scratch: Path) -> list[dict[str, object]]:
+    """A transaction bundle named ``bench-history``, of the same size; returns transactions to score with it."""
+    mapping = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
+    simulate_transactions(500, 40, SEED, out=scratch / "simulated.parquet")
+    table = load_transactions(scratch / "simulated.parquet", mapping)
+    n_fit = len(table) * 3 // 4
+    fit, rest = slice(0, n_fit), slice(n_fit, len(table))
+    spec = transaction_spec(table, mapping, fit)
+    preprocessor = Preprocessor(np.quantile(table["amount"].to_numpy()[fit], np.linspace(0, 0.99, 100)).tolist())
+    X = replay(table, Featurizer(spec, preprocessor.amount_quantiles), slice(0, len(table)))
+    y = (table["label"].to_numpy() == 1).astype(np.int64)
+    categorical = [i for i, feature in enumerate(spec.features) if feature.type == "categorical"]
+    parameters = {"objective": "binary", "num_leaves": 31, "min_data_in_leaf": 5, "verbose": -1, "deterministic": True}
+    dataset = lgb.Dataset(X[fit], y[fit], feature_name=list(spec.names), categorical_feature=categorical)
+    booster = lgb.train(parameters, dataset, 300)
+    isotonic = IsotonicRegression(out_of_bounds="clip").fit(booster.predict(X[rest], raw_score=True), y[rest])
+    calibrator = Calibrator(isotonic.X_thresholds_.tolist(), isotonic.y_thresholds_.tolist())
+    write_transaction_bundle(
+        folder,
+        name="bench-history",
+        spec=spec,
+        preprocessor=preprocessor,
+        calibrator=calibrator,
+        booster_text=booster.model_to_string(),
+        policy=msgspec.to_builtins(POLICY),
+        metrics={},
+        model_card="The benchmark's model with history.\n",
+        X=X[rest],
+        probabilities=isotonic.predict(booster.predict(X[rest], raw_score=True)),
+        examples=table.iloc[rest],
+        data={"range": "", "digest": "", "rows": len(table)},
+        seed=SEED,
+    )
+    return [json.loads(instance) for instance in instances_of(table.iloc[rest].head(2000), spec)]
 
 
 def instances(n_rows: int, seed: int = 7) -> list[dict[str, float]]:

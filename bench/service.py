@@ -10,6 +10,7 @@ turns; every figure is read as a ratio within one run.  Writes bench/results/ser
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from rich.table import Table
 
 from bench.client import COUNTER, Load, ceiling
 from bench.model import NAMES, instances, write_model
+from wandb_sync.store import BentoStore
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -61,7 +64,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def as_instances(rows: list[dict[str, float]]) -> list[str]:
+def as_instances(rows: list[dict[str, Any]]) -> list[str]:
     return [json.dumps({"instances": [row]}) for row in rows]
 
 
@@ -78,14 +81,22 @@ def servers() -> list[Server]:
     both = {"predict": Endpoint("/predict", plain), "explain": Endpoint("/explain", plain)}
     predict = {"predict": both["predict"]}
     mlserver = WORK / "mlserver"
+    own = Server(
+        "fraud_bento",
+        None,
+        lambda bin_, port: [f"{bin_}/bentoml", "serve", "service:FraudBento", "--port", str(port)],
+        both,
+        cwd=HERE.parent,
+        environment=own_environment("bundle"),
+    )
+    fresh = as_instances(fresh_transactions())
     return [
-        Server(
-            "fraud_bento",
-            None,
-            lambda bin_, port: [f"{bin_}/bentoml", "serve", "service:FraudBento", "--port", str(port)],
-            both,
-            cwd=HERE.parent,
-            environment=own_environment(),
+        own,
+        dataclasses.replace(
+            own,
+            name="fraud_bento_history",
+            endpoints={"predict": Endpoint("/predict", fresh), "explain": Endpoint("/explain", fresh)},
+            environment=own_environment("history"),
         ),
         Server(
             "bare_asgi",
@@ -123,12 +134,17 @@ def servers() -> list[Server]:
 QUIET = ["--log-level", "warning", "--no-access-log"]
 
 
-def own_environment() -> dict[str, str]:
-    """A Bento store and a registry of the benchmark's own, with the model in production."""
-    from wandb_sync.store import BentoStore
+def fresh_transactions() -> list[dict[str, Any]]:
+    """Transactions of now; each time one is sent it has an id of its own, so that all are scored and recorded."""
+    event_time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    known = json.loads((WORK / "model" / "transactions.json").read_text())
+    return [{**t, "transaction_id": COUNTER.decode(), "event_time": event_time} for t in known]
 
+
+def own_environment(bundle: str) -> dict[str, str]:
+    """A Bento store of the benchmark's own, with the model in it."""
     home = WORK / "bentoml"
-    tag = BentoStore(home).import_bundle(WORK / "model" / "bundle", {})
+    tag = BentoStore(home).import_bundle(WORK / "model" / bundle, {})
     return {"BENTOML_HOME": str(home), "FRAUD_MODEL": tag, "FRAUD_STATE_DIR": str(WORK / "state")}
 
 
