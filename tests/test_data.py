@@ -8,6 +8,7 @@ import datetime as dt
 import gzip
 import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -506,3 +507,35 @@ def test_mapping_file_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "expected"), [("7d", 7 * DAY_MS), ("12h", DAY_MS // 2), ("0s", 0), ("5ms", 5)])
 def test_durations(text: str, expected: int) -> None:
     assert parse_duration_ms(text) == expected
+
+
+# ---- the documentation
+
+
+def documentation() -> str:
+    return (EXAMPLES.parent / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_every_key_and_every_refusal_is_documented() -> None:
+    text = documentation()
+    keys = set(Mapping.model_fields) | {"column", "missing", "minimum", "maximum", "categories", "unknown"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text and f"{key}:" not in text] == []
+    messages = [f"sales.csv: {message}" for *_, message in BAD_ROWS.values()]
+    messages += [f"my.yaml: {line}" for _, lines in BAD_MAPPINGS.values() for line in lines]
+    assert [message for message in messages if message not in text] == []
+
+
+def test_documented_mappings_are_valid(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", documentation(), re.DOTALL)
+    assert len(blocks) == 4
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block, encoding="utf-8")
+        Mapping.from_yaml(path)
+    (tmp_path / "first.yaml").write_text(blocks[0], encoding="utf-8")
+    assert len(load_transactions(csv(tmp_path), Mapping.from_yaml(tmp_path / "first.yaml"))) == 4
+
+
+@pytest.mark.parametrize("name", ["simulated", "features", "sparkov", "handbook"])
+def test_shipped_mappings_are_valid(name: str) -> None:
+    assert Mapping.from_yaml(EXAMPLES / f"{name}.yaml").label is not None

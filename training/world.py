@@ -120,7 +120,7 @@ def make_world(rng: np.random.Generator, customers: int, n_merchants: int, days:
         latitude=latitude[city] + rng.normal(0, 0.07, customers),
         longitude=longitude[city] + rng.normal(0, 0.09, customers),
         opened_day=np.where(newcomer, rng.uniform(0, 0.8 * days, customers), -rng.exponential(900, customers)),
-        rate=rng.gamma(4.0, 2.05 / 4.0, customers),
+        rate=rng.gamma(4.0, 2.07 / 4.0, customers),
         spending=rng.normal(0, 0.45, customers),
         category_quantiles=_quantiles(tastes),
         online_factor=np.exp(rng.normal(0, 0.5, customers)),
