@@ -27,7 +27,9 @@ class Settings(BaseSettings):
         description="Models to serve, comma-separated, the first being the default: a name follows the "
         "production alias of the local registry, name:version pins a version of the Bento store.",
     )
-    workers: int = Field(1, ge=1, le=256, description="Processes that answer requests, on one port and one state folder.")
+    workers: int = Field(
+        1, ge=1, le=256, description="Processes that answer requests, on one port and one state folder."
+    )
     state_dir: Path = Field(Path(".fraud"), description="Folder for what the service keeps: history and decisions.")
     bentoml_home: Path = Field(
         Path.home() / "bentoml",
@@ -62,7 +64,7 @@ class Settings(BaseSettings):
     )
 
     audit_key: SecretStr = Field(
-        SecretStr(""), max_length=64, description="Key of the decision log's hash chain, to be kept apart from the log."
+        SecretStr(""), description="Key of the decision log's hash chain, to be kept apart from the log."
     )
     personal_fields: str = Field(
         "",
@@ -70,7 +72,7 @@ class Settings(BaseSettings):
         description="Ids that are stored only as keyed hashes, comma-separated: customer_id, merchant_id.",
     )
     personal_key: SecretStr = Field(
-        SecretStr(""), max_length=64, description="Key of those hashes; whoever has it can test a guess of an id."
+        SecretStr(""), description="Key of those hashes; whoever has it can test a guess of an id."
     )
     api_keys: SecretStr = Field(
         SecretStr(""), description="Hashed API keys as `fraud keys create` prints them, separated by commas or lines."
