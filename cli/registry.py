@@ -73,6 +73,9 @@ def promote(
     why: Why = "",
     force: Annotated[bool, typer.Option("--force", help="Promote although the gate refuses; needs --why.")] = False,
     metric: Annotated[str, typer.Option(help="The metric that the gate compares.")] = "average_precision",
+    challenger: Annotated[
+        bool, typer.Option("--challenger", help="Move challenger instead of production, without the gate.")
+    ] = False,
 ) -> None:
     """Move production to a version, keeping the one before as previous.
 
@@ -80,7 +83,10 @@ def promote(
     """
     all_models = models()
     name, reference = split(what)
-    show_version("in production:", all_models.promote(name, reference, why=why, force=force, metric=metric))
+    if challenger:
+        show_version("challenger:", all_models.challenge(name, reference, why=why))
+    else:
+        show_version("in production:", all_models.promote(name, reference, why=why, force=force, metric=metric))
     tell(all_models, needed=False)
 
 
@@ -115,11 +121,15 @@ def lineage(name: Name) -> None:
 
 @app.command(name="models")
 def models_(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One model; all when left out.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME[:REF]", help="One model, or one version of it; all when left out.")
+    ] = None,
 ) -> None:
     """List the versions in this machine's registry with their aliases, metrics and W&B versions."""
+    registry = models().registry
+    listed = [registry.resolve(*split(name))] if name and ":" in name else registry.versions(name)
     table = Table("model", "aliases", "Bento store", "average precision", "W&B", "registered", box=None)
-    for version in models().registry.versions(name):
+    for version in listed:
         metric = version.metrics.get("average_precision")
         measured = f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]" if metric else ""
         tag = f"{version.name}:{short(version.digest)}"

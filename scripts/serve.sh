@@ -2,11 +2,11 @@
 # Serve the model in production. Where there is none yet: simulate transactions, train on them, promote the result.
 set -eu
 model=fraud-transaction
-if ! "$BIN/fraud" models $model --alias production >/dev/null 2>&1; then
+if ! "$BIN/fraud" models $model:production >/dev/null 2>&1; then
   echo "no model in production yet: simulating transactions and training a first one"
   "$BIN/fraud" simulate --customers 400 --days 90 --seed 1 --out data/simulated.parquet
   "$BIN/fraud" train --data data/simulated.parquet --mapping examples/simulated.yaml --config examples/quick.yaml
-  "$BIN/fraud" import --latest
+  "$BIN/fraud" import "$(ls -d runs/$model-* | tail -n 1)"
   "$BIN/fraud" promote $model:candidate --why "the first model"
 fi
 "$BIN/bentoml" serve --port "$PORT" &
