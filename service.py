@@ -55,6 +55,7 @@ class FraudBento:
             max_batch_rows=settings.max_batch_rows,
             bulk_rows=settings.bulk_rows,
             max_queued_rows=settings.max_queued_rows,
+            max_wait_s=settings.max_wait_s,
         )
         self.guards[:], self.observers[:] = self.operations.guards, self.operations.observers
         self.operations.start(dataplane, batcher)

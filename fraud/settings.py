@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     max_queued_rows: int = Field(
         4096, ge=1000, description="Rows that may wait to be scored, small requests and large ones each; then 503."
     )
+    max_wait_s: float = Field(
+        0.15, gt=0, description="Seconds that the oldest small request may wait before the next ones get 503."
+    )
 
     model_poll_s: float = Field(
         1.0,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -43,6 +45,9 @@ class MicroBatcher(Generic[RequestT]):
         A request of more rows than this is scored by itself in the bulk lane, beside the small ones.
     max_queued_rows : int
         Rows that may wait in each lane; a request beyond it is refused at once.
+    max_wait_s : float
+        A small request is refused at once while the oldest one waiting is older than this. It is the age that was
+        measured, not a guess of what the next one would wait.
 
     Raises
     ------
@@ -61,11 +66,12 @@ class MicroBatcher(Generic[RequestT]):
         max_batch_rows: int = 256,
         bulk_rows: int = 64,
         max_queued_rows: int = 4096,
+        max_wait_s: float = 0.15,
     ) -> None:
         if min(max_batch_rows, bulk_rows, max_queued_rows) < 1:
             raise SettingsError("the batcher's limits are counted in rows and must be 1 or more")
         self._bulk_rows = bulk_rows
-        self._small = _Lane(run, max_batch_rows, max_queued_rows)
+        self._small = _Lane(run, max_batch_rows, max_queued_rows, max_wait_s)
         self._bulk = _Lane(run, 1, max_queued_rows)  # 1: a batch is never more than one such request
 
     @property
@@ -76,7 +82,7 @@ class MicroBatcher(Generic[RequestT]):
     @property
     def full(self) -> bool:
         """Whether even a request of one row would be refused now."""
-        return self._small.rows >= self._small.max_queued_rows
+        return self._small.refuses(1)
 
     def submit(self, request: RequestT) -> asyncio.Future[bytes]:
         """Queue a request; the future gives its answer, or raises the error meant for it.
@@ -100,21 +106,31 @@ class MicroBatcher(Generic[RequestT]):
 class _Lane(Generic[RequestT]):
     """One queue and the one task that scores from it."""
 
-    def __init__(self, run: Run[RequestT], max_batch_rows: int, max_queued_rows: int) -> None:
+    def __init__(
+        self, run: Run[RequestT], max_batch_rows: int, max_queued_rows: int, max_wait_s: float = math.inf
+    ) -> None:
         self.rows = 0
-        self.max_queued_rows = max_queued_rows
         self._run = run
         self._max_batch_rows = max_batch_rows
-        self._queue: deque[tuple[RequestT, asyncio.Future[bytes]]] = deque()
+        self._max_queued_rows = max_queued_rows
+        self._max_wait_s = max_wait_s
+        self._queue: deque[tuple[RequestT, asyncio.Future[bytes], float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.Future[None] | None = None
         self._task = self._loop.create_task(self._work())
 
+    def refuses(self, n_rows: int) -> bool:
+        if not self._queue:
+            return self._task.done()
+        if self.rows + n_rows > self._max_queued_rows:
+            return True
+        return time.monotonic() - self._queue[0][2] > self._max_wait_s
+
     def put(self, request: RequestT) -> asyncio.Future[bytes]:
-        if self._task.done() or (self._queue and self.rows + request.n_rows > self.max_queued_rows):
+        if self.refuses(request.n_rows):
             raise Overloaded(f"{self.rows} rows are waiting already; try again shortly")
         answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._queue.append((request, answer))
+        self._queue.append((request, answer, time.monotonic()))
         self.rows += request.n_rows
         if self._wake is not None:
             self._wake.set_result(None)
@@ -143,7 +159,7 @@ class _Lane(Generic[RequestT]):
         batch: list[tuple[RequestT, asyncio.Future[bytes]]] = []
         taken_rows = 0
         while self._queue:
-            request, answer = self._queue[0]
+            request, answer, _ = self._queue[0]
             if batch and taken_rows + request.n_rows > max_rows:
                 break
             self._queue.popleft()

@@ -206,6 +206,34 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
     run(main())
 
 
+def test_what_waits_too_long_refuses_the_next_at_once_and_recovers() -> None:
+    async def main() -> None:
+        rng = np.random.default_rng(12)
+        released = asyncio.Event()
+
+        async def stalled(requests: list[Rows]) -> list[bytes | FraudError]:
+            await released.wait()
+            return [score(request.X) for request in requests]
+
+        batcher = MicroBatcher(stalled, max_wait_s=0.05)
+        await asyncio.sleep(0)
+        accepted = [batcher.submit(rows(rng))]
+        await asyncio.sleep(0)
+        accepted.append(batcher.submit(rows(rng)))
+        full = [batcher.full]
+        await asyncio.sleep(0.06)
+        assert [*full, batcher.full] == [False, True]
+        with pytest.raises(Overloaded, match="1 rows are waiting already"):
+            batcher.submit(rows(rng))
+        bulk = batcher.submit(rows(rng, 100))
+        released.set()
+        await asyncio.gather(*accepted, bulk)
+        await batcher.submit(rows(rng))
+        await batcher.close()
+
+    run(main())
+
+
 def test_a_request_larger_than_the_queue_is_scored_when_nothing_waits() -> None:
     async def main() -> None:
         rng = np.random.default_rng(9)
