@@ -38,21 +38,21 @@ class Model:
     Raises
     ------
     BundleError
-        LightGBM cannot read the text, or the knots are no calibration.
+        The text is no consistent model of one output, or the knots are no calibration.
     """
 
     contributions_fallback: str | None
 
     def __init__(self, booster_text: str, calibrator: Mapping[str, Sequence[float]]) -> None:
-        self._booster = Booster(booster_text)
-        self.n_features = self._booster.n_features
         self._knots_x, self._knots_y = _knots(calibrator)
         self._shap: TreeShap | None = None
         self.contributions_fallback = None
         try:
-            self._shap = TreeShap(booster_text)
+            self._shap = TreeShap(booster_text)  # first: it refuses a text that LightGBM would crash on
         except UnsupportedModel as error:
             self.contributions_fallback = error.message
+        self._booster = Booster(booster_text)
+        self.n_features = self._booster.n_features
 
     def raw_margin(self, X: Matrix) -> Vector:
         """Return raw scores (n,) float64 in log-odds: bit for bit LightGBM's ``predict(X, raw_score=True)``.
@@ -128,9 +128,9 @@ def _variants(X: Matrix, thresholds: Sequence[Vector]) -> Matrix:
     rng = np.random.default_rng(0)
     replaced = X.copy()
     for j, values in enumerate(thresholds):
-        candidates = np.concatenate(
-            [values, np.nextafter(values, np.inf), [np.nan, np.nan, 0.0, -1.0, np.inf, -np.inf]]
-        )
+        with np.errstate(over="ignore"):  # a threshold may be the largest number there is
+            above = np.nextafter(values, np.inf)
+        candidates = np.concatenate([values, above, [np.nan, np.nan, 0.0, -1.0, np.inf, -np.inf]])
         chosen = rng.choice(candidates, len(X))
         replaced[:, j] = np.where(rng.random(len(X)) < 0.5, chosen, replaced[:, j])
     return replaced

@@ -14,25 +14,32 @@ Down the tree: contribution += P c w (H_left - H_right), P_left = P F, P_right =
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fraud import treeshap_kernels as kernels
+from fraud.booster_text import Split, Tree, parse_booster
 from fraud.errors import BundleError
 from fraud.lanes import WIDTH
 
 Array = NDArray[Any]
 MAX_FEATURES_ON_A_PATH = 32
+KINDS = {
+    ("none", False): kernels.PLAIN,
+    ("none", True): kernels.PLAIN,
+    ("zero", False): kernels.ZERO_RIGHT,
+    ("zero", True): kernels.ZERO_LEFT,
+    ("nan", False): kernels.NAN_RIGHT,
+    ("nan", True): kernels.NAN_LEFT,
+}
 FEW_ROWS = 4  # up to here the one-row kernel is cheaper than a block of eight
 
 
 class UnsupportedModel(BundleError):
-    """The booster has something that these contributions are not defined or not proven for."""
+    """The booster is consistent, but has something that these contributions are not defined or not proven for."""
 
 
 class TreeShap:
@@ -54,21 +61,22 @@ class TreeShap:
     Raises
     ------
     UnsupportedModel
-        Several outputs, linear trees, shares that don't add up, more than 32 distinct features on one path, or a text
-        that is no consistent model.
+        Several outputs, linear trees, training rows that don't add up, or more than 32 distinct features on one path.
+    MalformedBooster
+        The text is no consistent model.
     """
 
     def __init__(self, booster_text: str) -> None:
-        header, trees = _sections(booster_text)
-        packer = _Packer(header)
-        for number, fields in enumerate(trees):
+        booster = parse_booster(booster_text)
+        if booster.n_outputs != 1:
+            raise UnsupportedModel(f"the booster has {booster.n_outputs} outputs; contributions are of one")
+        packer = _Packer(booster.n_features)
+        for number, tree in enumerate(booster.trees):
             try:
-                packer.add(fields)
-            except (KeyError, ValueError, IndexError, OverflowError) as error:
-                raise UnsupportedModel(f"tree {number} of the booster cannot be read: {error!r}") from error
+                packer.add(tree)
             except UnsupportedModel as error:
                 raise UnsupportedModel(f"tree {number} of the booster {error.message}") from None
-        self.n_features = packer.n_features
+        self.n_features = booster.n_features
         self.base_value = packer.base_value
         self._model = packer.arrays()
         self.thresholds = packer.thresholds()
@@ -101,31 +109,11 @@ class TreeShap:
         return contributions
 
 
-def _sections(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return the header's fields and each tree's."""
-    body, end, _ = text.partition("\nend of trees")
-    if not end or not text.startswith("tree\n"):
-        raise UnsupportedModel("the booster is not LightGBM's text model: it has no 'tree' header and 'end of trees'")
-    header, *trees = body.split("\nTree=")
-    fields = [dict(line.partition("=")[::2] for line in part.split("\n") if "=" in line) for part in (header, *trees)]
-    return fields[0], fields[1:]
-
-
-@dataclass
-class _Node:
-    """A split on its way into the packed model."""
-
-    split: int  # LightGBM's number
-    path: dict[int, tuple[float, int]]  # feature -> share of the splits on it so far, code of the last
-
-
 class _Packer:
-    """Collects checked trees into the arrays that the kernels read."""
+    """Collects trees into the arrays that the kernels read."""
 
-    def __init__(self, header: dict[str, str]) -> None:
-        if header.get("num_tree_per_iteration") != "1":
-            raise UnsupportedModel("the booster has several outputs; contributions are of one")
-        self.n_features = int(header["max_feature_idx"]) + 1
+    def __init__(self, n_features: int) -> None:
+        self.n_features = n_features
         self.base_value = 0.0
         self._operands: dict[tuple[int, int, tuple[int, ...]], int] = {}
         self._coefficients: dict[tuple[float, int], int] = {}
@@ -136,90 +124,57 @@ class _Packer:
         self._trees: list[tuple[int, ...]] = []
         self._leaves: list[float] = []
 
-    def add(self, fields: dict[str, str]) -> None:
-        """Check and pack one tree."""
-        if fields.get("is_linear", "0") != "0":
+    def add(self, tree: Tree) -> None:
+        """Pack one tree."""
+        if tree.linear:
             raise UnsupportedModel("is linear")
-        n = int(fields["num_leaves"]) - 1
-        leaf_value = _numbers(fields["leaf_value"], n + 1)
+        n = len(tree.splits)
         if n == 0:
-            self.base_value += leaf_value[0]
+            self.base_value += tree.leaf_values[0]
             return
-        feature, left, right = (_integers(fields[key], n) for key in ("split_feature", "left_child", "right_child"))
-        count, leaf_count = _integers(fields["internal_count"], n), _integers(fields["leaf_count"], n + 1)
-        if min(count) <= 0 or min(leaf_count) <= 0:
-            raise UnsupportedModel("has a node without training rows")
-        if not all(0 <= f < self.n_features for f in feature):
-            raise UnsupportedModel("splits on a feature that the model does not have")
-
-        def rows(child: int) -> int:
-            return count[child] if child >= 0 else leaf_count[~child]
-
-        nodes, position = [_Node(0, {})], {0: 0}
+        shares = [tree.rows_of(split.left) / max(split.n_rows, 1) for split in tree.splits]
+        paths: list[dict[int, tuple[float, int]]] = [{} for _ in range(n)]  # feature -> share so far, code of the last
         most_features = 0
-        for node in nodes:  # parents before children
-            f, share = feature[node.split], node.path.get(feature[node.split], (1.0, 0))[0]
-            if rows(left[node.split]) + rows(right[node.split]) != count[node.split]:
-                raise UnsupportedModel("has training rows that don't add up")
-            for child, went_left in ((left[node.split], 1), (right[node.split], 0)):
-                path = node.path | {f: (share * rows(child) / count[node.split], 2 * position[node.split] + went_left)}
-                most_features = max(most_features, len(path))
+        for i, split in enumerate(tree.splits):  # parents come before their children
+            left, right = tree.rows_of(split.left), tree.rows_of(split.right)
+            if left <= 0 or right <= 0 or left + right != split.n_rows:
+                raise UnsupportedModel("has training rows that don't add up, or a node without any")
+            share, _ = paths[i].get(split.feature, (1.0, 0))
+            most_features = max(most_features, len(paths[i] | {split.feature: ()}))
+            for child, ratio, went_left in ((split.left, left, 1), (split.right, right, 0)):
                 if child >= 0:
-                    if child in position:
-                        raise UnsupportedModel("reaches a node twice")
-                    position[child] = len(nodes)
-                    nodes.append(_Node(child, path))
-        if len(nodes) != n or sorted(~child for child in left + right if child < 0) != list(range(n + 1)):
-            raise UnsupportedModel("does not reach every node once")
+                    paths[child] = paths[i] | {split.feature: (share * ratio / split.n_rows, 2 * i + went_left)}
         if most_features > MAX_FEATURES_ON_A_PATH:
             raise UnsupportedModel(
-                f"has {most_features} features on one path; at most {MAX_FEATURES_ON_A_PATH} are exact"
+                f"has {most_features} features on a path; at most {MAX_FEATURES_ON_A_PATH} are exact"
             )
-
         n_points = (most_features + 1) // 2
-        operands = self._operands_of(fields, feature)
-        thresholds = _numbers(fields["threshold"], n)
         self._trees.append((len(self._splits), n, len(self._leaves), n_points, self._weights_at(n_points)))
-        for node in nodes:
-            i = node.split
-            share, earlier = node.path.get(feature[i], (1.0, 2 * n))
-            operand, categorical = operands[i]
+        for i, split in enumerate(tree.splits):
+            share, earlier = paths[i].get(split.feature, (1.0, 2 * n))
             self._splits.append(
                 (
-                    0.5 if categorical else float(np.clip(thresholds[i], -kernels.LARGEST, kernels.LARGEST)),
-                    rows(left[i]) / count[i],
-                    operand,
-                    *(position[child] if child >= 0 else n + ~child for child in (left[i], right[i])),
+                    float(np.clip(split.threshold, -kernels.LARGEST, kernels.LARGEST))
+                    if split.categories is None
+                    else 0.5,
+                    shares[i],
+                    self._operand_of(split),
+                    *(child if child >= 0 else n + ~child for child in (split.left, split.right)),
                     earlier,
                     self._coefficients_at(share, n_points),
-                    feature[i],
+                    split.feature,
                 )
             )
-        self._leaves += leaf_value
-        self.base_value += sum(value * rows / count[0] for value, rows in zip(leaf_value, leaf_count, strict=True))
+        self._leaves += tree.leaf_values
+        n_rows = tree.splits[0].n_rows
+        self.base_value += sum(v * rows / n_rows for v, rows in zip(tree.leaf_values, tree.leaf_rows, strict=True))
 
-    def _operands_of(self, fields: dict[str, str], feature: list[int]) -> list[tuple[int, bool]]:
-        """Return for each split its operand's number and whether it is categorical."""
-        n, n_sets = len(feature), int(fields["num_cat"])
-        sets: list[tuple[int, ...]] = []
-        if n_sets:
-            bounds = _integers(fields["cat_boundaries"], n_sets + 1)
-            words = _integers(fields["cat_threshold"], bounds[-1])
-            sets = [tuple(words[start:end]) for start, end in pairwise(bounds)]
-        kinds = {(0, 0): kernels.PLAIN, (0, 2): kernels.PLAIN, (4, 0): kernels.ZERO_RIGHT, (4, 2): kernels.ZERO_LEFT}
-        kinds |= {(8, 0): kernels.NAN_RIGHT, (8, 2): kernels.NAN_LEFT}
-        operands = []
-        for decision, threshold, f in zip(
-            _integers(fields["decision_type"], n), _numbers(fields["threshold"], n), feature, strict=True
-        ):
-            if decision & 1:
-                if not 0 <= threshold < n_sets:
-                    raise UnsupportedModel("has a categorical split without its categories")
-                key = (f, kernels.CATEGORIES, sets[int(threshold)])
-            else:
-                key = (f, kinds[decision & 12, decision & 2], ())
-            operands.append((self._operands.setdefault(key, len(self._operands)), bool(decision & 1)))
-        return operands
+    def _operand_of(self, split: Split) -> int:
+        if split.categories is not None:
+            key = (split.feature, kernels.CATEGORIES, split.categories)
+        else:
+            key = (split.feature, KINDS[split.missing, split.default_left], ())
+        return self._operands.setdefault(key, len(self._operands))
 
     def _append(self, values: NDArray[np.float64]) -> int:
         start = self._n_points
@@ -275,17 +230,3 @@ def _quadrature(n_points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]
     t, weights = np.polynomial.legendre.leggauss(n_points)
     fill = (0, -n_points % WIDTH)
     return np.pad((t + 1) / 2, fill, constant_values=0.5), np.pad(weights / 2, fill)
-
-
-def _numbers(text: str, size: int) -> list[float]:
-    values = [float(item) for item in text.split()]
-    if len(values) != size or not np.isfinite(values).all():
-        raise ValueError(f"{len(values)} finite numbers where {size} belong")
-    return values
-
-
-def _integers(text: str, size: int) -> list[int]:
-    values = [int(item) for item in text.split()]
-    if len(values) != size:
-        raise ValueError(f"{len(values)} whole numbers where {size} belong")
-    return values
