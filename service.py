@@ -48,8 +48,15 @@ class FraudBento:
         self.operations = Operations(settings, packed_versions(FraudBento))
         models = self.operations.models
         await models.load()
-        store = open_store("sqlite:", StoreOptions(settings.state_dir))
-        dataplane = DataPlane(models.champions, store, self.operations.stage, self.operations.telemetry.scored)
+        dataplane = DataPlane(
+            models.champions,
+            open_store(settings.store, StoreOptions.of(settings)),
+            self.operations.stage,
+            self.operations.telemetry.scored,
+            canary_share=settings.canary_share,
+            shadow=self.operations.shadow,
+            record_reasons=settings.record_reasons,
+        )
         batcher = MicroBatcher(
             self.operations.timed(dataplane.run),
             max_batch_rows=settings.max_batch_rows,

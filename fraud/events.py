@@ -12,6 +12,7 @@ from fraud.schema import Row
 class Decided(msgspec.Struct):
     """One decision: enough to repeat the answer, to replay the score and to tell the history.
 
+    `reasons` are the features that moved the score most, each with its contribution in log-odds.
     `features` is the row of `X` as it was scored, float64 little-endian; `fingerprint` tells whether the
     same transaction id came with the same contents.
     """
@@ -33,6 +34,7 @@ class Decided(msgspec.Struct):
     customer_id: str = ""
     merchant_id: str | None = None
     amount: float = 0.0
+    reasons: list[tuple[str, float]] = []
 
     @property
     def key(self) -> str:

@@ -35,6 +35,18 @@ class Explainer:
         """Return contributions by feature name from (n_features + 1,) float64, the last being the base value."""
         return dict(zip((f.name for f in self.features), values.tolist()[:-1], strict=True))
 
+    def strongest(
+        self, contributions: np.ndarray[Any, np.dtype[np.float64]], top: int = TOP_REASONS
+    ) -> list[list[tuple[str, float]]]:
+        """Return the largest contributions by size of each of (n, n_features + 1) rows, by feature name."""
+        order = np.argsort(-np.abs(contributions[:, :-1]), axis=1, kind="stable")[:, :top]
+        values = np.take_along_axis(contributions, order, axis=1).tolist()
+        names = [feature.name for feature in self.features]
+        return [
+            [(names[i], value) for i, value in zip(indices, some, strict=True) if value]
+            for indices, some in zip(order.tolist(), values, strict=True)
+        ]
+
     def reasons(
         self,
         x: np.ndarray[Any, np.dtype[np.float64]],

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
     )
 
+    record_reasons: bool = Field(
+        True, description="Whether each recorded decision carries the contributions of its five strongest features."
+    )
     audit_key: SecretStr = Field(
         SecretStr(""), description="Key of the decision log's hash chain, to be kept apart from the log."
     )

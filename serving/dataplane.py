@@ -34,6 +34,7 @@ from serving.answers import (
     problem_of,
 )
 from serving.requests import CHUNK_ROWS, INLINE_ROWS, ScoreRequest, Task, transaction_id_of
+from serving.shadow import Shade, Shadow, copy_of, in_canary
 
 INLINE_EXPLAINED = 4
 """Rows explained on the event loop itself; more of them go to a thread."""
@@ -53,6 +54,12 @@ class DataPlane:
         seconds that a batch spent in it.
     on_scored : callable, optional
         Is called with a scorer and the probabilities it gave to a batch.
+    canary_share : float
+        Share of the customers whom the model's challenger answers, where `challengers` has one.
+    shadow : Shadow, optional
+        Where challengers score what champions answered.
+    record_reasons : bool
+        Whether a recorded decision carries its strongest contributions.
 
     Attributes
     ----------
@@ -67,8 +74,16 @@ class DataPlane:
         store: Store,
         on_stage: Callable[[str, float], None] | None = None,
         on_scored: Callable[[Scorer, list[float]], None] | None = None,
+        *,
+        canary_share: float = 0.0,
+        shadow: Shadow | None = None,
+        record_reasons: bool = False,
     ) -> None:
         self.scorers = dict(scorers)
+        self.challengers: Mapping[str, Scorer] = {}
+        self.canary_share = canary_share
+        self.shadow = shadow
+        self.record_reasons = record_reasons
         self.store = store
         self.on_stage = on_stage
         self.on_scored = on_scored
@@ -92,8 +107,24 @@ class DataPlane:
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         request = ScoreRequest(scorer, raws, explain, now_ms, request_id)
         request.decode_some()
+        if self.canary_share and scorer.name.name in self.challengers:
+            request = self._canary(request, self.challengers[scorer.name.name])
         request.decoded_at = time.perf_counter()
         return request
+
+    def _canary(self, request: ScoreRequest, challenger: Scorer) -> ScoreRequest:
+        """Give a request of one customer to the challenger, if that is whom it answers and it can read all rows."""
+        customers = {row.customer_id or row.transaction_id if isinstance(row, Row) else None for row in request.rows}
+        customer = customers.pop() if request.decoded and len(customers) == 1 else None
+        if customer is None or not in_canary(customer, self.canary_share):
+            return request
+        other = ScoreRequest(challenger, request.raws, request.explain, request.now_ms, request.request_id)
+        try:
+            while not other.decoded:
+                other.decode_some()
+        except RequestError:
+            return request
+        return other if all(isinstance(row, Row) for row in other.rows) else request
 
     async def run(self, requests: Sequence[ScoreRequest]) -> list[bytes | FraudError]:
         """Answer a micro-batch: each caller's JSON, or the error that is its own."""
@@ -185,6 +216,8 @@ class DataPlane:
     def _score_now(self, tasks: list[Task], recalled: Recalled) -> None:
         for scorer, group in groupby(tasks, key=lambda task: task.scorer):
             some = list(group)
+            challenger = self.challengers.get(scorer.name.name) if self.shadow is not None else None
+            before = copy_of(recalled.histories) if challenger is not None else None
             started = time.perf_counter()
             X = _featurize(scorer, [task.row for task in some], recalled.histories)
             self._stage("featurize", started)
@@ -196,6 +229,16 @@ class DataPlane:
             degraded = list(recalled.degraded) if scorer.spec.kind == "transaction" else []
             for task, x, margin, probability in zip(some, X, margins.tolist(), probabilities.tolist(), strict=True):
                 task.decided = _decided(task, scorer, x, margin, probability, degraded)
+            if self.record_reasons:
+                started = time.perf_counter()
+                reasons = scorer.explainer.strongest(scorer.contributions(X))
+                for task, strongest in zip(some, reasons, strict=True):
+                    assert task.decided is not None
+                    task.decided.reasons = strongest
+                self._stage("explain", started)
+            if self.shadow is not None and challenger not in (None, scorer) and before is not None:
+                decided = [task.decided for task in some if task.decided]
+                self.shadow.offer(Shade(challenger, [task.row.raw for task in some], before, decided))
         self.counts["rows"] += len(tasks)
 
     async def _record(self, tasks: list[Task], recalled: Recalled) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from serving.batching import MicroBatcher
 from serving.dataplane import DataPlane
 from serving.http import Call, Guard, Observer
 from serving.security import Gate, parse_keys
+from serving.shadow import Shadow
 from serving.telemetry import Telemetry
 
 ROUTES = ("/predict", "/explain", "/readyz", "/admin/models", "/admin/models/refresh")
@@ -44,6 +46,10 @@ class Operations:
         )
         self.guards: list[Guard] = [_name_request]
         self.observers: list[Observer] = [self.telemetry.answered]
+        self.shadow: Shadow | None = None
+        if settings.shadow:
+            path = settings.state_dir / "shadow.db"
+            self.shadow = Shadow(path, self.telemetry.shadowed, self.telemetry.shadow_dropped)
         self.tracing: Any = None
         if settings.otlp_endpoint:
             from serving.tracing import Tracing
@@ -69,7 +75,7 @@ class Operations:
         """Follow the registry and show what happens, from now on."""
 
         def install(champions: dict[str, Any], challengers: dict[str, Any]) -> None:
-            dataplane.scorers = champions
+            dataplane.scorers, dataplane.challengers = champions, challengers
             self.telemetry.serving(champions, challengers)
 
         self.models.follow(install)
@@ -79,6 +85,8 @@ class Operations:
     async def stop(self) -> None:
         """Stop following and say the last that there is to say."""
         await self.models.close()
+        if self.shadow is not None:
+            await asyncio.to_thread(self.shadow.close)
         self.telemetry.stop()
         if self.tracing is not None:
             self.tracing.close()

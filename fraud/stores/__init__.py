@@ -128,6 +128,8 @@ class StoreOptions:
     queue: int = 20_000
     durable: bool = True
     audit_key: bytes = b""
+    personal_fields: tuple[str, ...] = ()
+    personal_key: str = ""
     history_ttl_days: float = 90.0
     decision_ttl_days: float = 7.0
 
@@ -141,6 +143,8 @@ class StoreOptions:
             queue=settings.store_queue,
             durable=settings.durable,
             audit_key=key_of(settings.audit_key.get_secret_value()),
+            personal_fields=tuple(filter(None, settings.personal_fields.split(","))),
+            personal_key=settings.personal_key.get_secret_value(),
             history_ttl_days=settings.history_ttl_days,
             decision_ttl_days=settings.decision_ttl_days,
         )
@@ -163,6 +167,15 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
         The store cannot be opened.
     """
     options = options or StoreOptions()
+    store = _open(url, options)
+    if options.personal_fields:
+        from fraud.stores.personal import Pseudonymous
+
+        return Pseudonymous(store, options.personal_fields, options.personal_key)
+    return store
+
+
+def _open(url: str, options: StoreOptions) -> Store:
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":
         from fraud.stores.sqlite import SqliteStore

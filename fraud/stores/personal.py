@@ -1,0 +1,98 @@
+"""A store that never sees an id that is personal: what goes through is its keyed hash."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+
+import msgspec
+
+from fraud.errors import SettingsError
+from fraud.events import Decided
+from fraud.features import Histories, Records
+from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Store, Told
+
+
+class Pseudonymous:
+    """Puts hashes in the place of ids on the way to a store, and the ids back on the way from it.
+
+    Features do not change, as they are computed from the ids that the caller sent. A customer keeps one
+    history under one hash; with another key every customer is a stranger.
+
+    Parameters
+    ----------
+    store : Store
+    fields : collection of str
+        Of ``customer_id`` and ``merchant_id``.
+    key : str
+
+    Raises
+    ------
+    SettingsError
+        There is no key: without one, whoever reads the store could test every id he can think of.
+    """
+
+    def __init__(self, store: Store, fields: Collection[str], key: str) -> None:
+        if not key:
+            raise SettingsError(
+                "FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE"
+            )
+        self.store = store
+        self._customers = "customer_id" in fields
+        self._merchants = "merchant_id" in fields
+        self._key = blake2b(key.encode()).digest()
+
+    def hashed(self, text: str) -> str:
+        """Return what stands for an id: 32 hexadecimal digits."""
+        return blake2b(text.encode(), digest_size=16, key=self._key).hexdigest()
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        recalled = await self.store.recall(keys, self._of_customers(customer_ids), self._of_merchants(merchant_ids))
+        histories = recalled.histories
+        named = Histories(customer_ids, merchant_ids, histories.customers, histories.merchants)
+        return replace(recalled, histories=named)
+
+    async def record(
+        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
+        hidden = [self._hide(d) for d in decided]
+        given = {id(h): d for h, d in zip(hidden, decided, strict=True)}
+        recorded = await self.store.record(hidden, transactions, recalled)
+        return replace(recorded, decided=[given.get(id(d), d) for d in recorded.decided])
+
+    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        return await self.store.tell_frauds(frauds)
+
+    async def profile(self, customer_id: str) -> Profile | None:
+        profile = await self.store.profile(self._of_customers([customer_id])[0])
+        return None if profile is None else replace(profile, customer_id=customer_id)
+
+    async def reset(self, customer_id: str) -> bool:
+        return await self.store.reset(self._of_customers([customer_id])[0])
+
+    async def backfill(self, states: States) -> None:
+        await self.store.backfill(
+            replace(
+                states,
+                customer_ids=self._of_customers(states.customer_ids),
+                merchant_ids=self._of_merchants(states.merchant_ids),
+            )
+        )
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    def _hide(self, decided: Decided) -> Decided:
+        merchant = decided.merchant_id
+        return msgspec.structs.replace(
+            decided,
+            customer_id=self._of_customers([decided.customer_id])[0] if decided.customer_id else "",
+            merchant_id=merchant if merchant is None else self._of_merchants([merchant])[0],
+        )
+
+    def _of_customers(self, ids: Sequence[str]) -> list[str]:
+        return [self.hashed(name) for name in ids] if self._customers else list(ids)
+
+    def _of_merchants(self, ids: Sequence[str]) -> list[str]:
+        return [self.hashed(name) for name in ids] if self._merchants else list(ids)

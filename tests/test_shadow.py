@@ -1,0 +1,176 @@
+"""A challenger beside the champion, and a store that sees no personal id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from fraud.errors import FraudError, SettingsError
+from fraud.scorer import Scorer
+from fraud.stores import Store, StoreOptions, open_store
+from fraud.stores.log import DecisionLog, decode_record
+from fraud.stores.personal import Pseudonymous
+from fraud.stores.sqlite import SqliteStore
+from serving.dataplane import DataPlane
+from serving.shadow import MAX_WAITING, Shadow, in_canary
+from tests.tiny import transactions, write_tiny_bundle
+
+NAME = "fraud-transaction"
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [Scorer.load(write_tiny_bundle(folder / str(seed), "transaction", seed=seed)) for seed in (1, 2)]
+
+
+async def ask(dataplane: DataPlane, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    request = dataplane.decode(json.dumps({"instances": instances}).encode(), explain=False)
+    (answer,) = await dataplane.run([request])
+    assert not isinstance(answer, FraudError)
+    predictions: list[dict[str, Any]] = json.loads(answer)["predictions"]
+    return predictions
+
+
+async def ask_one_by_one(
+    scorer: Scorer, store: Store, instances: list[dict[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
+    dataplane = DataPlane({NAME: scorer}, store, **options)
+    answers = [(await ask(dataplane, [instance]))[0] for instance in instances]
+    await dataplane.close()
+    return answers
+
+
+def test_canary_share_is_of_customers_and_the_same_ones() -> None:
+    customers = [f"c{n}" for n in range(20_000)]
+    chosen = {share: {c for c in customers if in_canary(c, share)} for share in (0.0, 0.05, 0.3, 1.0)}
+    assert chosen[0.0] == set()
+    assert chosen[1.0] == set(customers)
+    assert chosen[0.05] < chosen[0.3]
+    assert len(chosen[0.05]) == pytest.approx(1000, rel=0.15)
+
+
+def test_canary_answers_whole_requests_of_its_customers(scorers: list[Scorer], tmp_path: Path) -> None:
+    champion, challenger = scorers
+
+    async def run() -> None:
+        dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db"), canary_share=0.5)
+        dataplane.challengers = {NAME: challenger}
+        instances = transactions(120, 9)
+        for i in range(0, 100, 2):
+            first, second = instances[i], {**instances[i + 1], "customer_id": instances[i]["customer_id"]}
+            digests = {row["model"]["digest"] for row in await ask(dataplane, [first, second])}
+            expected = challenger if in_canary(first["customer_id"], 0.5) else champion
+            assert digests == {expected.name.digest}
+        mixed = await ask(dataplane, instances[100:])
+        assert {row["model"]["digest"] for row in mixed} == {champion.name.digest}
+        await dataplane.close()
+
+    asyncio.run(run())
+
+
+def test_shadow_records_what_the_challenger_would_have_said(scorers: list[Scorer], tmp_path: Path) -> None:
+    champion, challenger = scorers
+    told: list[tuple[str, int, int]] = []
+    dropped: list[int] = []
+    instances = transactions(60, 5)
+
+    async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        alone = await ask_one_by_one(challenger, SqliteStore(tmp_path / "alone.db"), instances)
+        shadow = Shadow(tmp_path / "shadow.db", lambda *counts: told.append(counts), dropped.append)
+        dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db"), shadow=shadow)
+        dataplane.challengers = {NAME: challenger}
+        answers = [row for i in range(0, 60, 6) for row in await ask(dataplane, instances[i : i + 6])]
+        shadow.close()
+        await dataplane.close()
+        return alone, answers
+
+    alone, answers = asyncio.run(run())
+    with sqlite3.connect(tmp_path / "shadow.db") as db:
+        rows = db.execute(
+            "SELECT transaction_id, champion, champion_probability, challenger, fraud_probability, decision "
+            "FROM shadows"
+        ).fetchall()
+    assert {row["model"]["digest"] for row in answers} == {champion.name.digest}
+    assert [row[0] for row in rows] == [row["transaction_id"] for row in answers]
+    assert [row[2] for row in rows] == [row["fraud_probability"] for row in answers]
+    assert [row[4] for row in rows] == [row["fraud_probability"] for row in alone]
+    assert {(row[1], row[3]) for row in rows} == {(champion.name.digest, challenger.name.digest)}
+    agreed = sum(a["decision"] == row[5] for a, row in zip(answers, rows, strict=True))
+    assert (sum(t[1] for t in told), sum(t[2] for t in told)) == (agreed, 60 - agreed)
+    assert dropped == []
+
+
+def test_shadow_that_is_behind_leaves_out_and_counts(scorers: list[Scorer], tmp_path: Path) -> None:
+    champion, challenger = scorers
+    dropped: list[int] = []
+
+    async def run() -> None:
+        shadow = Shadow(tmp_path / "shadow.db", lambda *_: None, dropped.append)
+        dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db", durable=False), shadow=shadow)
+        dataplane.challengers = {NAME: challenger}
+        with sqlite3.connect(tmp_path / "shadow.db", isolation_level=None) as db:
+            db.execute("BEGIN IMMEDIATE")  # the shadow waits for this writer
+            for instance in transactions(MAX_WAITING + 20, 6):
+                await ask(dataplane, [instance])
+            db.execute("ROLLBACK")
+        shadow.close()
+        await dataplane.close()
+
+    asyncio.run(run())
+    assert sum(dropped) in (18, 19, 20)
+
+
+def test_recorded_reasons_are_the_strongest_contributions(scorers: list[Scorer], tmp_path: Path) -> None:
+    scorer = scorers[0]
+    asyncio.run(ask_one_by_one(scorer, SqliteStore(tmp_path / "h.db"), transactions(20, 3), record_reasons=True))
+    for logged, _ in DecisionLog(tmp_path / "h.db").rows():
+        decided = decode_record(logged.record)
+        contributions = scorer.contributions(np.frombuffer(decided.features)[None])[0]
+        by_name = dict(zip(scorer.spec.names, contributions.tolist(), strict=False))
+        assert decided.reasons == sorted(by_name.items(), key=lambda item: -abs(item[1]))[:5]
+
+
+def test_personal_ids_are_not_stored_and_change_no_score(scorers: list[Scorer], tmp_path: Path) -> None:
+    instances = transactions(80, 4)
+    again = [instances[i] for i in (0, 40, 79)]
+    fields = ("customer_id", "merchant_id")
+    options = StoreOptions(state_dir=tmp_path / "hidden", personal_fields=fields, personal_key="pepper")
+
+    async def run() -> None:
+        open_answers = await ask_one_by_one(scorers[0], SqliteStore(tmp_path / "open.db"), instances + again)
+        store = open_store("sqlite:", options)
+        assert await ask_one_by_one(scorers[0], store, instances + again) == open_answers
+        store = open_store("sqlite:", options)
+        known = await store.profile("c1")
+        assert known is not None
+        assert known.customer_id == "c1"
+        assert await store.reset("c1")
+        assert await store.profile("c1") is None
+        await store.close()
+
+    asyncio.run(run())
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "hidden").iterdir())
+    rows = [decode_record(logged.record) for logged, _ in DecisionLog(tmp_path / "hidden" / "history.db").rows()]
+    assert len(rows) == 80
+    names = {instance["customer_id"] for instance in instances}
+    assert {row.customer_id for row in rows}.isdisjoint(names)
+    assert len({row.customer_id for row in rows}) == len(names)
+    with sqlite3.connect(tmp_path / "hidden" / "history.db") as db:
+        for table in ("customers", "merchants"):
+            assert all(len(name) == 32 for (name,) in db.execute(f"SELECT id FROM {table}"))
+    assert msgspec.msgpack.encode("c1") + msgspec.msgpack.encode("merchant_id") not in stored
+
+
+def test_personal_fields_ask_for_a_key(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="FRAUD_PERSONAL_KEY"):
+        open_store("sqlite:", StoreOptions(state_dir=tmp_path, personal_fields=("customer_id",)))
+    first, second = (Pseudonymous(SqliteStore(tmp_path / key), ["customer_id"], key) for key in "ab")
+    assert first.hashed("c1") != second.hashed("c1")
