@@ -186,7 +186,9 @@ class Driver:
         request = self.requests[self.sent % len(self.requests)]
         self.sent += 1
         self.under_way += 1
-        connection.send(request[0] if len(request) == 1 else (b"%012d" % (self.first + self.sent)).join(request), started)
+        connection.send(
+            request[0] if len(request) == 1 else (b"%012d" % (self.first + self.sent)).join(request), started
+        )
 
     def _answered(self, connection: Connection, ok: bool) -> None:
         done, started = now(), connection.started

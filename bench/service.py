@@ -4,257 +4,28 @@
     python -m bench.service --rounds 1 --seconds 1 --connections 32 --rates 1000 --servers fraud_bento,bare_asgi
 
 Each peer runs in a virtual environment of its own, made on first use from bench/peers/requirements.  Servers take
-turns; every figure is read as a ratio within one run.  Writes bench/results/service.json.
+turns; every figure is read as a ratio within one run.  Writes bench/results/service.json and docs/performance.md,
+or only the file that `--out` names.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import platform
-import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-from rich.console import Console
 from rich.table import Table
 
-from bench.client import COUNTER, Load, ceiling
-from bench.model import NAMES, instances, write_model
-from wandb_sync.store import BentoStore
-
-HERE = Path(__file__).parent
-PEERS = HERE / "peers"
-WORK = HERE / ".work"
-console = Console(width=150)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    path: str
-    bodies: list[str]
-
-
-@dataclass(frozen=True)
-class Server:
-    """How to start one server on a port, and what it answers."""
-
-    name: str
-    requirements: str | None
-    """File in bench/peers/requirements, without its suffix; None for this project's own environment."""
-    command: Callable[[str, int], list[str]]
-    """Of the environment's bin folder and the port."""
-    endpoints: dict[str, Endpoint]
-    cwd: Path = PEERS
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def as_instances(rows: list[dict[str, Any]]) -> list[str]:
-    return [json.dumps({"instances": [row]}) for row in rows]
-
-
-def as_v2(rows: list[dict[str, float]]) -> list[str]:
-    inputs = [
-        {"name": "x", "shape": [1, len(NAMES)], "datatype": "FP64", "data": [row[n] for n in NAMES]} for row in rows
-    ]
-    return [json.dumps({"inputs": [x], "outputs": [{"name": "predict_proba"}]}) for x in inputs]
-
-
-def servers() -> list[Server]:
-    rows = instances(256)
-    plain = as_instances(rows)
-    both = {"predict": Endpoint("/predict", plain), "explain": Endpoint("/explain", plain)}
-    predict = {"predict": both["predict"]}
-    mlserver = WORK / "mlserver"
-    own = Server(
-        "fraud_bento",
-        None,
-        lambda bin_, port: [f"{bin_}/bentoml", "serve", "service:FraudBento", "--port", str(port)],
-        both,
-        cwd=HERE.parent,
-        environment=own_environment("bundle"),
-    )
-    fresh = as_instances(fresh_transactions())
-    return [
-        own,
-        dataclasses.replace(
-            own,
-            name="fraud_bento_history",
-            endpoints={"predict": Endpoint("/predict", fresh), "explain": Endpoint("/explain", fresh)},
-            environment=own_environment("history"),
-        ),
-        Server(
-            "bare_asgi",
-            "fastapi",
-            lambda bin_, port: [f"{bin_}/uvicorn", "bare_asgi:app", "--port", str(port), *QUIET],
-            predict,
-        ),
-        Server(
-            "bentoml_idiomatic",
-            "bentoml",
-            lambda bin_, port: [f"{bin_}/bentoml", "serve", "bentoml_idiomatic:Idiomatic", "--port", str(port)],
-            predict,
-        ),
-        Server(
-            "fastapi_sklearn",
-            "fastapi",
-            lambda bin_, port: [f"{bin_}/uvicorn", "fastapi_sklearn:app", "--port", str(port), *QUIET],
-            both,
-        ),
-        Server(
-            "litserve",
-            "litserve",
-            lambda bin_, port: [f"{bin_}/python", "litserve_api.py", str(port)],
-            predict,
-        ),
-        Server(
-            "mlserver",
-            "mlserver",
-            lambda bin_, port: [f"{bin_}/mlserver", "start", str(mlserver)],
-            {"predict": Endpoint("/v2/models/fraud/infer", as_v2(rows))},
-        ),
-    ]
-
-
-QUIET = ["--log-level", "warning", "--no-access-log"]
-
-
-def fresh_transactions() -> list[dict[str, Any]]:
-    """Transactions of now; each time one is sent it has an id of its own, so that all are scored and recorded."""
-    event_time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    known = json.loads((WORK / "model" / "transactions.json").read_text())
-    return [{**t, "transaction_id": COUNTER.decode(), "event_time": event_time} for t in known]
-
-
-def own_environment(bundle: str) -> dict[str, str]:
-    """A Bento store of the benchmark's own, with the model in it."""
-    home = WORK / "bentoml"
-    tag = BentoStore(home).import_bundle(WORK / "model" / bundle, {})
-    return {"BENTOML_HOME": str(home), "FRAUD_MODEL": tag, "FRAUD_STATE_DIR": str(WORK / "state")}
-
-
-def environment_of(server: Server) -> Path:
-    """The server's bin folder; its environment is made first, where it is not there."""
-    if server.requirements is None:
-        return Path(sys.executable).parent
-    requirements = PEERS / "requirements" / f"{server.requirements}.txt"
-    folder = WORK / "environments" / server.requirements
-    if not (folder / "done").exists():
-        console.print(f"making the environment of {server.name} …")
-        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        if uv:
-            subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
-            install: list[str | Path] = [uv, "pip", "install", "-q", "--python", folder / "bin" / "python"]
-        else:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-            install = [folder / "bin" / "python", "-m", "pip", "install", "-q"]
-        subprocess.run([*install, "-r", requirements], check=True)
-        (folder / "done").touch()
-    return folder / "bin"
-
-
-@dataclass
-class Running:
-    process: psutil.Process
-    port: int
-    start_to_ready_s: float
-
-    def tree(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def cpu_s(self) -> float:
-        return sum(sum(p.cpu_times()[:2]) for p in self.tree())
-
-    def memory_mb(self) -> dict[str, float]:
-        """Resident memory of the largest process, and what all of them take together (shared pages once)."""
-        resident = max(p.memory_info().rss for p in self.tree())
-        together = sum(p.memory_full_info().pss for p in self.tree())
-        return {"worker_rss_mb": round(resident / 2**20, 1), "all_pss_mb": round(together / 2**20, 1)}
-
-
-@contextmanager
-def running(server: Server, core: int) -> Iterator[Running]:
-    """Start a server on one core, until it has answered a score; end it with all its processes."""
-    bin_ = environment_of(server)
-    port = free_port()
-    shutil.rmtree(WORK / "state", ignore_errors=True)
-    if server.name == "mlserver":
-        prepare_mlserver(port)
-    log = (WORK / f"{server.name}.log").open("w")
-    environment = {
-        **os.environ,
-        **server.environment,
-        "BENCH_MODEL": str(WORK / "model"),
-        "BENTOML_DO_NOT_TRACK": "True",
-    }
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        server.command(str(bin_), port),
-        cwd=server.cwd,
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
-    try:
-        endpoint = server.endpoints["predict"]
-        while not answers(port, endpoint):
-            if process.poll() is not None or time.perf_counter() - started > 120:
-                raise RuntimeError(f"{server.name} did not start; see {log.name}")
-            time.sleep(0.01)
-        yield Running(psutil.Process(process.pid), port, round(time.perf_counter() - started, 2))
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def answers(port: int, endpoint: Endpoint) -> bool:
-    body = endpoint.bodies[0].encode().replace(COUNTER, b"0" * len(COUNTER))
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{endpoint.path}", body, {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-def prepare_mlserver(port: int) -> None:
-    folder = WORK / "mlserver"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(PEERS / "mlserver", folder)
-    shutil.copy(WORK / "model" / "classifier.joblib", folder)
-    settings = json.loads((folder / "settings.json").read_text())
-    settings |= {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
-    (folder / "settings.json").write_text(json.dumps(settings))
+from bench.client import Load, ceiling
+from bench.hardware import describe_hardware
+from bench.model import write_model
+from bench.servers import HERE, WORK, Endpoint, Running, console, running, servers
 
 
 def measure(server: Running, endpoint: Endpoint, load: dict[str, Any], seconds: float, core: int) -> dict[str, Any]:
@@ -282,10 +53,14 @@ def loads(connections: list[int], rates: list[float]) -> list[tuple[str, dict[st
     return closed + opened
 
 
+LIBRARIES = ("bentoml", "lightgbm", "numpy", "numba", "uvicorn", "uvloop", "httptools", "msgspec")
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("the benchmark needs two cores: one for the server, one for the client")
+    hardware = describe_hardware(LIBRARIES)
     write_model(WORK / "model")
     chosen = [server for server in servers() if not options.servers or server.name in options.servers]
     figures: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -304,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for (server, endpoint, load), several in figures.items()
     ]
     return {
-        "hardware": {"cpus": os.cpu_count(), "machine": platform.processor() or platform.machine()},
+        "hardware": hardware,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "client_ceiling_rps": ceiling(cores[0], cores[-1]).rps,
@@ -330,6 +105,33 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if rps.get((reference, result["endpoint"], result["load"]))
         }
     return results
+
+
+def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What this run says of each target; one whose loads or servers were left out is not listed."""
+    at = {(r["endpoint"], r["server"], r["load"]): r for r in report["results"]}
+    own = report["processes"].get("fraud_bento", {})
+    found = []
+
+    def target(name: str, measured: float | None, limit: float, at_least: bool = True) -> None:
+        if measured is not None:
+            met = measured >= limit if at_least else measured < limit
+            bound = f"{'≥' if at_least else '<'} {limit:g}"
+            found.append({"target": name, "measured": measured, "bound": bound, "met": met})
+
+    def ratio(endpoint: str, reference: str) -> float | None:
+        result = at.get((endpoint, "fraud_bento", "32 connections"))
+        value: float | None = result and result["ratio_to"].get(reference)
+        return value
+
+    target("/predict, 32 connections, to idiomatic BentoML", ratio("predict", "bentoml_idiomatic"), 10)
+    target("/predict, 32 connections, to bare ASGI", ratio("predict", "bare_asgi"), 1)
+    target("/explain, 32 connections, to FastAPI with pred_contrib", ratio("explain", "fastapi_sklearn"), 30)
+    reasons = at.get(("explain", "fraud_bento", "1000 a second"))
+    target("p99 with reasons at 1,000 a second, ms", reasons and reasons["p99_ms"], 10, at_least=False)
+    target("start to ready, s", own.get("start_to_ready_s"), 3, at_least=False)
+    target("memory of a worker, MB", own.get("worker_rss_mb"), 400, at_least=False)
+    return found
 
 
 def show(report: dict[str, Any]) -> None:
@@ -360,7 +162,53 @@ def show(report: dict[str, Any]) -> None:
     for name, p in report["processes"].items():
         processes.add_row(name, *[f"{p[key]:g}" for key in ("start_to_ready_s", "worker_rss_mb", "all_pss_mb")])
     console.print(processes)
+    for t in targets(report):
+        console.print(f"{'met   ' if t['met'] else 'MISSED'} {t['target']}: {t['measured']:g} ({t['bound']})")
     console.print(f"the client alone can drive {report['client_ceiling_rps']:,.0f} a second")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as docs/performance.md shows it: throughput and tail at each load, ratios, processes."""
+    loads = list(dict.fromkeys(r["load"] for r in report["results"]))
+    at = {(r["endpoint"], r["server"], r["load"]): r for r in report["results"]}
+    h = report["hardware"]
+    hardware = f"{h['processor']}, {h['cores']} cores, load average {h['load_average'][0]:g} at the start"
+    lines = [
+        f"Medians of {report['rounds']} rounds of {report['seconds']:g} s; {hardware}. The client alone drives "
+        f"{report['client_ceiling_rps']:,.0f} a second.",
+    ]
+    for endpoint in dict.fromkeys(r["endpoint"] for r in report["results"]):
+        lines += ["", f"`/{endpoint}`, one row a call: requests a second, p99 in ms (p99.9)", ""]
+        lines += ["| server | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
+        for server in dict.fromkeys(s for e, s, _ in at if e == endpoint):
+            cells = [at.get((endpoint, server, load)) for load in loads]
+            shown = [f"{c['rps']:,.0f}, {c['p99_ms']:g} ({c['p999_ms']:g})" if c else "" for c in cells]
+            lines.append(f"| {server} | " + " | ".join(shown) + " |")
+    busiest = max((r for r in report["results"] if "connections" in r["load"]), key=lambda r: r["rps"])["load"]
+    load = "32 connections" if "32 connections" in loads else busiest
+    lines += ["", f"At {load}, as ratios, and what each server takes", ""]
+    lines += ["| server | endpoint | rps as ratio to | CPU a request | start to ready | worker |", "|---" * 6 + "|"]
+    for (endpoint, server, of), r in at.items():
+        if of == load:
+            ratios = ", ".join(f"{name} {ratio:g}" for name, ratio in r["ratio_to"].items())
+            p = report["processes"][server]
+            lines.append(
+                f"| {server} | /{endpoint} | {ratios} | {r['cpu_us_per_request']:,.0f} µs "
+                f"| {p['start_to_ready_s']:g} s | {p['worker_rss_mb']:,.0f} MB |"
+            )
+    lines += ["", "| target | measured | |", "|---|---|---|"]
+    lines += [
+        f"| {t['target']} {t['bound']} | {t['measured']:g} | {'met' if t['met'] else 'missed'} |"
+        for t in targets(report)
+    ]
+    return "\n".join(lines)
+
+
+def write_docs(report: dict[str, Any], page: Path) -> None:
+    """Put the report between its two marks in a page."""
+    before, _, rest = page.read_text().partition("<!-- service -->\n")
+    _, _, after = rest.partition("<!-- /service -->")
+    page.write_text(f"{before}<!-- service -->\n{markdown(report)}\n<!-- /service -->{after}")
 
 
 def main() -> None:
@@ -371,14 +219,17 @@ def main() -> None:
     parser.add_argument("--connections", type=lambda t: [int(n) for n in t.split(",") if n], default=[1, 8, 32, 128])
     parser.add_argument("--rates", type=numbers, default=[100.0, 500.0, 1000.0, 2000.0])
     parser.add_argument("--servers", type=lambda t: t.split(","), default=[])
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "service.json")
+    parser.add_argument("--out", type=Path, default=None, help="a file for the results, other than the committed one")
     options = parser.parse_args()
     WORK.mkdir(exist_ok=True)
     report = run(options)
     show(report)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {options.out}")
+    out = options.out or HERE / "results" / "service.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out is None:
+        write_docs(report, HERE.parent / "docs" / "performance.md")
+    console.print(f"written to {out}")
 
 
 if __name__ == "__main__":
