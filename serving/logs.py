@@ -15,7 +15,7 @@ import structlog
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the running task answers; empty outside of one."""
 
-LOGGERS = ("bentoml", "uvicorn", "uvicorn.error", "uvicorn.access", "circus")
+LOGGERS = ("bentoml", "uvicorn", "uvicorn.error", "circus")
 
 
 def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "json") -> None:
@@ -46,6 +46,7 @@ def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "jso
     for name in LOGGERS:
         other = logging.getLogger(name)
         other.handlers, other.propagate = [], True
+    logging.getLogger("uvicorn.access").propagate = False  # heard by nobody, it does not compose a line a request
     logging.getLogger("bentoml").setLevel(logging.INFO)
     logging.getLogger("fraud").setLevel(level)
 
