@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fraud.bundle import short
-from fraud.errors import RegistryError
-from fraud.registry import Version
+from fraud.errors import FraudError, RegistryError
+from fraud.registry_rows import Version
 from wandb_sync.models import Models, Sent
 from wandb_sync.settings import WandbSettings
 
@@ -98,14 +100,44 @@ def rollback(name: Name, why: Why = "") -> None:
     tell(all_models, needed=False)
 
 
-def history(name: str) -> None:
-    """Show who moved an alias, when and why, newest first."""
-    table = Table("when", "what", "alias", "from", "to", "who", "why", box=None)
-    for event in models().history(name):
-        what = f"{event['kind']} (forced)" if event["forced"] else event["kind"]
-        cells = (event["at"], what, event["alias"], event["before"], event["version"], event["who"], event["why"])
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+def history(name: str | None) -> None:
+    """Show who moved an alias of one model or of all, when and why, newest first."""
+    all_models = models()
+    names = [name] if name else sorted({version.name for version in all_models.registry.versions()})
+    table = Table("when", "model", "what", "alias", "from", "to", "who", "why", box=None)
+    for model in names:
+        for event in all_models.history(model):
+            what = f"{event['kind']} (forced)" if event["forced"] else event["kind"]
+            cells = (event.get(part) for part in ("alias", "before", "version", "who", "why"))
+            table.add_row(event["at"], model, what, *("" if cell is None else str(cell) for cell in cells))
     out.print(table)
+
+
+@app.command()
+def follow(
+    name: Name,
+    every_s: Annotated[float, typer.Option(min=5, help="Seconds between looks, a fifth more or less.")] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and exit.")] = False,
+) -> None:
+    """Take over where W&B's production alias points, again and again; run it beside a service.
+
+    Each version is downloaded, verified and imported before the registry names it; the service follows the
+    registry. What fails is shown, kept for the service's /readyz, and tried again.
+    """
+    all_models, last = models(), ""
+    while True:
+        try:
+            tag = all_models.follow(name)
+        except FraudError as error:
+            if once:
+                raise
+            tag = f"what is served stays: {error.message}"
+        if tag != last:
+            out.print(tag)
+            last = tag
+        if once:
+            return
+        time.sleep(every_s * random.uniform(0.8, 1.2))
 
 
 @app.command()

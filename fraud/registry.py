@@ -17,7 +17,9 @@ from typing import Any
 
 from fraud import registry_rows as rows
 from fraud.errors import RegistryError
-from fraud.registry_rows import Event, EventKind, Pending, Version
+from fraud.registry_rows import Event, EventKind, Following, Pending, Version
+
+__all__ = ["ALIASES", "Event", "Following", "Pending", "Registry", "Version"]
 
 ALIASES = ("candidate", "challenger", "production", "previous")
 
@@ -45,12 +47,12 @@ class Registry:
             db.execute("pragma foreign_keys = on")
             db.execute("begin immediate")
             found = db.execute("pragma user_version").fetchone()[0]
-            if found == 0:
-                for statement in rows.SCHEMA.split(";\n"):
+            if found > len(rows.FORMATS):
+                raise RegistryError(f"{self.path} has format {found}, this release reads {len(rows.FORMATS)}")
+            for step in rows.FORMATS[found:]:
+                for statement in step.split(";\n"):
                     db.execute(statement)
-                db.execute(f"pragma user_version = {rows.SCHEMA_VERSION}")
-            elif found != rows.SCHEMA_VERSION:
-                raise RegistryError(f"{self.path} has format {found}, this release reads {rows.SCHEMA_VERSION}")
+            db.execute(f"pragma user_version = {len(rows.FORMATS)}")
             yield db
             db.execute("commit")
         except BaseException:
@@ -274,15 +276,36 @@ class Registry:
             for r in found
         ]
 
+    def note_following(self, name: str, error: str) -> None:
+        """Record a look at where W&B's aliases point, for a service to show; `error` is empty when it went well."""
+        with self._transaction() as db:
+            db.execute("insert or replace into following values (?, ?, ?)", (name, rows.now(), error))
+
+    def following(self, name: str) -> Following | None:
+        """The last look at W&B's aliases of this model, or None when nobody follows."""
+        with self._reading() as db:
+            if db is None or not db.execute("select 1 from sqlite_master where name = 'following'").fetchone():
+                return None
+            row = db.execute("select checked, error from following where name = ?", (name,)).fetchone()
+            return None if row is None else Following(row["checked"], row["error"])
+
     # What W&B has not been told yet
 
     def pend_run(self, name: str, payload: dict[str, Any]) -> int:
-        """Queue a run with its artifacts; the caller put its files beside the registry under the returned key."""
+        """Queue a run with its artifacts, once by its ``payload["key"]``; the caller put its files in the outbox."""
         with self._transaction() as db:
             known = db.execute(
                 "select id from pending where kind = 'run' and payload ->> 'key' = ?", (payload["key"],)
             ).fetchone()
-            return int(known["id"]) if known else rows.pend(db, name, "run", payload)
+            if known is None:
+                return rows.pend(db, name, "run", payload)
+            db.execute("update pending set payload = ? where id = ?", (json.dumps(payload), known["id"]))
+            return int(known["id"])
+
+    def pend_use(self, name: str, payload: dict[str, Any]) -> int:
+        """Queue the record of a run that used a version."""
+        with self._transaction() as db:
+            return rows.pend(db, name, "use", payload)
 
     def pending(self) -> list[Pending]:
         """What waits, in the order to send it."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+# Each step brings the file from the format before to its own; a released step is never changed.
+FORMATS = (
+    """
 create table versions (
     name text not null, version integer not null, digest text not null, preprocessor_digest text not null,
     run text not null, wandb_version text, metrics text not null, facts text not null, created text not null,
@@ -28,8 +29,14 @@ create table events (
 create table pending (
     id integer primary key, name text not null, kind text not null, payload text not null,
     created text not null, attempts integer not null default 0, last_error text not null default ''
-) strict;
-"""
+) strict
+""",
+    """
+create table following (
+    name text primary key, checked text not null, error text not null
+) strict
+""",
+)
 
 EventKind = Literal["register", "promote", "rollback", "follow", "alias"]
 
@@ -74,11 +81,19 @@ class Pending:
 
     id: int
     name: str
-    kind: Literal["run", "alias"]
+    kind: Literal["run", "alias", "use"]
     payload: dict[str, Any]
     created: str
     attempts: int
     last_error: str
+
+
+@dataclass(frozen=True)
+class Following:
+    """How the last look at W&B's aliases went: when, and what was wrong (empty when nothing was)."""
+
+    checked: str
+    error: str
 
 
 def now() -> str:

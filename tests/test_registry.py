@@ -16,6 +16,7 @@ import pytest
 
 from fraud.errors import RegistryError
 from fraud.registry import Registry, Version
+from fraud.registry_rows import FORMATS
 
 NAME = "fraud-features"
 
@@ -148,8 +149,8 @@ def test_each_move_waits_for_wandb_in_order(three: Registry) -> None:
 
 def test_a_run_waits_once(registry: Registry) -> None:
     first = registry.pend_run(NAME, {"key": "abc"})
-    assert registry.pend_run(NAME, {"key": "abc"}) == first
-    assert len(registry.pending()) == 1
+    assert registry.pend_run(NAME, {"key": "abc", "aliases": ["candidate"]}) == first
+    assert [item.payload["aliases"] for item in registry.pending()] == [["candidate"]]
 
 
 def test_what_wandb_says_is_taken_over_unless_a_local_change_waits(three: Registry) -> None:
@@ -163,12 +164,28 @@ def test_what_wandb_says_is_taken_over_unless_a_local_change_waits(three: Regist
     assert not three.adopt(NAME, targets, who="W&B", why="moved there")
 
 
+def test_a_registry_of_the_first_format_is_read_and_brought_up(registry: Registry) -> None:
+    registry.path.parent.mkdir(parents=True)
+    with sqlite3.connect(registry.path) as db:
+        for statement in FORMATS[0].split(";\n"):
+            db.execute(statement)
+        db.execute("pragma user_version = 1")
+    db.close()
+    assert registry.following(NAME) is None
+    register(registry, 1)
+    registry.note_following(NAME, "no answer")
+    following = registry.following(NAME)
+    assert following is not None
+    assert following.error == "no answer"
+    assert [v.version for v in registry.versions()] == [0]
+
+
 def test_a_registry_of_another_format_is_refused(registry: Registry) -> None:
     register(registry, 1)
     with sqlite3.connect(registry.path) as db:
         db.execute("pragma user_version = 9")
     db.close()
-    with pytest.raises(RegistryError, match="has format 9, this release reads 1"):
+    with pytest.raises(RegistryError, match="has format 9, this release reads 2"):
         register(registry, 2)
 
 

@@ -92,7 +92,7 @@ def test_lineage_and_history_say_what_came_from_what_and_who_moved_it(pushed: tu
     assert f"from {NAME}-dataset:v0" in lineage
     assert f"{NAME}-preprocessor:v0" in lineage
     assert "(promote)" in lineage
-    history = trainer.run("history", NAME).stdout
+    history = trainer.run("history", "--model", NAME).stdout
     assert "the first" in history
     assert "better" in history
     assert "@" in history
@@ -154,6 +154,22 @@ def test_a_follower_takes_the_alias_and_rolls_back_with_it(
     server.state.set_aliases(collection(server, NAME).versions[1], ["production"])
     assert follower.follow(NAME) == f"{NAME}:{short(digest_of(runs[1]))}"
     assert follower.registry.events(NAME)[0].who == "W&B"
+    following = follower.registry.following(NAME)
+    assert following is not None
+    assert following.error == ""
+
+
+def test_a_backtest_and_a_challenger_are_in_the_lineage(
+    server: WandbServer, pushed: tuple[Machine, list[Path]]
+) -> None:
+    trainer, _ = pushed
+    models = trainer.models
+    models.record_use(NAME, "v0", "backtest", {"average_precision": 0.71})
+    models.challenge(NAME, "v0", why="compare again")
+    assert models.send_pending().waiting == []
+    assert collection(server, NAME).aliases["challenger"].version == 0
+    used_by = {version["version"]: version["used_by"] for version in models.lineage(NAME)}
+    assert {"backtest", "alias"} <= {use["job_type"] for use in used_by["v0"]}
 
 
 def test_a_watched_training_has_system_metrics(server: WandbServer, tmp_path: Path) -> None:

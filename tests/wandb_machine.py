@@ -18,7 +18,7 @@ from wandb_sync.settings import WandbSettings
 from wandb_sync.store import BentoStore
 
 PROJECT = "fraud-bento"
-COMMAND = "from cli.registry import app; app()"
+COMMAND = "from cli.main import main; main()"
 # Ends its own process group at the n-th audit event whose arguments contain a text, before the event happens.
 KILLED_COMMAND = """
 import os, signal, sys
@@ -30,8 +30,8 @@ def hook(name, arguments):
         if n == 0:
             os.killpg(0, signal.SIGKILL)
 sys.addaudithook(hook)
-from cli.registry import app
-app()
+from cli.main import main
+main()
 """
 
 

@@ -10,6 +10,7 @@ import fcntl
 import getpass
 import logging
 import re
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
-from fraud.errors import BundleError, RegistryError
+from fraud.errors import BundleError, FraudError, RegistryError
 from fraud.registry import Event, Pending, Registry, Version
 from wandb_sync import gate
 from wandb_sync.client import WandbClient, WandbError, WandbMissing, WandbOffline, WandbUnreachable
-from wandb_sync.runs import Outbox, read_run
+from wandb_sync.runs import Outbox, RunFolder, read_run
 from wandb_sync.scratch import scratch
 from wandb_sync.settings import WandbSettings
 from wandb_sync.store import BentoStore
@@ -53,6 +54,12 @@ class Models:
 
     # From training to the registry
 
+    def log_run(self, run_folder: Path) -> None:
+        """Queue a finished run for W&B, without making its model a version of this machine; asks no network."""
+        run = read_run(run_folder)
+        self.outbox.keep(run)
+        self._queue(run, ())
+
     def publish(self, run_folder: Path, aliases: tuple[str, ...] = ("candidate",)) -> Version:
         """Import a finished run's bundle, register it and queue it for W&B; asks no network.
 
@@ -73,10 +80,18 @@ class Models:
             who=who_am_i(),
             aliases=aliases,
         )
-        self.registry.pend_run(
-            manifest.name, {"key": run.run_id, "aliases": list(aliases), "digest": run.bundle.digest}
-        )
+        self._queue(run, aliases)
         return published
+
+    def _queue(self, run: RunFolder, aliases: tuple[str, ...]) -> None:
+        payload = {"key": run.run_id, "aliases": list(aliases), "digest": run.bundle.digest}
+        self.registry.pend_run(run.bundle.manifest.name, payload)
+
+    def record_use(self, name: str, reference: str, job_type: str, facts: dict[str, Any]) -> None:
+        """Queue a run for W&B that used a version of this machine: a backtest, say, with what came of it."""
+        used = self.registry.resolve(name, reference)
+        payload = {"key": secrets.token_hex(6), "kind": job_type, "digest": used.digest, "facts": facts}
+        self.registry.pend_use(name, payload)
 
     def send_pending(self) -> Sent:
         """Tell W&B what waits, oldest first, each once.
@@ -110,8 +125,9 @@ class Models:
             key, digest = item.payload["key"], item.payload["digest"]
             wandb_version = self.outbox.deliver(key, item.payload["aliases"])
             self.registry.set_wandb_version(item.name, digest, wandb_version)
-            self.store.label(f"{item.name}:{short(digest)}", {"wandb": f"{item.name}:{wandb_version}"})
-        else:
+            if self._held(item.name, digest):
+                self.store.label(f"{item.name}:{short(digest)}", {"wandb": f"{item.name}:{wandb_version}"})
+        elif item.kind == "alias":
             record = {k: item.payload[k] for k in ("kind", "who", "why", "forced", "at", "aliases")}
             self.client.transfer(
                 "move_aliases",
@@ -119,6 +135,15 @@ class Models:
                 targets=item.payload["aliases"],
                 run_id=run_id_of(item.payload["key"]),
                 record=record | {"model": item.name},
+            )
+        else:
+            self.client.transfer(
+                "log_use",
+                run_id=item.payload["key"],
+                job_type=item.payload["kind"],
+                name=item.name,
+                reference=item.payload["digest"],
+                config=item.payload["facts"],
             )
 
     @contextmanager
@@ -158,9 +183,19 @@ class Models:
     def follow(self, name: str, alias: str = "production") -> str:
         """Learn where `alias` points now, on W&B or here, and bring that version in; returns its store tag.
 
-        For a running service: bounded, and whatever it raises, what was in store and registry stays. A change
-        made here that W&B has not been told yet is newer than what W&B says.
+        For a running service: bounded, and whatever it raises, what was in store and registry stays and the
+        registry knows what went wrong. A change made here that W&B has not been told yet is newer than what
+        W&B says.
         """
+        try:
+            tag = self._follow(name, alias)
+        except FraudError as error:
+            self.registry.note_following(name, error.message)
+            raise
+        self.registry.note_following(name, "")
+        return tag
+
+    def _follow(self, name: str, alias: str) -> str:
         if not any(item.name == name for item in self.registry.pending()):
             try:
                 targets = self._fetch(name, [alias, "previous"])
@@ -229,6 +264,10 @@ class Models:
 
     # Aliases
 
+    def challenge(self, name: str, reference: str, *, why: str) -> Version:
+        """Let ``challenger`` name a version: the one to compare with production next."""
+        return self.registry.move(name, reference, "challenger", who=who_am_i(), why=why)
+
     def promote(
         self, name: str, reference: str, *, why: str, force: bool = False, metric: str = "average_precision"
     ) -> Version:
@@ -262,7 +301,7 @@ class Models:
         return self.registry.rollback(name, who=who_am_i(), why=why)
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """Who moved ``production``, when and why, newest first: from W&B where it answers, and from here."""
+        """Who moved an alias, when and why, newest first: from W&B where it answers, and from here."""
         events = [as_record(event) for event in self.registry.events(name) if event.alias]
         seen = {(event["kind"], event["at"]) for event in events}
         try:

@@ -7,6 +7,7 @@ wrote of it offline. It goes when the server, asked afterwards, has the run and 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ class Outbox:
     def watch(self) -> Iterator[Watch]:
         """Let the SDK measure this process and machine while it trains; any trouble leaves the training alone.
 
+        Where the SDK is not installed nothing is measured.
+
         Example
         -------
         ::
@@ -101,6 +104,9 @@ class Outbox:
                 folder = train(...)
                 watch.finish(folder)
         """
+        if importlib.util.find_spec("wandb") is None:
+            yield Watch(self, None, "")
+            return
         run_id = secrets.token_hex(6)
         root = self.folder / run_id / "sdk"
         root.mkdir(parents=True)
@@ -169,19 +175,23 @@ class Outbox:
 class Watch:
     """A training under the eye of the SDK."""
 
-    def __init__(self, outbox: Outbox, process: subprocess.Popen[str], run_id: str) -> None:
+    def __init__(self, outbox: Outbox, process: subprocess.Popen[str] | None, run_id: str) -> None:
         self.outbox = outbox
         self.process = process
         self.run_id = run_id
         self.finished = False
 
     def tell(self, line: str) -> None:
+        assert self.process is not None
         assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it could not start: the run is logged without it when it is pushed
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
 
     def finish(self, folder: Path) -> None:
         """Log the finished run folder, and note its run id in it."""
+        if self.process is None:
+            return
         try:
             output, _ = self.process.communicate(f"{folder}\n", timeout=self.outbox.settings.transfer_timeout_s)
         except (subprocess.TimeoutExpired, BrokenPipeError):

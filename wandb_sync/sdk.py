@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -22,6 +23,8 @@ import wandb
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 MAX_TABLE_ROWS = 10_000
+UNREACHABLE = re.compile(r"giving up after|dial tcp|connection refused|timed out|timeout|\b(429|50[0-4])\b")
+REFUSED = re.compile(r"\b(401|403)\b|not logged in|permission|api key")
 
 
 class Missing(Exception):
@@ -208,14 +211,20 @@ class Sdk:
         if wrong:
             raise CommError(f"alias {wrong[0]} of {name} did not move")
         used = next(digest for digest in targets.values() if digest is not None)
-        self.log_use(run_id, record["kind"], name, by_digest[used], record)
+        self.log_use(run_id, record["kind"], name, used, record)
         return {alias: by_digest[digest] for alias, digest in targets.items() if digest is not None}
 
-    def log_use(self, run_id: str, job_type: str, name: str, version: str, config: dict[str, Any]) -> None:
+    def log_use(self, run_id: str, job_type: str, name: str, reference: str, config: dict[str, Any]) -> None:
         """Log a run that uses a model version: a promotion, a rollback, a backtest."""
+        found = self.find(name, reference)
+        if found is None:
+            raise Missing(f"{name} has no version {reference}")
         settings = wandb.Settings(x_disable_stats=True)
-        with wandb.init(id=run_id, resume="allow", job_type=job_type, config=config, settings=settings) as run:
-            run.use_artifact(f"{self.entity}/{self.project}/{name}:{version}", type="model")
+        label = f"{job_type} {name}"
+        with wandb.init(
+            id=run_id, name=label, resume="allow", job_type=job_type, config=config, settings=settings
+        ) as run:
+            run.use_artifact(f"{self.entity}/{self.project}/{name}:{found['version']}", type="model")
 
     def moves(self, name: str) -> list[dict[str, Any]]:
         """The records of promotions and rollbacks of a model, newest first."""
@@ -333,10 +342,14 @@ def lineage(artifact: Any) -> dict[str, Any]:
 
 
 def kind_of(error: Exception) -> str:
+    """What an error of the SDK means to the caller: "unreachable", "refused", "missing" or "failed".
+
+    The SDK reports a server that does not answer as an AuthenticationError too, so its text decides.
+    """
     text = str(error).lower()
-    if isinstance(error, (AuthenticationError, UsageError)) or any(
-        sign in text for sign in ("401", "403", "not logged in", "permission", "api key")
-    ):
+    if UNREACHABLE.search(text):
+        return "unreachable"
+    if isinstance(error, (AuthenticationError, UsageError)) or REFUSED.search(text):
         return "refused"
     if isinstance(error, Missing) or "not found" in text or "could not find" in text:
         return "missing"
