@@ -96,21 +96,25 @@ class Models:
     def send_pending(self) -> Sent:
         """Tell W&B what waits, oldest first, each once.
 
-        Nothing overtakes an earlier change of the same model; where W&B does not answer, all the rest waits.
+        Nothing overtakes an earlier change of the same model, except that a run may pass a move that waits for
+        it; where W&B does not answer, all the rest waits.
         """
         delivered: list[Pending] = []
-        reasons: dict[str, str] = {}
+        failed: dict[str, Pending] = {}
+        reasons: list[str] = []
         with self._sending() as alone:
             if not alone:
                 return Sent([], self.registry.pending(), "another process is sending")
             for item in self.registry.pending():
-                if item.name in reasons:
+                earlier = failed.get(item.name)
+                if earlier is not None and (earlier.kind == "run" or item.kind != "run"):
                     continue
                 try:
                     self._send(item)
                 except WandbError as error:
                     self.registry.failed(item.id, error.message)
-                    reasons[item.name] = error.message
+                    reasons.append(error.message)
+                    failed[item.name] = item
                     if isinstance(error, (WandbOffline, WandbUnreachable)):
                         break
                 else:
@@ -118,7 +122,7 @@ class Models:
                     if item.kind == "run":
                         self.outbox.drop(item.payload["key"])
                     delivered.append(item)
-        return Sent(delivered, self.registry.pending(), "; ".join(reasons.values()))
+        return Sent(delivered, self.registry.pending(), "; ".join(reasons))
 
     def _send(self, item: Pending) -> None:
         if item.kind == "run":

@@ -228,8 +228,10 @@ class Sdk:
 
     def moves(self, name: str) -> list[dict[str, Any]]:
         """The records of promotions and rollbacks of a model, newest first."""
-        runs = self.api.runs(f"{self.entity}/{self.project}", order="-created_at", lazy=False)
-        kinds = ("promote", "rollback", "alias")
+        kinds = ["promote", "rollback", "alias"]
+        runs = self.api.runs(
+            f"{self.entity}/{self.project}", filters={"jobType": {"$in": kinds}}, order="-created_at", lazy=False
+        )
         return [dict(run.config) for run in runs if run.job_type in kinds and run.config.get("model") == name]
 
     def fetch(
