@@ -36,7 +36,7 @@ from load_tests.verdict import read_levels, stage_limit_ms
 logger = logging.getLogger("load_tests")
 
 HERE = Path(__file__).parent
-MEMORY_METRICS = frozenset({"fraud_memory_bytes", "process_resident_memory_bytes"})
+MEMORY_METRICS = ("fraud_memory_bytes", "process_resident_memory_bytes")
 SCRAPE_EVERY_S = 5.0
 REPORT_DELAY_S = 4.0  # a worker reports every 3 s
 MIX = Mix()

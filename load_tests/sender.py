@@ -193,8 +193,8 @@ class AnswerError(Exception):
     """Why a request counts as failed."""
 
 
-def read_memory(host: str, api_key: str, names: frozenset[str], timeout_s: float = 5.0) -> float | None:
-    """The service's resident memory, bytes over all its processes, from its metrics; None if it does not say."""
+def read_memory(host: str, api_key: str, names: tuple[str, ...], timeout_s: float = 5.0) -> float | None:
+    """The service's resident memory, bytes over all its processes: the first of some metrics; None if it has none."""
     headers: dict[str, Any] = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     client = HTTPClient.from_url(host, headers=headers, connection_timeout=timeout_s, network_timeout=timeout_s)
     try:
@@ -204,5 +204,8 @@ def read_memory(host: str, api_key: str, names: frozenset[str], timeout_s: float
         return None
     finally:
         client.close()
-    found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] in names]
-    return sum(found) if found else None
+    for name in names:
+        found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{"))]
+        if found:
+            return sum(found)
+    return None
