@@ -29,8 +29,7 @@ StoreUrl = Annotated[str | None, typer.Option("--store", help="The store's URL; 
 
 @app.callback()
 def history(
-    ctx: typer.Context,
-    name: Annotated[str | None, typer.Option("--model", help="One model; all when left out.")] = None,
+    ctx: typer.Context, model: Annotated[str, typer.Option(help="Whose aliases.")] = "fraud-transaction"
 ) -> None:
     """Show who promoted or rolled back what, when and why, newest first; the commands below are of the store."""
     if ctx.invoked_subcommand is None:

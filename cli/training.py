@@ -50,8 +50,8 @@ def simulate(
     file: Annotated[Path, typer.Option("--out", "-o", help="Where to write; .parquet or .csv.")],
     kind: Annotated[Kind, typer.Option(help="Raw transactions, or a table of ready features.")] = Kind.transactions,
     customers: Annotated[int, typer.Option(min=10, help="Customers (transactions).")] = 1000,
-    days: Annotated[int, typer.Option(min=2, help="Days (transactions).")] = 120,
-    merchants: Annotated[int | None, typer.Option(min=10, help="Merchants; twice the customers by default.")] = None,
+    days: Annotated[int, typer.Option(min=7, help="Days (transactions).")] = 120,
+    merchants: Annotated[int | None, typer.Option(min=12, help="Merchants; twice the customers by default.")] = None,
     rows: Annotated[int, typer.Option(min=100, help="Rows (features).")] = 20_000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 1,
 ) -> None:
@@ -63,10 +63,12 @@ def simulate(
 
     file.parent.mkdir(parents=True, exist_ok=True)
     if kind is Kind.features:
-        simulate_features(rows, seed, out=file)
+        made = simulate_features(rows, seed, out=file)
     else:
-        simulate_transactions(customers, days, seed, merchants=merchants, out=file)
-    out.print(f"wrote {file}")
+        made = simulate_transactions(customers, days, seed, merchants=merchants, out=file)
+    out.print(f"wrote {file}: {made.rows:,} rows, {made.fraud_rows / made.rows:.2%} of them fraud")
+    for typology, count in made.typologies.items():
+        out.print(f"  {count:>8,} {typology}")
 
 
 @app.command()
@@ -291,6 +293,8 @@ def _dataset(path: Path, table: pd.DataFrame, digest: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": path.name, "digest": digest, "rows": len(table)}
     if "event_time_ms" in table:
         facts |= {"from": moment(int(table["event_time_ms"].min())), "to": moment(int(table["event_time_ms"].max()))}
+    if table.attrs.get("dropped_zero_amounts"):
+        facts["dropped_zero_amounts"] = table.attrs["dropped_zero_amounts"]
     return facts
 
 

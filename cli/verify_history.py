@@ -94,7 +94,7 @@ def simulated(rows: int, seed: int) -> pd.DataFrame:
         table = load_transactions(path, Mapping.from_yaml(_simulated_mapping()))
     if len(table) < rows:
         raise ValueError(f"{len(table)} transactions were simulated where {rows} are needed")
-    return _tidy(table.iloc[:rows])
+    return with_own_ids(table.iloc[:rows])
 
 
 def shuffled_arrival(table: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -285,7 +285,7 @@ def _frauds(table: pd.DataFrame) -> list[Fraud]:
     return [Fraud(str(i), int(t)) for i, t in zip(known["transaction_id"], known["label_time_ms"], strict=True)]
 
 
-def _tidy(table: pd.DataFrame) -> pd.DataFrame:
+def with_own_ids(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with ids that no earlier run has used and no category that no row has."""
     run = f"{time.time_ns():x}-"
     table = table.reset_index(drop=True)
