@@ -41,6 +41,14 @@ class Server:
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        return self.url_at(self.port)
+
+    @staticmethod
+    def url_at(port: int) -> str:
+        raise NotImplementedError
+
     def command(self) -> list[str]:
         raise NotImplementedError
 
@@ -52,8 +60,10 @@ class Server:
         return None
 
     def start(self) -> Self:
-        log = (self.folder / "log").open("ab")
-        self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, user=self.user, start_new_session=True)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, user=self.user, start_new_session=True
+            )
         deadline = time.monotonic() + 30
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -76,16 +86,13 @@ class Server:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        for pid in (self._process.pid, *_children(self._process.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class Redis(Server):
     """A Redis that keeps an append-only file, so that what it answered survives its process."""
-
-    @property
-    def url(self) -> str:
-        return self.url_at(self.port)
 
     @staticmethod
     def url_at(port: int) -> str:
@@ -112,10 +119,6 @@ class Redis(Server):
 
 class Postgres(Server):
     """A PostgreSQL cluster of its own."""
-
-    @property
-    def url(self) -> str:
-        return self.url_at(self.port)
 
     @staticmethod
     def url_at(port: int) -> str:
@@ -227,6 +230,17 @@ def wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {within_s} s")
         time.sleep(0.02)
+
+
+def _children(parent: int) -> list[int]:
+    """The processes of a server that puts each of them into a session of its own."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == parent:
+                children.append(int(stat.parent.name))
+    return children
 
 
 def _listens(port: int) -> bool:

@@ -83,6 +83,9 @@ class PostgresStore:
         self._reading = _Line(self._connect)
         self._writing = _Line(self._connect)
 
+    async def connect(self) -> None:
+        await self.ping()
+
     async def ping(self) -> None:
         for line in (self._reading, self._writing):
             await line.use(_select_one)

@@ -100,6 +100,9 @@ class RedisStore:
         self._record_script = self._redis.register_script(RECORD)
         self._refresh_script = self._redis.register_script(REFRESH)
 
+    async def connect(self) -> None:
+        await self.ping()
+
     async def ping(self) -> None:
         await self._answered(self._redis.ping())
 

@@ -38,6 +38,9 @@ class Remote(Store, Protocol):
 
     name: str
 
+    async def connect(self) -> None:
+        """Make the connections that calls need, which takes longer than a call; raise `StoreDown` if it fails."""
+
     async def ping(self) -> None:
         """Return if it answers; raise `StoreDown` if not."""
 
@@ -65,6 +68,7 @@ class Guard:
         self._remote = remote
         self._catch_up = catch_up
         self._probe: asyncio.Task[None] | None = None
+        self._is_new = True
 
     @property
     def is_down(self) -> bool:
@@ -82,6 +86,9 @@ class Guard:
             raise StoreDown(f"{self._remote.name} does not answer")
         self.counts["calls"] += 1
         try:
+            if self._is_new:
+                self._is_new = False
+                await self.within(self._remote.connect, PATIENT_S)
             return await self.within(operation, budget_s or self.budget_s)
         except StoreDown as error:
             self._take_off(error)
@@ -115,6 +122,7 @@ class Guard:
         pause_s = PROBE_FIRST_S
         while True:
             try:
+                await self.within(self._remote.connect, PATIENT_S)
                 await self.within(self._remote.ping, self.budget_s)
                 await self._catch_up()
                 break

@@ -1,0 +1,253 @@
+"""Redis and PostgreSQL killed, frozen and slowed under load: every request is answered, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fraud.errors import StoreError
+from fraud.scorer import Scorer
+from fraud.stores import Fraud, Store, StoreOptions, open_store
+from fraud.stores.redis import RedisStore
+from fraud.stores.resilient import Guard, Resilient
+from fraud.stores.tiered import Tiered
+from serving.dataplane import DataPlane
+from tests.servers import Postgres, Redis, Server, SlowPath, running
+from tests.test_stores import alone, assert_same_states, of_run
+from tests.tiny import START_MS, transactions, write_tiny_bundle
+
+BUDGET_S = 0.08
+DELAY_S = 0.05
+"""Each way, so that an answer takes more than the budget."""
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Server]:
+    with running(Redis) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Server]:
+    with running(Postgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    return Scorer.load(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "transaction", "transaction"))
+
+
+@dataclass
+class Load:
+    """Transactions sent one after another, each answer with the seconds it took."""
+
+    plane: DataPlane
+    waiting: list[dict[str, Any]]
+    sent: list[dict[str, Any]] = field(default_factory=list)
+
+    async def send(self, n: int) -> tuple[list[dict[str, Any]], float]:
+        """Send n more; return the rows answered and the longest time one took."""
+        rows, longest = [], 0.0
+        for instance in self.waiting[:n]:
+            body = json.dumps({"instances": [instance]}).encode()
+            started = time.perf_counter()
+            (answer,) = await self.plane.run([self.plane.decode(body, explain=False)])
+            longest = max(longest, time.perf_counter() - started)
+            assert isinstance(answer, bytes), answer
+            rows += json.loads(answer)["predictions"]
+            await asyncio.sleep(0.002)
+        self.sent += self.waiting[:n]
+        del self.waiting[:n]
+        return rows, longest
+
+
+def guards(store: Store) -> list[Guard]:
+    if isinstance(store, Tiered):
+        return [store.guard, store.cold.guard]
+    assert isinstance(store, Resilient)
+    return [store.guard]
+
+
+async def until_back(store: Store) -> None:
+    async with asyncio.timeout(30):
+        while any(guard.is_down for guard in guards(store)):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen", "slow"])
+@pytest.mark.parametrize("faulty", ["redis", "postgresql", "redis before postgresql", "postgresql behind redis"])
+def test_a_fault_costs_no_answer_and_no_update(
+    faulty: str, fault: str, scorer: Scorer, redis_server: Server, postgres_server: Server
+) -> None:
+    server = redis_server if faulty.startswith("redis") else postgres_server
+
+    async def run() -> None:
+        async with SlowPath(server.port) as path:
+            through = server.url_at(path.port)
+            options = StoreOptions(budget_ms=BUDGET_S * 1000, cold_budget_ms=BUDGET_S * 1000)
+            if faulty == "redis before postgresql":
+                store = open_store(through, replaced(options, cold_store=postgres_server.url))
+            elif faulty == "postgresql behind redis":
+                store = open_store(redis_server.url, replaced(options, cold_store=through))
+            else:
+                store = open_store(through, options)
+            plane = DataPlane({"m": scorer}, store)
+            name = f"{faulty[:5]}{len(faulty)}{fault}"
+            load = Load(plane, of_run(name, transactions(190, 31, customers=12, merchants=6)))
+            await load.send(3)  # connections are made, and may take longer than an answer
+            await until_back(store)
+            rows, _ = await load.send(60)
+            assert [row["degraded"] for row in rows] == [[]] * 60
+
+            if fault == "killed":
+                await asyncio.to_thread(server.kill)
+            elif fault == "frozen":
+                server.freeze()
+            else:
+                path.delay_s = DELAY_S
+            rows, longest = await load.send(60)
+            assert longest < 4 * BUDGET_S + 0.5, longest  # each of two stores read and written, on a busy machine
+            degraded = [row["degraded"] for row in rows]
+            if faulty == "redis before postgresql":
+                assert degraded == [[]] * 60  # PostgreSQL has all that Redis had
+            elif faulty == "postgresql behind redis":
+                assert all("record" in of_row for of_row in degraded)
+            else:
+                assert all("record" in of_row and "history" in of_row for of_row in degraded[1:])
+
+            if fault == "killed":
+                await asyncio.to_thread(server.start)
+            elif fault == "frozen":
+                server.thaw()
+            else:
+                path.delay_s = 0.0
+            await load.send(7)  # while it comes back, nothing is promised of degraded
+            await until_back(store)
+            rows, _ = await load.send(60)
+            assert [row["degraded"] for row in rows] == [[]] * 60
+
+            states = alone(scorer, load.sent)[1]
+            await assert_same_states(store, states)
+            of_record: Store = getattr(store, "cold", store)
+            await assert_same_states(of_record, states)
+            decided = (await of_record.recall([i["transaction_id"] for i in load.sent], [], [])).decided
+            assert len(decided) == 190
+            assert sum(guard.counts["outages"] for guard in guards(store)) >= 1
+            await plane.close()
+
+    asyncio.run(run())
+
+
+def replaced(options: StoreOptions, **changes: Any) -> StoreOptions:
+    return StoreOptions(**{**vars(options), **changes})
+
+
+def test_a_retry_during_an_outage_gets_the_decision_that_waits(scorer: Scorer, redis_server: Server) -> None:
+    async def run() -> None:
+        store = Resilient(RedisStore(redis_server.url), 0.5)
+        load = Load(DataPlane({"m": scorer}, store), of_run("retry", transactions(30, 32, customers=2, merchants=2)))
+        await load.send(20)
+        redis_server.freeze()
+        first, _ = await load.send(10)
+        load.waiting = load.sent[-10:]
+        again, _ = await load.send(10)
+        assert [{**row, "degraded": []} for row in again] == [{**row, "degraded": []} for row in first]
+        assert store.waiting == 10
+        redis_server.thaw()
+        await until_back(store)
+        assert store.waiting == 0
+        load.sent = load.sent[:30]
+        await assert_same_states(store, alone(scorer, load.sent)[1])
+        await load.plane.close()
+
+    asyncio.run(run())
+
+
+def test_a_score_during_an_outage_is_made_on_what_was_seen_last(scorer: Scorer, redis_server: Server) -> None:
+    """One process that saw all of its customers' transactions scores them as if nothing had happened."""
+
+    async def run() -> None:
+        store = Resilient(RedisStore(redis_server.url), 0.5)
+        load = Load(DataPlane({"m": scorer}, store), of_run("near", transactions(60, 33, customers=2, merchants=2)))
+        await load.send(40)
+        redis_server.freeze()
+        await load.send(20)
+        expected, _ = alone(scorer, load.sent)
+        waiting = store.waiting_decisions([i["transaction_id"] for i in load.sent])
+        margins = [waiting[i["transaction_id"]].raw_margin for i in load.sent[40:]]
+        assert margins == expected[40:]
+        redis_server.thaw()
+        await until_back(store)
+        await load.plane.close()
+
+    asyncio.run(run())
+
+
+def test_the_queue_is_bounded(scorer: Scorer, redis_server: Server) -> None:
+    async def run() -> None:
+        store = Resilient(RedisStore(redis_server.url), 0.5, queue=5)
+        load = Load(DataPlane({"m": scorer}, store), of_run("bounded", transactions(12, 34)))
+        await load.send(2)
+        redis_server.freeze()
+        await load.send(5)
+        with pytest.raises(AssertionError, match="5 decisions wait for redis already"):
+            await load.send(1)
+        with pytest.raises(StoreError, match="redis does not answer"):
+            await store.tell_frauds([Fraud(load.sent[0]["transaction_id"], START_MS)])
+        redis_server.thaw()
+        await until_back(store)
+        rows, _ = await load.send(5)
+        assert [row["degraded"] for row in rows] == [[]] * 5
+        await load.plane.close()
+
+    asyncio.run(run())
+
+
+def test_closing_records_what_waits(scorer: Scorer, redis_server: Server) -> None:
+    async def run() -> None:
+        store = Resilient(RedisStore(redis_server.url), 0.2)
+        load = Load(DataPlane({"m": scorer}, store), of_run("closing", transactions(10, 35)))
+        await load.send(2)
+        redis_server.freeze()
+        await load.send(8)
+        asyncio.get_running_loop().call_later(0.5, redis_server.thaw)
+        await load.plane.close()
+        after = RedisStore(redis_server.url)
+        await assert_same_states(after, alone(scorer, load.sent)[1])
+        await after.close()
+
+    asyncio.run(run())
+
+
+def test_the_event_loop_is_free_while_a_store_is_frozen(scorer: Scorer, redis_server: Server, tmp_path: Path) -> None:
+    async def run() -> None:
+        store = Resilient(RedisStore(redis_server.url), 0.3)
+        load = Load(DataPlane({"m": scorer}, store), of_run("free", transactions(8, 36)))
+        await load.send(4)
+        redis_server.freeze()
+        ticks = []
+
+        async def tick() -> None:
+            while True:
+                ticks.append(time.perf_counter())
+                await asyncio.sleep(0.005)
+
+        ticking = asyncio.ensure_future(tick())
+        await load.send(4)
+        ticking.cancel()
+        redis_server.thaw()
+        await until_back(store)
+        await load.plane.close()
+        assert ticks[-1] - ticks[0] > 0.25  # the first one waited for its budget
+        assert max(later - earlier for earlier, later in itertools.pairwise(ticks)) < 0.15
+
+    asyncio.run(run())

@@ -1,0 +1,311 @@
+"""Every store keeps the same histories: against the offline replay, among processes, through labels and resets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cli.verify_history import (
+    measure_idempotency,
+    measure_parity,
+    scorer_for,
+    shuffled_arrival,
+    simulated,
+    with_own_ids,
+)
+from fraud.errors import SettingsError, StoreError
+from fraud.features import Histories
+from fraud.history import CUSTOMER, encode
+from fraud.scorer import Scorer
+from fraud.stores import Fraud, States, Store, StoreOptions, open_store
+from fraud.stores.sqlite import SqliteStore
+from fraud.stores.states import told_of
+from serving.dataplane import DataPlane
+from tests.servers import Postgres, Redis, Server, running
+from tests.tiny import START_MS, transactions, write_tiny_bundle
+from training.data import Mapping
+from training.replay import transaction_spec
+
+STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
+PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Server]:
+    with running(Redis) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Server]:
+    with running(Postgres) as server:
+        yield server
+
+
+@pytest.fixture(params=STORES)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Opens one and the same store, as several workers would."""
+    kind: str = request.param
+    if kind == "sqlite":
+        return lambda: open_store("sqlite:", StoreOptions(tmp_path, durable=False))
+    first, _, behind = kind.partition("+")
+    fixture = {"redis": "redis_server", "postgresql": "postgres_server"}
+    url = request.getfixturevalue(fixture[first]).url
+    cold = request.getfixturevalue(fixture[behind]).url if behind else None
+    return lambda: open_store(url, StoreOptions(tmp_path, cold_store=cold, **PATIENT))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "transaction", "transaction")
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Path) -> Scorer:
+    return Scorer.load(bundle)
+
+
+def of_run(name: str, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the ids a prefix of their own, for servers that several tests share."""
+    ids = ("transaction_id", "customer_id", "merchant_id")
+    return [{k: f"{name}-{v}" if k in ids else v for k, v in instance.items()} for instance in instances]
+
+
+async def score(plane: DataPlane, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    body = json.dumps({"instances": instances}).encode()
+    (answer,) = await plane.run([plane.decode(body, explain=True)])
+    if isinstance(answer, Exception):
+        raise answer
+    rows: list[dict[str, Any]] = json.loads(answer)["predictions"]
+    return rows
+
+
+def alone(scorer: Scorer, instances: list[dict[str, Any]]) -> tuple[list[float], Histories]:
+    """Raw margins and final states of transactions walked in one piece, without a store."""
+    rows = [scorer.decoder.decode(json.dumps(instance).encode(), "$") for instance in instances]
+    histories = Histories.new(rows)
+    X = scorer.featurizer.advance(rows, histories)
+    return scorer.score(X)[0].tolist(), histories
+
+
+async def assert_same_states(store: Store, histories: Histories) -> None:
+    recalled = await store.recall([], histories.customer_ids, histories.merchant_ids)
+    assert recalled.degraded == ()
+    assert recalled.histories.customers.tobytes() == histories.customers.tobytes()
+    assert recalled.histories.merchants.tobytes() == histories.merchants.tobytes()
+
+
+@pytest.fixture(scope="module")
+def arriving() -> tuple[pd.DataFrame, Scorer]:
+    table = simulated(600, 5)
+    spec = transaction_spec(table, Mapping.from_yaml(EXAMPLES / "simulated.yaml"), slice(None))
+    return table, scorer_for(table, spec)
+
+
+def test_parity_with_the_offline_replay(opened: Callable[[], Store], arriving: tuple[pd.DataFrame, Scorer]) -> None:
+    table = simulated(600, 5)  # ids of its own each time
+    result = asyncio.run(measure_parity(shuffled_arrival(table, 5), arriving[1], opened(), 5, repeat_share=0.1))
+    assert result.out_of_order > 0
+    assert result.late > 0
+    assert result.repeated > 30
+    assert result.frauds_told > 0
+    assert result.holds, result
+
+
+def test_parity_notices_a_difference(tmp_path: Path, arriving: tuple[pd.DataFrame, Scorer]) -> None:
+    table, scorer = arriving
+
+    class Forgetful(SqliteStore):
+        async def recall(self, keys: Any, customer_ids: Any, merchant_ids: Any) -> Any:
+            recalled = await super().recall(keys, customer_ids, merchant_ids)
+            recalled.histories.customers["count"] //= 2
+            return recalled
+
+    result = asyncio.run(measure_parity(table[:200], scorer, Forgetful(tmp_path / "h.db", durable=False), 1))
+    assert not result.holds
+    assert result.differing_values > 0
+
+
+def test_idempotency_of_two_workers(opened: Callable[[], Store], arriving: tuple[pd.DataFrame, Scorer]) -> None:
+
+    result = asyncio.run(measure_idempotency(with_own_ids(arriving[0][:150]), arriving[1], [opened(), opened()], 6))
+    assert result.sent > 2 * result.transactions
+    assert result.holds, result
+
+
+def test_a_fraud_is_told_once_and_only_of_what_was_scored(opened: Callable[[], Store], scorer: Scorer) -> None:
+    async def run() -> None:
+        store = opened()
+        plane = DataPlane({"m": scorer}, store)
+        instances = of_run(f"labels{id(store)}", transactions(3, 21, customers=1, merchants=1))
+        instances[0].setdefault("merchant_id", f"m{id(store)}")
+        await score(plane, instances)
+        first = Fraud(instances[0]["transaction_id"], START_MS + 86_400_000)
+        unknown = Fraud("never scored", START_MS)
+        assert await store.tell_frauds([first, unknown]) == ["told", "unknown"]
+        assert await store.tell_frauds([first]) == ["known"]
+        assert await store.tell_frauds([unknown]) == ["unknown"]
+        recalled = await store.recall([], [instances[0]["customer_id"]], [instances[0]["merchant_id"]])
+        assert recalled.histories.customers["fraud_count"].tolist() == [1]
+        assert recalled.histories.merchants["fraud_count"].tolist() == [1]
+        assert recalled.histories.customers["last_label_time"].tolist() == [first.label_time_ms]
+        await plane.close()
+
+    asyncio.run(run())
+
+
+def test_a_reset_forgets_the_history_and_keeps_the_decisions(opened: Callable[[], Store], scorer: Scorer) -> None:
+    async def run() -> None:
+        store = opened()
+        plane = DataPlane({"m": scorer}, store)
+        instances = of_run(f"reset{id(store)}", transactions(4, 22, customers=1))
+        answers = await score(plane, instances[:3])
+        customer = instances[0]["customer_id"]
+        profile = await store.profile(customer)
+        assert profile is not None
+        assert profile.state["count"].tolist() == [3]
+        assert await store.reset(customer)
+        assert await store.profile(customer) is None
+        assert not await store.reset(customer)
+        assert await score(plane, instances[:3]) == answers
+        await score(plane, instances[3:])
+        profile = await store.profile(customer)
+        assert profile is not None
+        assert profile.state["count"].tolist() == [1]
+        await plane.close()
+
+    asyncio.run(run())
+
+
+def test_a_backfill_is_the_history_of_what_follows(opened: Callable[[], Store], scorer: Scorer) -> None:
+    async def run() -> None:
+        store = opened()
+        instances = of_run(f"backfill{id(store)}", transactions(120, 23, customers=4, merchants=3))
+        _, past = alone(scorer, instances[:80])
+        await store.backfill(States(past.customer_ids, past.merchant_ids, past.customers, past.merchants))
+        plane = DataPlane({"m": scorer}, store)
+        margins, states = alone(scorer, instances)
+        assert [row["raw_margin"] for row in await score(plane, instances[80:])] == margins[80:]
+        await assert_same_states(store, states)
+        await plane.close()
+
+    asyncio.run(run())
+
+
+def worker(url: str, options: StoreOptions, bundle: Path, instances: list[dict[str, Any]], barrier: Any) -> None:
+    """Score transactions one by one in a process of its own."""
+
+    async def run() -> None:
+        plane = DataPlane({"m": Scorer.load(bundle)}, open_store(url, options))
+        barrier.wait(120)
+        for instance in instances:
+            (row,) = await score(plane, [instance])
+            assert row["degraded"] == []
+        await plane.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("redis", 8), ("redis+postgresql", 2)])
+def test_processes_scoring_the_same_customers_lose_no_update(
+    kind: str, processes: int, bundle: Path, scorer: Scorer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each transaction is sent by two of the processes; the states are those of a serial run."""
+    url, cold = "sqlite:", None
+    if kind != "sqlite":
+        url = request.getfixturevalue("redis_server").url
+    if kind == "redis+postgresql":
+        cold = request.getfixturevalue("postgres_server").url
+    options = StoreOptions(tmp_path, cold_store=cold, budget_ms=20_000.0, cold_budget_ms=20_000.0, durable=False)
+    instances = of_run(f"{kind}{processes}", transactions(400, 24, customers=50, merchants=10))
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    shares = [
+        [t for i, t in enumerate(instances) if i % processes in (p, (p + 1) % processes)] for p in range(processes)
+    ]
+    running_ = [context.Process(target=worker, args=(url, options, bundle, share, barrier)) for share in shares]
+    for process in running_:
+        process.start()
+    for process in running_:
+        process.join(180)
+    assert [process.exitcode for process in running_] == [0] * processes
+
+    async def compare() -> None:
+        store = open_store(url, options)
+        await assert_same_states(store, alone(scorer, instances)[1])
+        decided = (await store.recall([i["transaction_id"] for i in instances], [], [])).decided
+        assert len(decided) == 400
+        await store.close()
+
+    asyncio.run(compare())
+
+
+def test_what_redis_loses_is_rebuilt_from_postgresql(
+    redis_server: Any, postgres_server: Server, scorer: Scorer
+) -> None:
+    async def run() -> None:
+        options = StoreOptions(cold_store=postgres_server.url, **PATIENT)  # type: ignore[arg-type]
+        plane = DataPlane({"m": scorer}, open_store(redis_server.url, options))
+        instances = of_run("rebuilt", transactions(120, 25, customers=5, merchants=4))
+        expected, states = alone(scorer, instances)
+        answers = []
+        for start in range(0, 120, 20):
+            redis_server.forget_all()
+            answers += await score(plane, instances[start : start + 20])
+        assert [row["raw_margin"] for row in answers] == expected
+        assert all(row["degraded"] == [] for row in answers)
+        redis_server.forget_all()
+        again = await score(plane, instances)  # decisions as well
+        assert [row["raw_margin"] for row in again] == expected
+        await assert_same_states(plane.store, states)
+        await plane.close()
+
+    asyncio.run(run())
+
+
+def test_many_at_the_same_states_find_their_turn(redis_server: Server, scorer: Scorer) -> None:
+    """Batches that share all their customers are recorded at once by several connections."""
+
+    async def run() -> None:
+        stores = [open_store(redis_server.url, StoreOptions(**PATIENT)) for _ in range(6)]  # type: ignore[arg-type]
+        planes = [DataPlane({"m": scorer}, store) for store in stores]
+        instances = of_run("crowd", transactions(600, 26, customers=3, merchants=2))
+        parts = [instances[i::6] for i in range(6)]
+        for start in range(0, 100, 20):
+            pieces = zip(planes, parts, strict=True)
+            await asyncio.gather(*(score(plane, part[start : start + 20]) for plane, part in pieces))
+        await assert_same_states(stores[0], alone(scorer, instances)[1])
+        for plane in planes:
+            await plane.close()
+
+    asyncio.run(run())
+
+
+def test_a_state_takes_less_than_2_kb_a_customer(tmp_path: Path, scorer: Scorer) -> None:
+    _, states = alone(scorer, transactions(50, 27, customers=1))
+    blob = encode(states.customers[0])
+    assert len(blob) == CUSTOMER.itemsize + 1 < 2000
+    assert told_of(blob) == 50
+
+
+def test_a_store_of_another_release_is_refused(tmp_path: Path) -> None:
+    asyncio.run(SqliteStore(tmp_path / "h.db").close())
+    with sqlite3.connect(tmp_path / "h.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="has schema 99; this release reads schema"):
+        SqliteStore(tmp_path / "h.db")
+
+
+def test_an_unknown_store_is_refused_without_its_password() -> None:
+    with pytest.raises(SettingsError, match=r"store mysql:…; allowed: sqlite:") as caught:
+        open_store("mysql://user:secret@host/db")
+    assert "secret" not in str(caught.value)
