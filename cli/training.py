@@ -89,11 +89,12 @@ def train(
     [bold]fraud train --data data/simulated.parquet --mapping examples/simulated.yaml[/bold]
     """
     import training.train as training
+    from cli.registry import models, tell
     from training.data import Mapping, dataset_digest, load_features, load_transactions
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
     _expect_kind(mapped, kind)
-    with _stages() as progress:
+    with models().outbox.watch() as watch, _stages() as progress:
         progress("read", 0, 1)
         transactions = mapped.kind == "transactions"
         table = (load_transactions if transactions else load_features)(data, mapped)
@@ -109,8 +110,11 @@ def train(
             runs=runs,
             progress=progress,
         )
+        watch.finish(run.folder)
     _show(run)
     out.print(f"report   {run.folder / 'report.html'}\nbundle   {run.folder / 'bundle'}\ndigest   {run.digest}")
+    models().log_run(run.folder)
+    tell(models(), needed=False)
     out.print(f"next     fraud import {run.folder}", highlight=False)
 
 
