@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from cli import history, keys, registry, serving, training
+from cli import audit, history, keys, registry, serving, training
 from fraud.errors import FraudError
 
 
 class Verify(TyperGroup):
     """`fraud verify`, whose checks need training and serving both and are read only when asked for."""
 
-    ROOMS = ("verify_history", "verify_explain")
+    ROOMS = ("verify_history", "verify_explain", "verify_swap", "verify_batching", "verify_log")
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._read()
@@ -43,10 +43,11 @@ A first model: [bold]simulate[/bold] data, [bold]train[/bold] on it, [bold]impor
 [bold]promote[/bold] it, then [bold]bentoml serve[/bold] and [bold]fraud try[/bold].
 """,
 )
-for room in (training, registry, serving):
-    app.registered_commands += room.app.registered_commands
+for room in (training.app, registry.app, serving.app, audit.replaying):
+    app.registered_commands += room.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
 app.add_typer(keys.app, name="keys", help="API keys of the service.")
+app.add_typer(audit.app, name="audit", help="The decision log: is it whole, what does it say.")
 app.add_typer(
     typer.Typer(cls=Verify, no_args_is_help=True, callback=lambda: None),
     name="verify",
