@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         10.0, gt=0, description="Seconds from the headers of a request to the end of its body; beyond it 408."
     )
-    max_batch_rows: int = Field(256, gt=0, description="Rows of small requests that are scored in one call.")
+    max_batch_rows: int = Field(1024, gt=0, description="Rows of small requests that are scored in one call.")
     bulk_rows: int = Field(
         64, gt=0, description="A request of more rows than this is scored beside the small ones, by itself."
     )

@@ -19,6 +19,9 @@ from fraud.errors import FraudError, Overloaded, SettingsError
 
 logger = logging.getLogger("fraud.serving.batching")
 
+BACKLOG_ROWS = 64
+"""Fewer rows than these are no backlog: they neither tell how long a row takes nor are refused for it."""
+
 
 class HasRows(Protocol):
     @property
@@ -46,8 +49,8 @@ class MicroBatcher(Generic[RequestT]):
     max_queued_rows : int
         Rows that may wait in each lane; a request beyond it is refused at once.
     max_wait_s : float
-        A small request is refused at once while the oldest one waiting is older than this. It is the age that was
-        measured, not a guess of what the next one would wait.
+        A small request is refused at once when more rows are before it than were lately scored in this time, or
+        when the oldest one waits longer than this. Both are measured under load, not guessed.
 
     Raises
     ------
@@ -63,7 +66,7 @@ class MicroBatcher(Generic[RequestT]):
         self,
         run: Run[RequestT],
         *,
-        max_batch_rows: int = 256,
+        max_batch_rows: int = 1024,
         bulk_rows: int = 64,
         max_queued_rows: int = 4096,
         max_wait_s: float = 0.15,
@@ -114,6 +117,8 @@ class _Lane(Generic[RequestT]):
         self._max_batch_rows = max_batch_rows
         self._max_queued_rows = max_queued_rows
         self._max_wait_s = max_wait_s
+        self._under_way = 0
+        self._row_s = 0.0  # seconds that a row of a larger batch took lately, reading the next ones included
         self._queue: deque[tuple[RequestT, asyncio.Future[bytes], float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.Future[None] | None = None
@@ -122,7 +127,9 @@ class _Lane(Generic[RequestT]):
     def refuses(self, n_rows: int) -> bool:
         if not self._queue:
             return self._task.done()
-        if self.rows + n_rows > self._max_queued_rows:
+        rows = self.rows + n_rows
+        late = rows > BACKLOG_ROWS and (rows + self._under_way) * self._row_s > self._max_wait_s
+        if late or rows > self._max_queued_rows:
             return True
         return time.monotonic() - self._queue[0][2] > self._max_wait_s
 
@@ -145,14 +152,22 @@ class _Lane(Generic[RequestT]):
 
     async def _work(self) -> None:
         while True:
+            since = time.monotonic()
             if self._queue:
                 await asyncio.sleep(0)  # the answers of the last batch go out before the next is scored
             else:
                 self._wake = self._loop.create_future()
                 await self._wake
+                since = time.monotonic()
+            waiting = self.rows
             batch = self._take(self._max_batch_rows)
+            self._under_way = waiting - self.rows
             if batch:
                 await self._score(batch)
+            if self._under_way > BACKLOG_ROWS:
+                row_s = (time.monotonic() - since) / self._under_way
+                self._row_s += 0.3 * (row_s - self._row_s) if self._row_s else row_s
+            self._under_way = 0
 
     def _take(self, max_rows: int) -> list[tuple[RequestT, asyncio.Future[bytes]]]:
         """Requests in order of arrival, at least one, up to `max_rows`; withdrawn ones are dropped."""

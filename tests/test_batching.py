@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -229,6 +231,44 @@ def test_what_waits_too_long_refuses_the_next_at_once_and_recovers() -> None:
         released.set()
         await asyncio.gather(*accepted, bulk)
         await batcher.submit(rows(rng))
+        await batcher.close()
+
+    run(main())
+
+
+def test_a_backlog_longer_than_what_is_scored_in_time_refuses_at_once() -> None:
+    async def main() -> None:
+        rng = np.random.default_rng(13)
+
+        async def slow(requests: list[Rows]) -> list[bytes | FraudError]:
+            await asyncio.sleep(0.0005 * len(requests))
+            return [score(request.X) for request in requests]
+
+        batcher = MicroBatcher(slow, max_wait_s=0.1)
+        accepted: list[asyncio.Future[bytes]] = []
+        waits: list[float] = []
+        refused = 0
+
+        def note(submitted: float, _: asyncio.Future[bytes]) -> None:
+            if submitted > settled:
+                waits.append(time.monotonic() - submitted)
+
+        settled = time.monotonic() + 0.7
+        deadline = settled + 0.5
+        while time.monotonic() < deadline:
+            for _ in range(10):  # up to 10,000 a second arrive, 2,000 are scored
+                try:
+                    answer = batcher.submit(rows(rng))
+                except Overloaded:
+                    refused += 1
+                    continue
+                answer.add_done_callback(functools.partial(note, time.monotonic()))
+                accepted.append(answer)
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*accepted)
+        assert refused > len(accepted)
+        assert len(waits) > 100
+        assert np.percentile(waits, 99) < 0.25
         await batcher.close()
 
     run(main())
