@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,7 @@ def _fixed(config: Config) -> dict[str, Any]:
         "deterministic": True,
         "force_row_wise": True,
         "seed": config.seed,
+        "num_threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "verbosity": -1,
         "feature_pre_filter": False,
     }

@@ -101,7 +101,7 @@ def split_by_time(
 
 def split_by_order(n: int, shares: tuple[float, float, float]) -> Windows:
     """Return windows of a table without times, in file order; shares of validation, calibration and test."""
-    ends = [int(n * (1 - sum(shares[i:]))) for i in range(3)]
+    ends = [round(n * (1 - sum(shares[i:]))) for i in range(3)]
     bounds = [0, *ends, n]
     if min(np.diff(bounds)) < 1:
         raise DataError(f"{n} rows are too few to train, stop, calibrate and test on")

@@ -1,0 +1,227 @@
+"""Windows, labels as they were known, replay against the service's rows, and a training from end to end."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fraud.bundle import read_bundle
+from fraud.errors import BundleError, DataError
+from fraud.features import Featurizer, Histories
+from fraud.schema import RowDecoder
+from fraud.scorer import Scorer
+from tests.conftest import EXAMPLES, TINY
+from training.backtest import backtest
+from training.calibrate import fit_calibrator
+from training.config import Config
+from training.data import Mapping, load_features, load_transactions
+from training.fit import fit_booster
+from training.replay import instances_of, replay, transaction_spec
+from training.splits import MS_PER_DAY, known_labels, split_by_order, split_by_time
+from training.train import Run, prepare_features, train_transactions
+
+MAPPING = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
+
+
+@pytest.fixture(scope="module")
+def table(simulated: Path) -> pd.DataFrame:
+    return load_transactions(simulated, MAPPING)
+
+
+def test_windows_follow_each_other_apart_by_the_gap_and_end_before_labels_are_missing() -> None:
+    times = np.arange(0, 200 * MS_PER_DAY, 3_600_000)
+    as_of, delay = 160 * MS_PER_DAY, 5 * MS_PER_DAY
+    windows = split_by_time(times, delay, as_of, (as_of, 200 * MS_PER_DAY), (0.1, 0.1))
+    in_order = [windows.train, windows.validation, windows.calibration]
+    for before, after in pairwise(in_order):
+        assert times[after.start] - times[before.stop - 1] >= delay
+    assert times[windows.calibration.stop - 1] < as_of - delay <= times[windows.calibration.stop]
+    assert times[windows.test.start] >= as_of
+    assert windows.test.stop == len(times)
+    assert windows.refit == slice(windows.train.start, windows.validation.stop)
+
+
+@pytest.mark.parametrize(
+    ("days", "test", "said"),
+    [
+        (
+            18,
+            (17, 18),
+            "10.0 days with known labels lie before 1970-01-18T00:00:00Z; at least 14 are needed; "
+            "give more data, a later moment or a shorter label delay",
+        ),
+        (
+            100,
+            (200, 210),
+            "the test window holds no transaction; the data goes from 1970-01-01T00:00:00Z to 1970-04-10T23:00:00Z",
+        ),
+    ],
+)
+def test_too_little_data_is_said_with_figures(days: int, test: tuple[int, int], said: str) -> None:
+    times = np.arange(0, days * MS_PER_DAY, 3_600_000)
+    begin, end = (moment * MS_PER_DAY for moment in test)
+    with pytest.raises(DataError) as refused:
+        split_by_time(
+            times, 7 * MS_PER_DAY, min(begin, int(times[-1])) if days > 50 else begin, (begin, end), (0.1, 0.1)
+        )
+    assert refused.value.message == said
+
+
+def test_rows_without_times_are_split_in_their_order() -> None:
+    windows = split_by_order(1000, (0.1, 0.2, 0.3))
+    assert windows.train == slice(0, 400)
+    assert windows.test == slice(700, 1000)
+    with pytest.raises(DataError, match="3 rows are too few"):
+        split_by_order(3, (0.1, 0.2, 0.3))
+
+
+def test_a_label_counts_only_from_when_it_was_known() -> None:
+    label = np.array([1, 1, 0, 0, -1], np.int8)
+    event = np.array([0, 0, 0, 90, 0])
+    known_at = np.array([50, 150, 20, 110, 20])
+    assert known_labels(label, event, known_at, 20, as_of=100).tolist() == [1, 0, 0, -1, -1]
+
+
+def test_replay_is_what_the_featurizer_gives_one_row_at_a_time(table: pd.DataFrame) -> None:
+    some = table.iloc[:1500].assign(label=np.int8(0))  # no labels: the featurizer is told of none here
+    spec = transaction_spec(table, MAPPING, slice(0, 1500))
+    featurizer = Featurizer(spec, np.quantile(table["amount"], np.linspace(0, 0.99, 100)).tolist())
+    offline = replay(some, featurizer, slice(500, 1500))
+    decoder = RowDecoder(spec)
+    rows = [decoder.decode(raw, "$") for raw in instances_of(some, spec)]
+    histories = Histories.new(rows)
+    online = np.concatenate([featurizer.advance([row], histories) for row in rows])
+    np.testing.assert_array_equal(offline, online[500:])
+
+
+def test_the_same_data_seed_and_configuration_give_the_same_bundle(
+    table: pd.DataFrame, transaction_run: Run, tmp_path: Path
+) -> None:
+    dataset = {
+        "name": "transactions.parquet",
+        "digest": json.loads((transaction_run.folder / "run.json").read_text())["dataset"]["digest"],
+    }
+    again = train_transactions(table, MAPPING, TINY, name="fraud-transaction", dataset=dataset, runs=tmp_path)
+    assert again.digest == transaction_run.digest
+
+
+def test_a_run_folder_holds_all_that_a_person_and_wandb_read(transaction_run: Run) -> None:
+    folder = transaction_run.folder
+    run = json.loads((folder / "run.json").read_text())
+    assert run["bundle_digest"] == transaction_run.digest
+    assert set(run["metrics"]["average_precision"]) == {"value", "low", "high"}
+    assert "<html" in (folder / "report.html").read_text()
+    assert {p.stem for p in (folder / "plots").iterdir()} >= {
+        "roc",
+        "precision_recall",
+        "calibration",
+        "shap_summary",
+        "shap_waterfall",
+    }
+    assert list((folder / "tables").glob("*.csv"))
+
+
+@pytest.mark.parametrize("kind", ["transaction", "features"])
+def test_a_trained_bundle_passes_its_golden_rows(kind: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(f"{kind}_run")
+    scorer = Scorer.load(run.folder / "bundle")
+    assert scorer.spec.kind == kind
+    assert len(scorer.bundle.golden) >= 32
+    margins = [golden.raw_margin for golden in scorer.bundle.golden]
+    assert max(margins) - min(margins) > 1.0
+
+
+def test_history_beats_the_fields_of_the_request_alone(transaction_run: Run) -> None:
+    assert transaction_run.metrics["average_precision"].value > transaction_run.baseline["average_precision"].high
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("booster.txt", b" ", "is changed or truncated"),
+        ("golden.jsonl", b"", "is changed or truncated"),
+        ("manifest.json", b"{", "cannot be read"),
+    ],
+)
+def test_a_changed_byte_is_refused(bundle_dir: Path, tmp_path: Path, file: str, damage: bytes, said: str) -> None:
+    for path in bundle_dir.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[:-1] + damage)
+    with pytest.raises(BundleError, match=said):
+        read_bundle(tmp_path)
+
+
+def test_a_foreign_file_is_refused(bundle_dir: Path, tmp_path: Path) -> None:
+    for path in bundle_dir.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.pkl").write_bytes(b"\x80\x04.")
+    with pytest.raises(BundleError, match=r"files that are not in its manifest: model\.pkl"):
+        read_bundle(tmp_path)
+
+
+def test_a_backtest_knows_nothing_of_the_future(table: pd.DataFrame) -> None:
+    """Whatever happens after the test days, and labels that come after training, change no score."""
+    start = int(table["event_time_ms"].iloc[0])
+    until, end = start + 60 * MS_PER_DAY, start + 70 * MS_PER_DAY
+    scores, _ = backtest(table, MAPPING, TINY, train_until=until, test=(until, end))
+    cut = table[table["processing_time_ms"] < end].copy()
+    late = (cut["label"] == 1) & (cut["label_time_ms"] >= end)
+    assert late.any()
+    cut.loc[late, "label"] = 0  # frauds that nobody had reported by the end of the test days
+    same, _ = backtest(cut, MAPPING, TINY, train_until=until, test=(until, end), label_delay_ms=7 * MS_PER_DAY)
+    pd.testing.assert_series_equal(scores["raw_margin"], same["raw_margin"], check_exact=True)
+    assert list(scores.columns) == [
+        "transaction_id", "event_time", "customer_id", "label", "raw_margin", "fraud_probability",
+    ]  # fmt: skip
+    assert (
+        scores["event_time"]
+        .between(pd.Timestamp(until, unit="ms", tz="UTC"), pd.Timestamp(end, unit="ms", tz="UTC"))
+        .mean()
+        > 0.98
+    )
+    assert scores["fraud_probability"].between(0, 1).all()
+
+
+def test_calibration_needs_both_labels() -> None:
+    with pytest.raises(DataError, match="needs frauds and legitimate transactions"):
+        fit_calibrator(np.arange(4.0), np.zeros(4, np.int8))
+
+
+def test_the_calibrator_is_scikit_learns() -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    rng = np.random.default_rng(1)
+    margin = rng.normal(size=500)
+    y = (rng.random(500) < 1 / (1 + np.exp(-margin))).astype(np.int8)
+    knots = fit_calibrator(margin, y)
+    oracle = IsotonicRegression(y_min=1 / 502, y_max=1 - 1 / 502, out_of_bounds="clip").fit(margin, y)
+    asked = np.linspace(-5, 5, 1001)
+    np.testing.assert_allclose(np.interp(asked, knots.x, knots.y), oracle.predict(asked), rtol=0, atol=1e-15)
+
+
+def test_a_search_tries_as_often_as_it_may(simulated_features: Path) -> None:
+    mapping = Mapping.from_yaml(EXAMPLES / "features.yaml")
+    config = TINY.model_copy(update={"search_trials": 2, "rounds": 8})
+    task = prepare_features(load_features(simulated_features, mapping), mapping, config)
+    fitted = fit_booster(task.X, task.y, task.windows, task.spec, config)
+    assert len(fitted.trials) == 2
+    best = max(fitted.trials, key=lambda trial: trial["average_precision"])
+    assert fitted.parameters.num_leaves == best["num_leaves"]
+    assert (
+        fit_booster(task.X, task.y, task.windows, task.spec, config.model_copy(update={"seed": 9})).text != fitted.text
+    )
+
+
+def test_a_configuration_names_its_wrong_keys(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("rounds: 0\nbooster: {leaves: 3}\n")
+    with pytest.raises(DataError) as refused:
+        Config.from_yaml(path)
+    assert "config.yaml: rounds: Input should be greater than or equal to 1" in refused.value.message
+    assert "config.yaml: booster.leaves: Extra inputs are not permitted" in refused.value.message
