@@ -49,7 +49,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Measured:
-    """Latencies in ms; `late` are requests of an open loop whose answer had not come when the drain was over."""
+    """Latencies in ms of the good answers; `rps` and `requests` count these alone.
+
+    `late` are requests of an open loop whose answer had not come when the drain was over.
+    """
 
     rps: float
     requests: int
@@ -195,8 +198,10 @@ class Driver:
         self.under_way -= 1
         connection.started = 0.0
         if started >= self.counting_from and (self.load.rate or done < self.until):
-            self.latencies.append(done - started)
-            self.errors += not ok
+            if ok:
+                self.latencies.append(done - started)
+            else:
+                self.errors += 1
         if self.load.rate:
             self.free.append(connection)
             self._send_waiting()
