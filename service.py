@@ -16,6 +16,7 @@ from serving.app import FrontedService
 from serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
 from serving.engine import Engine
 from serving.http import Guard, HttpLimits, Observer
+from serving.security import Gate
 
 settings = Settings.read()
 
@@ -33,7 +34,8 @@ class FraudBento:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Fail before a worker starts when there is no model to serve."""
+        """Fail before a worker starts when there is no model to serve, or no key to serve it to."""
+        Gate.of(settings)
         for tag in active_tags(settings, packed_versions(FraudBento)).values():
             bundle_paths(tag)
 

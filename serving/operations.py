@@ -12,7 +12,7 @@ from serving.active import ActiveModels
 from serving.batching import MicroBatcher
 from serving.dataplane import DataPlane
 from serving.http import Call, Guard, Observer
-from serving.security import Gate, parse_keys
+from serving.security import Gate
 from serving.shadow import Shadow
 from serving.telemetry import Telemetry
 
@@ -38,12 +38,7 @@ class Operations:
         logs.configure_logging(settings.log_level, settings.log_format)
         self.telemetry = Telemetry(ROUTES)
         self.models = ActiveModels(settings, packed, self.telemetry.swapped)
-        self.gate = Gate(
-            parse_keys(settings.api_keys.get_secret_value()),
-            required=settings.require_keys,
-            rate=settings.rate_limit_per_s,
-            burst=settings.rate_limit_burst,
-        )
+        self.gate = Gate.of(settings)
         self.guards: list[Guard] = [_name_request]
         self.observers: list[Observer] = [self.telemetry.answered]
         self.shadow: Shadow | None = None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
+from fraud.settings import Settings
 
 Scope = Literal["score", "read", "admin"]
 SCOPES: tuple[Scope, ...] = ("score", "read", "admin")
@@ -150,6 +151,22 @@ class Gate:
         self._burst = burst or rate
         self._clock = clock
         self._buckets: OrderedDict[str, TokenBucket | None] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Gate:
+        """Return the gate that the settings describe.
+
+        Raises
+        ------
+        SettingsError
+            A key cannot be read, or keys are required and there is none.
+        """
+        keys = parse_keys(settings.api_keys.get_secret_value())
+        if settings.require_keys and not keys:
+            raise SettingsError("FRAUD_REQUIRE_KEYS is on and FRAUD_API_KEYS has no key; `fraud keys create` makes one")
+        return cls(
+            keys, required=settings.require_keys, rate=settings.rate_limit_per_s, burst=settings.rate_limit_burst
+        )
 
     def __call__(self, call: Asks) -> None:
         """Check one request.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from cli.keys import app
 from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
+from fraud.settings import Settings
 from serving import security
 from serving.security import ApiKey, Gate, Scope, TokenBucket, new_key, parse_keys, scope_of
 
@@ -219,6 +221,35 @@ def test_no_window_admits_more_than_burst_and_rate_allow(rate: float, burst: flo
     for i, start in enumerate(admitted):
         for j in range(i, len(admitted)):
             assert j - i + 1 <= burst + rate * (admitted[j] - start) + 1e-6
+
+
+def test_gate_is_made_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, key = key_of("score")
+    file = tmp_path / "keys"
+    file.write_text(f"# the backend\n{key.line()}\n")
+    monkeypatch.setenv("FRAUD_API_KEYS_FILE", str(file))
+    monkeypatch.setenv("FRAUD_REQUIRE_KEYS", "true")
+    monkeypatch.setenv("FRAUD_RATE_LIMIT_PER_S", "2")
+    gate = Gate.of(Settings.read())
+    gate(Request(key=secret))
+    gate(Request(key=secret))
+    with pytest.raises(RateLimited):
+        gate(Request(key=secret))
+    with pytest.raises(Unauthenticated):
+        gate(Request())
+    assert key.sha256 not in repr(Settings.read())
+
+
+def test_keys_that_are_required_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_REQUIRE_KEYS", "true")
+    with pytest.raises(SettingsError, match="FRAUD_API_KEYS has no key; `fraud keys create` makes one"):
+        Gate.of(Settings.read())
+
+
+def test_secret_file_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_AUDIT_KEY_FILE", "/nowhere/key")
+    with pytest.raises(SettingsError, match="FRAUD_AUDIT_KEY_FILE='/nowhere/key' cannot be read"):
+        Settings.read()
 
 
 def test_command_makes_a_key_that_the_service_takes() -> None:

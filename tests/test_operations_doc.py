@@ -1,0 +1,65 @@
+"""docs/operations.md says what the code says. Run this file as a script to write its tables anew."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from fraud.settings import Settings
+from serving.security import HEALTH_PATHS
+from serving.telemetry import METRICS
+
+PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
+
+
+def settings_table() -> str:
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias or f"FRAUD_{name.upper()}"
+        default = field.default
+        shown = default.get_secret_value() if isinstance(default, SecretStr) else default
+        shown = "" if shown is None else str(shown).replace(str(Path.home()), "~")
+        shown = shown.lower() if isinstance(default, bool) else shown
+        lines.append(f"| `{variable}` | {f'`{shown}`' if shown else 'none'} | {field.description} |")
+    return "\n".join(lines)
+
+
+def metrics_table() -> str:
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(metric.labels) or ("pid" if metric.mode == "liveall" else "")
+        lines.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.meaning} |")
+    return "\n".join(lines)
+
+
+def with_tables(page: str) -> str:
+    for name, table in (("settings", settings_table()), ("metrics", metrics_table())):
+        begin = page.index(f"<!-- {name} -->\n") + len(f"<!-- {name} -->\n")
+        end = page.index("<!-- end -->", begin)
+        page = page[:begin] + table + "\n" + page[end:]
+    return page
+
+
+def test_tables_are_those_of_the_code() -> None:
+    page = PAGE.read_text()
+    assert page == with_tables(page), "run: python -m tests.test_operations_doc"
+
+
+def test_every_setting_and_metric_has_a_meaning() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not (field.description or "").endswith(".")] == []
+    assert [metric.name for metric in METRICS if not metric.meaning.endswith(".")] == []
+
+
+def test_variables_and_metrics_in_the_text_exist() -> None:
+    text = PAGE.read_text()
+    variables = {f"FRAUD_{name.upper()}" for name in Settings.model_fields}
+    named = set(re.findall(r"\bFRAUD_[A-Z_]+\b", text))
+    assert {name.removesuffix("_FILE") for name in named} <= variables
+    assert set(re.findall(r"\bfraud_[a-z_]+\b", text)) <= {metric.name for metric in METRICS}
+    assert all(f"`{path}`" in text for path in HEALTH_PATHS)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))
