@@ -261,7 +261,14 @@ class Featurizer:
         """Run the kernel `fraud.featurize.advance` over arrays; its docstring says what they hold."""
         if not hasattr(self._local, "scratch"):
             row = np.zeros(1, ROW)
-            self._local.scratch = (new_states(CUSTOMER, 1), new_states(MERCHANT, 1), row, row.view(np.float64))
+            nobody = new_states(MERCHANT, 1)
+            self._local.scratch = (
+                new_states(CUSTOMER, 1),
+                new_states(MERCHANT, 1),
+                nobody,
+                row,
+                row.view(np.float64),
+            )
         result: int = advance(
             customers,
             merchants,

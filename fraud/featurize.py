@@ -356,7 +356,8 @@ def advance(
     columns : (k,) int64
         The fields of `ROW` wanted, in the order of the first k columns of `X`.
     scratch : tuple of 1-element arrays
-        A `CUSTOMER`, a `MERCHANT` and a `ROW` record, and the row as float64.
+        A `CUSTOMER` and a `MERCHANT` record to work on, a `MERCHANT` of whom nothing is known, for transactions
+        without one, a `ROW` record, and the row as float64.
     places : (n,) int64
         The line of `X` for each transaction, or -1 where its features are not needed.
     X : (m, >= k) float64
@@ -367,7 +368,7 @@ def advance(
     told : int
         How many frauds have been told now.
     """
-    c_then, m_then, row, values = scratch
+    c_then, m_then, nobody, row, values = scratch
     for i in range(begin, end):
         while told < len(fraud_of) and label_times[told] <= processing_times[i]:
             f = fraud_of[told]
@@ -376,7 +377,7 @@ def advance(
                 tell_fraud(merchants[merchant_of[f]], transactions[f].time, transactions[f].amount, label_times[told])
             told += 1
         t = transactions[i]
-        c, m = customers[customer_of[i]], m_then[0]
+        c, m = customers[customer_of[i]], nobody[0]
         if places[i] >= 0:
             if c.ring_size > 0 and c.ring_time[c.ring_size - 1] > t.time:
                 c_then[0] = c
