@@ -164,10 +164,13 @@ class Sender:
         """The outcome of an answer, and what is wrong with it."""
         try:
             if status != request.expected_status or status >= 400:
-                code = _refusals.decode(body).error.code
+                said = _refusals.decode(body).error
                 if status == request.expected_status:
                     return "refused", ""
-                return "shed" if status in (429, 503) else "wrong", f"{request.kind}: {status} {code}"
+                return "shed" if status in (
+                    429,
+                    503,
+                ) else "wrong", f"{request.kind}: {status} {said.code}: {said.message[:200]}"
             scored = _answers.decode(body).predictions
         except msgspec.DecodeError as error:
             return "wrong", f"{request.kind}: {status} with a body that is not of the contract: {error}"
