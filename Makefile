@@ -40,4 +40,5 @@ $(VENV)/%.done: requirements/%.txt pyproject.toml $(VENV)/uv.done
 	@echo "installing the locked packages of requirements/$*.txt"
 	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/$*.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	@$(BIN)/python scripts/openmp.py
 	@touch $@
