@@ -100,12 +100,12 @@ def _golden_rows(spec: FeatureSpec, examples: pd.DataFrame) -> pd.DataFrame:
     customers = [*frauds_first.index[:half], *frauds_first.index[half:][-half:]]
     chosen = examples[examples["customer_id"].isin(customers)]
     chosen = chosen[chosen.groupby("customer_id", observed=True).cumcount() < GOLDEN_ROWS_EACH]
-    renamed = {}
+    renamed = chosen.copy()
     for role, prefix in GOLDEN_IDS.items():
         if role in chosen.columns:
             codes, _ = pd.factorize(chosen[role])
             renamed[role] = [f"{prefix}-{code}" if code >= 0 else None for code in codes]
-    return chosen.assign(**renamed)
+    return renamed
 
 
 def _reference(spec: FeatureSpec, X: Matrix, probabilities: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:

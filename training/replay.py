@@ -139,8 +139,7 @@ def arrays_of(table: pd.DataFrame) -> Arrays:
 
 
 def _codes(ids: pd.Series[Any]) -> Ints:
-    codes: Ints = ids.cat.codes.to_numpy(np.int64)
-    return codes
+    return np.asarray(ids.cat.codes, dtype=np.int64)
 
 
 def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress: Progress | None = None) -> Matrix:

@@ -23,13 +23,14 @@ from fraud.schema import FeatureSpec
 from training.calibrate import fit_calibrator
 from training.config import Config
 from training.data import Mapping
-from training.evaluate import Samples, measure, no_skill
+from training.evaluate import Outcomes, Samples, Scored, measure, no_skill
 from training.fit import Fitted, fit_booster
 from training.package import write_model
 from training.policy import choose_policy
 from training.replay import further_features, replay, requested_columns, transaction_spec
-from training.report import Explained, ModelFacts, Outcomes, Scored, Window, model_card, write_report
+from training.report import ModelFacts, model_card, write_report
 from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
+from training.tables import Explained, Window
 
 Progress = Callable[[str, int, int], None]
 NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731
