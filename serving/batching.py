@@ -69,7 +69,7 @@ class MicroBatcher(Generic[RequestT]):
         max_batch_rows: int = 1024,
         bulk_rows: int = 64,
         max_queued_rows: int = 4096,
-        max_wait_s: float = 0.15,
+        max_wait_s: float = 0.1,
     ) -> None:
         if min(max_batch_rows, bulk_rows, max_queued_rows) < 1:
             raise SettingsError("the batcher's limits are counted in rows and must be 1 or more")

@@ -15,6 +15,7 @@ import structlog
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the running task answers; empty outside of one."""
 
+REFUSED = (429, 503)
 LOGGERS = ("bentoml", "uvicorn", "uvicorn.error", "circus")
 
 
@@ -57,7 +58,8 @@ class RequestLog:
     Parameters
     ----------
     which : str
-        ``all`` or ``failed``.
+        ``all`` or ``failed``. Requests refused for their number are not among the failed: under overload their lines
+        would take what is left of the processor, and the metrics count them.
     style : str
         As for `configure_logging`.
     """
@@ -73,7 +75,7 @@ class RequestLog:
 
     def __call__(self, call: Any, answer: Any, seconds: float) -> None:
         """Write what was asked, what was answered and how long it took; nothing of the bodies or of the key."""
-        if not self._all and answer.status < 400:
+        if not self._all and (answer.status < 400 or answer.status in REFUSED):
             return
         self._log.info(
             "request",
