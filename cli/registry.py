@@ -21,6 +21,7 @@ STILL_WAITING = 75
 
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True)
+wide = Console(width=max(out.width, 160))  # a table that is cut off tells nothing
 
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the history.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, such as fraud-transaction.")]
@@ -110,7 +111,7 @@ def history(name: str | None) -> None:
             what = f"{event['kind']} (forced)" if event["forced"] else event["kind"]
             cells = (event.get(part) for part in ("alias", "before", "version", "who", "why"))
             table.add_row(event["at"], model, what, *("" if cell is None else str(cell) for cell in cells))
-    out.print(table)
+    wide.print(table)
 
 
 @app.command()
@@ -168,7 +169,7 @@ def models_(
         table.add_row(
             str(version), " ".join(version.aliases), tag, measured, version.wandb_version or "waits", version.created
         )
-    out.print(table)
+    wide.print(table)
 
 
 def models() -> Models:

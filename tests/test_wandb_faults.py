@@ -250,6 +250,8 @@ def test_a_candidate_worse_than_the_interval_is_refused_unless_forced_for_a_reas
 def test_a_candidate_within_the_interval_passes(tmp_path: Path) -> None:
     models = published(tmp_path, make_run(tmp_path / "runs", 1, 0.80), make_run(tmp_path / "runs", 2, 0.76)).models
     models.promote(NAME, "v0", why="the first")
+    with pytest.raises(FraudError, match=f"{NAME} has no previous version to roll back to"):
+        models.rollback(NAME, why="")
     assert models.promote(NAME, "v1", why="newer data").aliases == ("candidate", "production")
     assert not models.registry.events(NAME)[0].forced
 

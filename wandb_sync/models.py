@@ -299,8 +299,9 @@ class Models:
 
     def rollback(self, name: str, *, why: str) -> Version:
         """Put the version before back into production; it must be in the Bento store, whole."""
-        previous = self.registry.resolve(name, "previous")
-        if not self.store.holds(name, previous.digest):
+        digest = self.registry.digest_of(name, "previous")
+        if digest is not None and not self.store.holds(name, digest):
+            previous = self.registry.resolve(name, digest)
             raise BundleError(f"{previous} is not in the Bento store, or is damaged there: fraud pull {previous}")
         return self.registry.rollback(name, who=who_am_i(), why=why)
 
