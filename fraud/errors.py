@@ -6,6 +6,7 @@ FraudError
 │   ├── InvalidRequest           422  the body or a row breaks the contract
 │   ├── IdempotencyConflict      409  a transaction id came again with other contents
 │   ├── UnknownModel             404  the named model is not served here
+│   ├── UnknownCustomer          404  nothing is known of a customer
 │   ├── PayloadTooLarge          413  the body is larger than allowed
 │   ├── MethodNotAllowed         405  the path does not answer this method
 │   ├── UnsupportedMediaType     415  the body is not declared as JSON
@@ -81,6 +82,14 @@ class UnknownModel(RequestError):
     def __init__(self, name: str, served: list[str]) -> None:
         known = ", ".join(served) or "none"
         super().__init__(f"model {name!r} is not served here; served: {known}", "$.model")
+
+
+class UnknownCustomer(RequestError):
+    http_status = 404
+    code = "unknown_customer"
+
+    def __init__(self) -> None:
+        super().__init__("nothing is known of this customer", "$.id")
 
 
 class PayloadTooLarge(RequestError):

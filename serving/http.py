@@ -127,6 +127,8 @@ class FrontDoor:
         raising a `FraudError`. The sequence may be filled until the first request.
     observers : sequence of callable
         Each is called with a request of a route, its answer and the seconds it took, when the answer goes out.
+    around : mapping of (str, str), optional
+        Routes whose path names something in its middle, by what stands before and after the name.
     """
 
     def __init__(
@@ -136,11 +138,13 @@ class FrontDoor:
         limits: HttpLimits | None = None,
         guards: Sequence[Guard] = (),
         observers: Sequence[Observer] = (),
+        around: Mapping[tuple[str, str], Mapping[str, Handler]] | None = None,
     ) -> None:
         self.limits = limits or HttpLimits()
         self.slow_bodies = SlowBodies(self.limits.body_timeout_s)
         self._app = app
         self._routes = routes
+        self._around = around or {}
         self._guards = guards
         self._observers = observers
 
@@ -150,6 +154,8 @@ class FrontDoor:
         started = time.perf_counter()
         call = Call(self, scope, receive)
         methods = self._routes.get(scope["path"])
+        if methods is None:
+            methods = self._named_in(scope["path"])
         try:
             answer = await self._answer(call, methods)
         except CallerLeft:
@@ -159,6 +165,12 @@ class FrontDoor:
         for observe in self._observers:
             observe(call, answer, time.perf_counter() - started)
         return await respond(send, answer, call.request_id)
+
+    def _named_in(self, path: str) -> Mapping[str, Handler] | None:
+        for (begin, end), methods in self._around.items():
+            if path.startswith(begin) and path.endswith(end):
+                return methods
+        return None
 
     async def _answer(self, call: Call, methods: Mapping[str, Handler] | None) -> Answer | None:
         """The answer of a route or the refusal of a guard; None when `app` is to answer."""

@@ -1,0 +1,125 @@
+"""Profiles over HTTP: readable, resettable, refused without the scope, and noted in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fraud.history import CUSTOMER, new_states
+from fraud.profile import readable_profile
+from fraud.scorer import Scorer
+from fraud.stores import Profile
+from fraud.stores.sqlite import SqliteStore
+from serving.dataplane import DataPlane
+from serving.http import FrontDoor
+from serving.profiles import profile_routes
+from serving.security import scope_of
+from tests.tiny import transactions, write_tiny_bundle
+
+
+async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class Service:
+    """A data plane and the profile routes over one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runner = asyncio.Runner()
+        scorer = Scorer.load(write_tiny_bundle(folder / "bundle", "transaction"))
+        self.plane = DataPlane({"m": scorer}, SqliteStore(folder / "history.db", durable=False))
+        self.door = FrontDoor(elsewhere, {}, around=profile_routes(lambda: self.plane.store))
+
+    def score(self, instances: list[dict[str, Any]]) -> None:
+        request = self.plane.decode(json.dumps({"instances": instances}).encode(), explain=False)
+        (answer,) = self.runner.run(self.plane.run([request]))
+        assert isinstance(answer, bytes)
+
+    def call(self, method: str, path: str) -> tuple[int, Any]:
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": []}
+        self.runner.run(self.door(scope, receive, send))
+        return sent[0]["status"], json.loads(sent[1]["body"] or b"null")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path)
+    yield service
+    service.runner.run(service.plane.close())
+    service.runner.close()
+
+
+def test_a_profile_says_what_a_person_asks(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    instances = [
+        {**instance, "customer_id": "anna/ö", "merchant_id": f"m{i % 2}", "amount": 10.0 * (i + 1)}
+        for i, instance in enumerate(transactions(4, 41))
+    ]
+    service.score(instances)
+    with caplog.at_level(logging.INFO, "fraud.serving.profiles"):
+        status, profile = service.call("GET", "/v1/users/anna%2F%C3%B6/profile")
+    assert status == 200
+    assert profile["customer_id"] == "anna/ö"
+    assert profile["transactions"] == 4
+    assert profile["amount_mean"] == 25.0
+    assert profile["amount_standard_deviation"] == pytest.approx(12.91, abs=0.01)
+    assert profile["windows"]["7d"] == {"transactions": 4, "amount_mean": 25.0, "amount_max": 40.0, "frauds": 0}
+    assert profile["known_merchants_recent"] == 2
+    assert [r["amount"] for r in profile["recent"]] == [40.0, 30.0, 20.0, 10.0]
+    assert profile["last_seen"] == instances[-1]["event_time"].replace("+00:00", "Z")
+    assert profile["usual_weekdays"] == ["thursday"]
+    assert profile["state_bytes"] < 2000
+    assert "profile read: customer" in caplog.text
+    assert "anna" not in caplog.text
+
+
+def test_a_reset_leaves_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    service.score([{**transactions(1, 42)[0], "customer_id": "ben"}])
+    with caplog.at_level(logging.INFO, "fraud.serving.profiles"):
+        assert service.call("DELETE", "/v1/users/ben/profile") == (200, {"customer_id": "ben", "reset": True})
+    assert "profile reset: customer" in caplog.text
+    for method in ("GET", "DELETE"):
+        status, answer = service.call(method, "/v1/users/ben/profile")
+        assert (status, answer["error"]["code"]) == (404, "unknown_customer")
+        assert answer["error"]["message"] == "nothing is known of this customer"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/users//profile", 422, "invalid_request"),
+        ("GET", f"/v1/users/{'x' * 129}/profile", 422, "invalid_request"),
+        ("GET", "/v1/users/%ff/profile", 422, "invalid_request"),
+        ("POST", "/v1/users/anna/profile", 405, "method_not_allowed"),
+        ("GET", "/v1/users/anna", 404, "not_found"),
+    ],
+)
+def test_what_is_refused(service: Service, method: str, path: str, status: int, code: str) -> None:
+    answered, answer = service.call(method, path)
+    assert (answered, answer["error"]["code"]) == (status, code)
+
+
+def test_reading_and_resetting_ask_for_their_scopes() -> None:
+    assert scope_of("/v1/users/anna/profile", "GET") == "read"
+    assert scope_of("/v1/users/anna/profile", "DELETE") == "admin"
+
+
+def test_a_profile_of_nothing_divides_by_nothing() -> None:
+    profile = readable_profile(Profile("x", new_states(CUSTOMER, 1)))
+    assert profile["transactions"] == 0
+    assert profile["first_seen"] is None
+    assert profile["windows"]["30d"]["amount_mean"] is None
