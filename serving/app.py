@@ -15,6 +15,7 @@ from fraud.settings import Settings
 from serving.contract import ErrorAnswer, Readiness
 from serving.engine import Engine
 from serving.http import Answer, ASGIApp, Call, FrontDoor, Routes
+from serving.profiles import profile_routes
 
 REF = "#/components/schemas/{model}"
 
@@ -53,7 +54,9 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         bento, app = self.inner, super().to_asgi(is_main=is_main)
         routes = {**scoring_routes(bento.engine), **admin_routes(bento.engine)}
-        return for_browsers(FrontDoor(app, routes, bento.limits, bento.guards, bento.observers), bento.settings)
+        around = profile_routes(lambda: bento.engine.dataplane.store)
+        door = FrontDoor(app, routes, bento.limits, bento.guards, bento.observers, around)
+        return for_browsers(door, bento.settings)
 
     @property
     def openapi_spec(self) -> Any:
@@ -115,7 +118,7 @@ def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
         app = CORSMiddleware(
             app,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )

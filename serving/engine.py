@@ -56,6 +56,13 @@ class Engine:
         gc.set_threshold(50_000, 20, 100)
         sys.setswitchinterval(0.001)
 
+    @property
+    def dataplane(self) -> Any:
+        """The data plane in service; raises `NotReady` when there is none."""
+        if self._dataplane is None:
+            raise NotReady("no model is loaded yet")
+        return self._dataplane
+
     async def stop(self) -> None:
         dataplane, batcher = self._dataplane, self._batcher
         self._dataplane = self._batcher = None
