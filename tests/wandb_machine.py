@@ -84,6 +84,10 @@ class Machine:
             output, _ = process.communicate(timeout=120)
         return subprocess.CompletedProcess(arguments, process.returncode, output, "")
 
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command and leave it to itself."""
+        return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], env=self.environment, text=True)
+
     def processes(self) -> list[int]:
         """Ids of the processes that run with this machine's environment."""
         found = []

@@ -1,0 +1,81 @@
+"""Trained here, pulled there, served there: the trainer's golden rows bit for bit, and a rollback in two seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bentoml
+
+from fraud.bundle import short
+from tests.servers import free_port
+from tests.wandb_machine import Machine
+from tests.wandb_runs import NAME, digest_of, golden, make_run
+from tests.wandb_server import WandbServer
+
+ROOT = Path(__file__).parent.parent
+ROLLBACK_LIMIT_S = 2.0
+
+
+@contextmanager
+def service(machine: Machine) -> Iterator[bentoml.SyncHTTPClient]:
+    """`bentoml serve` on a machine's Bento store, following its registry."""
+    port = free_port()
+    environment = {**machine.environment, "FRAUD_MODEL": NAME, "FRAUD_STATE_DIR": str(machine.home / "state")}
+    with (machine.home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        with bentoml.SyncHTTPClient(f"http://127.0.0.1:{port}", server_ready_timeout=60) as client:
+            yield client
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def predict(client: bentoml.SyncHTTPClient, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    answer: dict[str, Any] = client.predict(instances=[row["instance"] for row in rows])
+    predictions: list[dict[str, Any]] = answer["predictions"]
+    return predictions
+
+
+def test_pulled_elsewhere_it_predicts_the_golden_rows_and_rolls_back(tmp_path: Path) -> None:
+    trainer_home, other_home = tmp_path / "trainer", tmp_path / "other"
+    with WandbServer() as server:
+        trainer, other = Machine(trainer_home, server), Machine(other_home, server)
+        runs = [make_run(trainer_home / "runs", 1), make_run(trainer_home / "runs", 2)]
+        models = trainer.models
+        for run in runs:
+            models.publish(run)
+            models.promote(NAME, digest_of(run), why="a test")
+        assert models.send_pending().waiting == []
+        followed = other.run("follow", NAME, "--once")
+        assert followed.returncode == 0, followed.stdout
+    # W&B is gone now: neither serving nor rolling back needs it
+    other.environment["WANDB_MODE"] = "offline"
+    rows = golden(runs[1] / "bundle")
+    with service(other) as client:
+        predictions = predict(client, rows)
+        assert [p["fraud_probability"] for p in predictions] == [row["fraud_probability"] for row in rows]
+        assert {p["model"]["digest"] for p in predictions} == {digest_of(runs[1])}
+
+        started = time.perf_counter()
+        rollback = other.start("rollback", NAME, "--why", "alerts doubled")
+        while predict(client, rows[:1])[0]["model"]["version"] != short(digest_of(runs[0])):
+            assert time.perf_counter() - started < 30
+        took_s = time.perf_counter() - started
+        assert rollback.wait(timeout=30) == 0
+    assert took_s < ROLLBACK_LIMIT_S, f"the old model answered after {took_s:.2f} s"
