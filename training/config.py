@@ -17,7 +17,7 @@ class Booster(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(0.05, gt=0, le=1)
+    learning_rate: float = Field(0.08, gt=0, le=1)
     num_leaves: int = Field(63, ge=2, le=255)
     min_data_in_leaf: int = Field(100, ge=1)
     feature_fraction: float = Field(0.5, gt=0, le=1)
@@ -40,7 +40,7 @@ class Config(BaseModel):
 
     seed: int = 7
     rounds: int = Field(1000, ge=1, description="Most boosting rounds; early stopping decides.")
-    early_stopping_rounds: int = Field(60, ge=1)
+    early_stopping_rounds: int = Field(50, ge=1)
     validation_share: float = Field(0.12, gt=0, lt=0.5)
     calibration_share: float = Field(0.12, gt=0, lt=0.5)
     test_share: float = Field(0.2, gt=0, lt=0.5, description="Of the whole time, for the last window.")
