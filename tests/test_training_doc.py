@@ -1,0 +1,22 @@
+"""docs/training.md names every key of the configuration with its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from training.config import Booster, Config
+from training.policy import DEFAULT_COSTS
+
+TEXT = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+
+
+def test_every_key_is_documented_with_its_default() -> None:
+    models: tuple[type[BaseModel], ...] = (Config, Booster)
+    for model in models:
+        for name, field in model.model_fields.items():
+            shown = "" if name in {"booster", "costs"} else str(field.default)
+            assert f"| `{name}` | {shown} |".replace("  ", " ") in TEXT, name
+    for name, value in DEFAULT_COSTS.items():
+        assert f"`{name}` {value:g}" in TEXT, name
