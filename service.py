@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, ClassVar
 
 import bentoml
@@ -42,6 +43,7 @@ class FraudBento:
     @bentoml.on_startup
     async def start(self) -> None:
         """Load, verify and warm; the worker takes no connection before this is done."""
+        gc.disable()  # until the engine starts
         from fraud.stores import StoreOptions, open_store
         from serving.batching import MicroBatcher
         from serving.dataplane import DataPlane

@@ -174,7 +174,7 @@ class ActiveModels:
         self._registry_error = ""
         self._install: Install = lambda champions, challengers: None
         self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "load", initializer=_yield_to_others)
+        self._thread = ThreadPoolExecutor(1, "load")
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -204,6 +204,7 @@ class ActiveModels:
         """Hand the scorers to `install`, now and after every change, in one call on the event loop."""
         self._install = install
         install(self.champions, self.challengers)
+        self._thread.submit(_yield_to_others)
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def check(self, *, now: bool = False) -> None:
