@@ -133,14 +133,19 @@ def token(text: str | None) -> int:
 
 def new_states(dtype: np.dtype[np.void], n: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     """Return `n` states of customers or merchants of whom nothing is known yet."""
-    states = np.zeros(n, dtype)
+    return np.frombuffer(bytearray(_nobody(dtype) * n), dtype)  # np.repeat takes eight times as long
+
+
+@lru_cache(maxsize=2)
+def _nobody(dtype: np.dtype[np.void]) -> bytes:
+    state = np.zeros(1, dtype)
     for name in ("last_time", "last_fraud_time", "last_label_time"):
-        states[name] = NEVER
-    states["first_time"] = np.iinfo(np.int64).max
-    states["last_day"] = np.iinfo(np.int32).min
+        state[name] = NEVER
+    state["first_time"] = np.iinfo(np.int64).max
+    state["last_day"] = np.iinfo(np.int32).min
     if dtype is MERCHANT:
-        states["last_hour"] = np.iinfo(np.int32).min
-    return states
+        state["last_hour"] = np.iinfo(np.int32).min
+    return state.tobytes()
 
 
 def encode(state: np.void) -> bytes:
@@ -156,17 +161,19 @@ def decode(blobs: Sequence[bytes | None], dtype: np.dtype[np.void]) -> np.ndarra
     StoreError
         A blob of another encoding version or length.
     """
-    states = new_states(dtype, len(blobs))
-    for i, blob in enumerate(blobs):
+    nobody = _nobody(dtype)
+    parts = []
+    for blob in blobs:
         if blob is None:
+            parts.append(nobody)
             continue
         if blob[0] != ENCODING_VERSION or len(blob) != dtype.itemsize + 1:
             raise StoreError(
                 f"a stored state has version {blob[0]} and {len(blob)} bytes; "
                 f"this release reads version {ENCODING_VERSION} of {dtype.itemsize + 1} bytes"
             )
-        states[i] = np.frombuffer(blob, dtype, 1, 1)[0]
-    return states
+        parts.append(blob[1:])
+    return np.frombuffer(bytearray(b"".join(parts)), dtype)
 
 
 # --- kernels
