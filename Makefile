@@ -1,6 +1,6 @@
 # Everything here sets itself up: only Python 3.11 or later and make need to be there.
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lock
+.PHONY: help serve test check format lock image image-check load bench bench-compare
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,23 @@ check: $(VENV)/dev.done  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+
+image: $(VENV)/wandb.done  ## pack the model in production into an image, with docker or podman (ENGINE)
+	@BIN=$(BIN) sh scripts/image.sh
+
+image-check:  ## prove the image: offline and read-only it scores as trained, stopped under load it loses nothing
+	@$(PYTHON) scripts/check_image.py fraud_bento:production
+
+SCENARIO ?= smoke
+URL ?= http://127.0.0.1:$(PORT)
+load: $(VENV)/load.done  ## offer SCENARIO to URL and judge it: smoke, steady, ramp, spike, soak, swap (OPTIONS; docs/load.md)
+	$(BIN)/locust -f load_tests/locustfile.py --headless --only-summary --scenario $(SCENARIO) --host $(URL) $(OPTIONS)
+
+bench: $(VENV)/dev.done  ## run every benchmark, or those NAMES; results go to bench/results
+	$(BIN)/python -m bench.run $(NAMES)
+
+bench-compare: $(VENV)/dev.done  ## measure the commits OLD and NEW in turns, and show what differs
+	$(BIN)/python -m bench.run --compare $(OLD) $(NEW) $(NAMES)
 
 format: $(VENV)/dev.done  ## mend what a tool can mend
 	$(BIN)/ruff check --fix .
