@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -191,3 +192,12 @@ def test_what_was_not_measured_is_missed() -> None:
     (finding,) = judge([Level("knee_rps", lowest=10)], {"knee_rps": math.nan})
     assert not finding.held
     assert str(Finding(Level("p99_ms", highest=10), 12.5)) == "MISSED p99_ms = 12.5 (at most 10)"
+
+
+def test_every_option_scenario_and_measure_is_documented() -> None:
+    root = LEVELS.parents[1]
+    docs = (root / "docs" / "load.md").read_text()
+    options = re.findall(r'    option\("([a-z-]+)"', (root / "load_tests" / "locustfile.py").read_text())
+    assert len(options) > 15
+    assert [name for name in options if f"`--{name}`" not in docs] == []
+    assert [name for name in SCENARIOS if f"| `{name}` |" not in docs] == []
