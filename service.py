@@ -14,12 +14,14 @@ import orjson
 from fraud.settings import Settings
 from serving.active import active_tags, bundle_paths, pack, packed_versions
 from serving.app import FrontedService
+from serving.connections import ConnectionLimits, install
 from serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
 from serving.engine import Engine
 from serving.http import Guard, HttpLimits, Observer
 from serving.security import Gate
 
 settings = Settings.read()
+install(ConnectionLimits(settings.header_timeout_s, settings.max_header_bytes, settings.max_connections))
 
 
 @bentoml.service(name="fraud_bento", service_class=FrontedService, workers=settings.workers)

@@ -2,6 +2,9 @@
 
 FraudError
 ├── RequestError                 what a caller sent cannot be scored
+│   ├── MalformedHttp            400  the request is no HTTP
+│   ├── HeadersTooLarge          431  the headers are longer than allowed
+│   ├── HeaderTimeout            408  the headers did not arrive in time
 │   ├── MalformedJson            400  the body is no JSON
 │   ├── InvalidRequest           422  the body or a row breaks the contract
 │   ├── IdempotencyConflict      409  a transaction id came again with other contents
@@ -52,6 +55,30 @@ class FraudError(Exception):
 class RequestError(FraudError):
     http_status = 422
     code = "invalid_request"
+
+
+class MalformedHttp(RequestError):
+    http_status = 400
+    code = "malformed_http"
+
+    def __init__(self) -> None:
+        super().__init__("the request cannot be read as HTTP/1.1")
+
+
+class HeadersTooLarge(RequestError):
+    http_status = 431
+    code = "headers_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the headers are longer than the {limit_bytes} bytes allowed")
+
+
+class HeaderTimeout(RequestError):
+    http_status = 408
+    code = "header_timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the headers did not arrive within {limit_s:g} s")
 
 
 class MalformedJson(RequestError):

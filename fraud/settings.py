@@ -43,6 +43,15 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         10.0, gt=0, description="Seconds from the headers of a request to the end of its body; beyond it 408."
     )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds from a connection, or a request's first byte, to the end of its headers."
+    )
+    max_header_bytes: int = Field(32_768, ge=1024, description="Longest headers of a request, bytes; beyond it 431.")
+    max_connections: int = Field(
+        4096,
+        ge=8,
+        description="Connections to each worker; beyond it the one longest without complete headers is closed.",
+    )
     max_batch_rows: int = Field(1024, gt=0, description="Rows of small requests that are scored in one call.")
     bulk_rows: int = Field(
         64, gt=0, description="A request of more rows than this is scored beside the small ones, by itself."

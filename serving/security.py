@@ -44,7 +44,8 @@ class ApiKey:
     def line(self) -> str:
         """Return the key as one entry of the setting FRAUD_API_KEYS."""
         scopes = "+".join(scope for scope in SCOPES if scope in self.scopes)
-        limits = "".join(f":{limit:g}" for limit in (self.rate, self.burst) if limit is not None)
+        given = [limit for limit in (self.rate, self.burst) if limit is not None]
+        limits = "".join(f":{limit:.6f}".rstrip("0").rstrip(".") for limit in given)
         return f"{self.id}:{self.sha256}:{scopes}{limits}"
 
 

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+MAX_OPEN = 10_000
 _SPAN = "fraud.span"
 _batch: ContextVar[Any] = ContextVar("batch", default=None)
 
@@ -59,6 +60,8 @@ class Tracing:
         span.set_attribute("fraud.request_id", call.request_id)
         call.scope[_SPAN] = span
         self._open[call.request_id] = span.get_span_context()
+        if len(self._open) > MAX_OPEN:  # callers who left before their answer
+            del self._open[next(iter(self._open))]
 
     def end(self, call: Any, answer: Any, _seconds: float) -> None:
         """Close a request's span; an observer of the front door."""

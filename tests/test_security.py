@@ -48,7 +48,7 @@ def key_of(*scopes: Scope, rate: float | None = None, burst: float | None = None
 
 def test_key_is_read_back_from_its_entry() -> None:
     _, scorer = key_of("score")
-    _, operator = key_of("score", "read", "admin", rate=50, burst=200)
+    _, operator = key_of("score", "read", "admin", rate=0.25, burst=2_000_000)
     entries = f"# the backend's\n{scorer.line()}  # until spring\n{operator.line()},"
     assert parse_keys(entries) == [scorer, operator]
     assert parse_keys(" # none yet\n") == []
