@@ -29,18 +29,14 @@ Point = Fault | tuple[str, str, int]
 PUSH_POINTS: dict[str, Point] = {
     "before the preprocessor is in the store": ("os.rename", "/models/", 1),
     "before the model is in the store": ("os.rename", f"/models/{PUSHED}/", 1),
-    "before the outbox has its copy": ("os.rename", "/outbox/", 1),
     "before the version is registered": ("sqlite3.connect", "registry.db", 1),
     "before the push is queued": ("sqlite3.connect", "registry.db", 2),
-    "before the offline run is whole": ("os.rename", "/staged", 1),
     "before the run exists on W&B": Fault("upsertBucket", "kill_before"),
     "after its history arrived": Fault("file_stream", "kill_after"),
     "before a plot is uploaded": Fault("PUT /storage/run", "kill_before"),
-    "before the preprocessor is created": Fault("createArtifact", "kill_before", skip=1),
     "before the model's files are uploaded": Fault("PUT /storage/md5", "kill_before", skip=2),
     "before the model is committed": Fault("commitArtifact", "kill_before"),
     "after the model was committed": Fault("commitArtifact", "kill_after"),
-    "before the store is told W&B's version": ("os.rename", "/model.yaml", 1),
 }
 
 
@@ -110,7 +106,6 @@ MOVE_POINTS: dict[str, Point] = {
     "before the registry moved it": ("sqlite3.connect", "registry.db", 4),
     "before W&B moved production": Fault("addAliases", "kill_before"),
     "after W&B moved production": Fault("addAliases", "kill_after"),
-    "before the move is on record": Fault("upsertBucket", "kill_before"),
     "before the record uses the model": Fault("useArtifact", "kill_before"),
 }
 
@@ -139,12 +134,10 @@ def test_a_promotion_killed_again_and_again_ends_right(
 
 
 PULL_POINTS: dict[str, Point] = {
-    "before the manifest is downloaded": Fault("GET /storage/manifest", "kill_before"),
     "during the download": Fault("GET /storage/md5", "kill_before", skip=3),
     "after the last file was downloaded": Fault("GET /storage/md5", "kill_after", skip=9),
     "before the preprocessor is in the store": ("os.rename", "/models/", 1),
     "before the model is in the store": ("os.rename", f"/models/{PULLED}/", 1),
-    "before the store names its latest": ("os.rename", f"/models/{PULLED}/latest", 1),
     "before the version is registered": ("sqlite3.connect", "registry.db", 1),
 }
 

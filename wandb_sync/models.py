@@ -67,8 +67,9 @@ class Models:
         """
         run = read_run(run_folder)
         manifest = run.bundle.manifest
-        verify(run.bundle_path)
-        self.store.import_bundle(run.bundle_path, {"run": run.run_id})
+        if not self.store.holds(manifest.name, run.bundle.digest):
+            verify(run.bundle_path)
+            self.store.import_bundle(run.bundle_path, {"run": run.run_id})
         self.outbox.keep(run)
         published = self.registry.register(
             manifest.name,

@@ -141,9 +141,7 @@ class Sdk:
 
         What the server has already, by content, makes no new version.
         """
-        with wandb.init(
-            id=run_id, resume="allow", job_type="train", settings=wandb.Settings(x_disable_stats=True)
-        ) as run:
+        with wandb.init(id=run_id, resume="allow", job_type="train", settings=quiet()) as run:
             data = wandb.Artifact(f"{name}-dataset", "dataset", metadata=dataset)
             data.add_reference(dataset_uri(dataset), name=dataset["name"], checksum=False)
             run.use_artifact(data)
@@ -219,10 +217,9 @@ class Sdk:
         found = self.find(name, reference)
         if found is None:
             raise Missing(f"{name} has no version {reference}")
-        settings = wandb.Settings(x_disable_stats=True)
         label = f"{job_type} {name}"
         with wandb.init(
-            id=run_id, name=label, resume="allow", job_type=job_type, config=config, settings=settings
+            id=run_id, name=label, resume="allow", job_type=job_type, config=config, settings=quiet()
         ) as run:
             run.use_artifact(f"{self.entity}/{self.project}/{name}:{found['version']}", type="model")
 
@@ -274,6 +271,11 @@ class Sdk:
         own = into / kind
         artifact.download(root=str(own), skip_cache=True)
         artifact.verify(root=str(own))
+
+
+def quiet() -> wandb.Settings:
+    """Add nothing of this machine to a run: it may have been trained on another one."""
+    return wandb.Settings(x_disable_stats=True, x_disable_meta=True, x_save_requirements=False)
 
 
 def log_folder(run: Any, folder: Path) -> None:
