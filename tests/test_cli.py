@@ -1,0 +1,101 @@
+"""The `fraud` command as a user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cli.main import main
+from tests.conftest import EXAMPLES
+
+
+def run(*arguments: object) -> int:
+    """Run the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_a_table_of_ready_features_from_a_file_to_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bento"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    data, mapping, runs = tmp_path / "loans.csv", EXAMPLES / "features.yaml", tmp_path / "runs"
+    config = tmp_path / "config.yaml"
+    config.write_text("rounds: 20\nn_bootstrap: 20\nbooster: {num_leaves: 7}\n")
+    assert run("simulate", "--kind", "features", "--rows", 3000, "--seed", 2, "--out", data) == 0
+    given = ("--data", data, "--mapping", mapping)
+    assert run("train", *given, "--kind", "features", "--config", config, "--runs", runs) == 0
+    (folder,) = runs.iterdir()
+    scores = tmp_path / "scores.csv"
+    assert run("score", *given, "--model", folder, "--out", scores) == 0
+    assert run("explain", *given, "--model", folder, "--transaction", "7", "--top", 3) == 0
+    table = pd.read_csv(scores)
+    assert len(table) == 3000
+    assert table["fraud_probability"].between(0, 1).all()
+    shown = capsys.readouterr().out
+    assert f"next     fraud import {folder}" in shown
+    assert "transaction 7  probability" in shown
+    assert "= raw margin" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ("train", "--mapping", EXAMPLES / "simulated.yaml", "--kind", "features"),
+            "error: the mapping is of kind transactions, features is needed; set 'kind: features' in it",
+        ),
+        (
+            ("score", "--mapping", EXAMPLES / "simulated.yaml", "--model", "nobody", "--out", "scores.csv"),
+            "error: no model 'nobody' in the registry; known: none",
+        ),
+        (
+            (
+                *("backtest", "--mapping", EXAMPLES / "simulated.yaml", "--out", "scores.csv"),
+                *("--train-until", "soon", "--test-from", "2025-03-01", "--test-until", "2025-03-02"),
+            ),
+            "error: 'soon' is no moment; give 2025-08-01 (midnight UTC) or 2025-08-01T12:00:00+02:00",
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_1(
+    command: tuple[object, ...],
+    said: str,
+    simulated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    assert run(*command, "--data", simulated) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for command in (
+        "simulate",
+        "train",
+        "backtest",
+        "score",
+        "explain",
+        "import",
+        "models",
+        "verify",
+        "history",
+        "try",
+    ):
+        assert f" {command} " in shown
+    assert run("verify", "--help") == 0
+    shown = capsys.readouterr().out
+    for check in ("parity", "explain", "idempotency", "swap", "batching", "audit", "replay", "chaos"):
+        assert f" {check} " in shown
