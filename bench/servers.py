@@ -51,6 +51,7 @@ class Server:
     endpoints: dict[str, Endpoint]
     cwd: Path = PEERS
     environment: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def as_instances(rows: list[dict[str, Any]]) -> list[str]:
@@ -203,7 +204,7 @@ def running(server: Server, core: int) -> Iterator[Running]:
     )
     try:
         endpoint = server.endpoints["predict"]
-        while not answers(port, endpoint):
+        while not answers(port, endpoint, server.headers):
             if process.poll() is not None or time.perf_counter() - started > 120:
                 raise RuntimeError(f"{server.name} did not start; see {log.name}")
             time.sleep(0.01)
@@ -224,10 +225,10 @@ def free_port() -> int:
     return port
 
 
-def answers(port: int, endpoint: Endpoint) -> bool:
+def answers(port: int, endpoint: Endpoint, headers: dict[str, str]) -> bool:
     body = endpoint.bodies[0].encode().replace(COUNTER, b"0" * len(COUNTER))
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{endpoint.path}", body, {"Content-Type": "application/json"}
+        f"http://127.0.0.1:{port}{endpoint.path}", body, {"Content-Type": "application/json", **headers}
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
