@@ -18,6 +18,7 @@ debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificate
   "${SUITE:-bookworm}" "$root" ${mirror:+"$mirror"} >/dev/null
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 cp -L /etc/resolv.conf "$root/etc/"
+echo "127.0.0.1 localhost" >"$root/etc/hosts"
 mkdir "$root/home/fraud"
 git archive HEAD | tar -x -C "$root/home/fraud"
 echo "a machine of $(chroot "$root" dpkg-query -f '.\n' -W | wc -l) packages: $(chroot "$root" python3 --version), no compiler, no libgomp1"
