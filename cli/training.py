@@ -334,7 +334,7 @@ def _show(run: Run) -> None:
 @contextmanager
 def _stages() -> Iterator[Callable[[str, int, int], None]]:
     """Show one progress bar a stage; what is yielded takes the stage, how much is done and of how much."""
-    columns = (TextColumn("{task.description:14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=Console(stderr=True)) as bars:
 

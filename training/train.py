@@ -223,7 +223,8 @@ def _finish(
         trained = fit_model(task, config, progress)
     columns = plain_columns(task.spec) if task.spec.kind == "transaction" else np.arange(1, dtype=np.int64)
     with clock.stage("baseline"):
-        plain = fit_model(task, config.model_copy(update={"search_trials": 0}), progress, columns)
+        unsearched = config.model_copy(update={"search_trials": 0})
+        plain = fit_model(task, unsearched, lambda stage, *done: progress(f"baseline: {stage}", *done), columns)
     with clock.stage("evaluate"):
         progress("evaluate", 0, 1)
         X, test = task.rows(task.windows.test)
