@@ -281,7 +281,7 @@ def test_huge_body_is_refused_before_it_is_sent(server: Server) -> None:
 
 def test_trickled_headers_hold_nobody_up(server: Server) -> None:
     """A few hundred connections that send a byte of a header now and then, as far as this place allows."""
-    idle = []
+    idle: list[socket.socket] = []
     stopped = threading.Event()
 
     def trickle() -> None:

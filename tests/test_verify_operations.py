@@ -1,0 +1,109 @@
+"""The checks that operators run, in small, on real servers; and that they see what they are there to see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import verify_batching, verify_log
+from cli.verify_batching import Batched
+from cli.verify_log import Kept
+from cli.verify_sandbox import fresh, harsher, sandbox
+from cli.verify_swap import made_by, measure_swaps
+from fraud.bundle import read_bundle
+from fraud.features import Histories
+from fraud.scorer import Scorer
+from tests.tiny import write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "transaction", "transaction"))
+
+
+def test_swap_under_load(bundle: str) -> None:
+    """All but the ratio of latencies, which says nothing on a machine that runs tests."""
+    with sandbox(bundle, environment={"FRAUD_MAX_WAIT_S": "10"}) as box:  # a busy machine is not what is tested
+        result = asyncio.run(measure_swaps(box, 4, rate=40, connections=8))
+        log = (box.folder / "server.log").read_text()
+    assert result.without.failed == result.during.failed == []
+    assert result.without.mixed == result.during.mixed == []
+    assert result.refused_broken
+    assert len(result.during.by_digest) == 2
+    assert result.slowest_swap_s < 10
+    assert "booster.txt is changed or truncated" in log
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "figures"),
+    [
+        (verify_batching, ["--users", "30", "--requests", "4"], r"answers other than alone 0, good rows refused 0"),
+        (verify_log, ["audit", "--rows", "300", "--flips", "20"], r"300 decisions acknowledged, 300 in the log"),
+        (verify_log, ["replay", "--rows", "400"], r"400 decisions scored again, by version \w+: 200, \w+: 200"),
+        (verify_log, ["chaos", "--kills", "2"], r"missing 0, other than answered 0, twice 0;.*chain whole"),
+    ],
+)
+def test_commands(bundle: str, module: Any, arguments: list[str], figures: str) -> None:
+    result = CliRunner().invoke(module.app, [*arguments, "--model", bundle])
+    assert result.exit_code == 0, result.output
+    assert re.search(figures, result.output), result.output
+
+
+def test_mixed_versions_would_be_seen(bundle: str) -> None:
+    parsed = read_bundle(Path(bundle))
+    one, other = Scorer(parsed), Scorer(harsher(parsed))
+    instance = json.loads(bytes(parsed.golden[0].instance))
+    row = explained(one, instance)
+    assert made_by(one, row)
+    assert not made_by(other, row)
+    assert not made_by(one, {**row, "fraud_probability": explained(other, instance)["fraud_probability"]})
+    assert not made_by(one, {**row, "decision": "decline" if row["decision"] != "decline" else "approve"})
+
+
+def explained(scorer: Scorer, instance: dict[str, Any]) -> dict[str, Any]:
+    """Return what /explain answers of one row without history."""
+    rows = [scorer.decoder.decode(json.dumps(fresh(instance)).encode(), "$")]
+    X = scorer.featurizer.advance(rows, Histories.new(rows))
+    margins, probabilities = scorer.score(X)
+    contributions = scorer.contributions(X)[0]
+    prediction, risk_level, decision = scorer.policy.decide(float(probabilities[0]))
+    return {
+        "raw_margin": float(margins[0]),
+        "base_value": float(contributions[-1]),
+        "contributions": scorer.explainer.contributions(contributions),
+        "fraud_probability": float(probabilities[0]),
+        "prediction": prediction,
+        "risk_level": risk_level,
+        "decision": decision,
+    }
+
+
+def test_infection_and_loss_would_be_seen() -> None:
+    result = Batched()
+    good = {"transaction_id": "t1", "fraud_probability": 0.5}
+    alone = {"fraud_probability": 0.5}
+    rows = [{"transaction_id": "t1", "amount": 1.0}]
+
+    def compare(status: int, answer: Any, is_bad: bool = False) -> None:
+        verify_batching._compare(result, status, answer, rows, [is_bad], [alone], "amount")
+
+    compare(200, {"predictions": [good]})
+    assert result.holds
+    compare(200, {"predictions": [{**good, "fraud_probability": 0.6}]})
+    compare(200, {"predictions": [{**good, "transaction_id": "t2"}]})
+    assert len(result.different) == 2
+    compare(422, {"error": {}})
+    compare(200, {"predictions": [{"error": {"path": "$.instances[0].amount"}}]})
+    assert len(result.wrongly_refused) == 2
+    compare(200, {"predictions": []})
+    compare(422, {"errors": [{"path": "$.instances[1].amount"}]}, is_bad=True)
+    assert len(result.wrongly_taken) == 2
+    assert Kept().holds
+    assert not Kept(missing=["t"]).holds
+    assert not Kept(broken="row 3").holds
