@@ -164,10 +164,15 @@ class _Lane(Generic[RequestT]):
             self._under_way = waiting - self.rows
             if batch:
                 await self._score(batch)
-            if self._under_way > BACKLOG_ROWS:
-                row_s = (time.monotonic() - since) / self._under_way
-                self._row_s += 0.3 * (row_s - self._row_s) if self._row_s else row_s
+                self._note((time.monotonic() - since) / self._under_way)
             self._under_way = 0
+
+    def _note(self, row_s: float) -> None:
+        """Keep what a row took; a small batch spends more on each, so it only tells that a row takes no longer."""
+        if self._under_way > BACKLOG_ROWS:
+            self._row_s += 0.3 * (row_s - self._row_s) if self._row_s else row_s
+        else:
+            self._row_s = min(self._row_s, row_s)
 
     def _take(self, max_rows: int) -> list[tuple[RequestT, asyncio.Future[bytes]]]:
         """Requests in order of arrival, at least one, up to `max_rows`; withdrawn ones are dropped."""

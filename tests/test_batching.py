@@ -274,6 +274,29 @@ def test_a_backlog_longer_than_what_is_scored_in_time_refuses_at_once() -> None:
     run(main())
 
 
+def test_a_stall_is_forgotten_once_rows_are_quick_again() -> None:
+    async def main() -> None:
+        rng = np.random.default_rng(14)
+        pause_s = 0.2
+
+        async def pausing(requests: list[Rows]) -> list[bytes | FraudError]:
+            await asyncio.sleep(pause_s)
+            return [score(request.X) for request in requests]
+
+        batcher = MicroBatcher(pausing, max_wait_s=0.1)
+        await asyncio.sleep(0)
+        await asyncio.gather(*[batcher.submit(rows(rng)) for _ in range(70)])
+        pause_s = 0.0
+        accepted = [batcher.submit(rows(rng)) for _ in range(64)]
+        with pytest.raises(Overloaded):
+            batcher.submit(rows(rng))
+        await asyncio.gather(*accepted)
+        await asyncio.gather(*[batcher.submit(rows(rng)) for _ in range(1000)])
+        await batcher.close()
+
+    run(main())
+
+
 def test_a_request_larger_than_the_queue_is_scored_when_nothing_waits() -> None:
     async def main() -> None:
         rng = np.random.default_rng(9)
