@@ -31,7 +31,7 @@ from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT
 from fraud.schema import Row
 from fraud.scorer import Scorer
-from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Store, StoreOptions, Told, open_store
+from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, StoreOptions, Told, open_store
 from serving.dataplane import DataPlane
 from tests.servers import Postgres, Redis, Server, running
 from training.backfill import states_of
@@ -67,6 +67,9 @@ class NoHistory:
 
     async def backfill(self, states: States) -> None:
         pass
+
+    def figures(self) -> Figures:
+        return Figures()
 
     async def close(self) -> None:
         pass

@@ -74,7 +74,7 @@ class Operations:
             self.telemetry.serving(champions, challengers)
 
         self.models.follow(install)
-        self.telemetry.watch(lambda: batcher.queued_rows, lambda: dict(dataplane.counts))
+        self.telemetry.watch(lambda: batcher.queued_rows, lambda: dict(dataplane.counts), dataplane.store.figures)
         self.telemetry.start()
 
     async def stop(self) -> None:

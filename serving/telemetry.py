@@ -16,11 +16,14 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
 from serving.active import Swap
+
+if TYPE_CHECKING:
+    from fraud.stores import Figures
 
 FLUSH_S = 0.5
 SECONDS = (
@@ -60,6 +63,9 @@ METRICS = (
     Metric("fraud_rows_recalled_total", "counter", (), "Rows answered with the decision they had before."),
     Metric("fraud_extra_fields_total", "counter", (), "Fields that were sent and that no model reads."),
     Metric("fraud_degraded_rows_total", "counter", ("reason",), "Rows scored or recorded without something."),
+    Metric("fraud_store_waiting", "gauge", (), "Decisions that wait for a store that does not answer, all workers."),
+    Metric("fraud_store_outages_total", "counter", ("store",), "Times a worker took a store off, by the store."),
+    Metric("fraud_store_late_calls_total", "counter", ("store",), "Calls that took longer than the store's budget."),
     Metric("fraud_model_info", "gauge", (*MODEL, "digest", "role"), "Workers that serve this version in this role."),
     Metric("fraud_swaps_total", "counter", ("name", "role", "result"), "Loads of another version: ok or refused."),
     Metric(
@@ -167,7 +173,7 @@ class Telemetry:
         self._lock = Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._sources: list[Callable[[], None]] = []
-        self._counts_seen: dict[str, int] = {}
+        self._counts_seen: dict[tuple[str, ...], int] = {}
         self._served: dict[tuple[str, str], tuple[str, str, str, str]] = {}
 
     # what the parts of the service tell
@@ -254,12 +260,19 @@ class Telemetry:
 
     # what is asked of the parts of the service, at each flush
 
-    def watch(self, queued_rows: Callable[[], int], counts: Callable[[], dict[str, int]]) -> None:
-        """Read the queue's length and the data plane's counts from now on."""
+    def watch(
+        self,
+        queued_rows: Callable[[], int],
+        counts: Callable[[], dict[str, int]],
+        store: Callable[[], Figures] | None = None,
+    ) -> None:
+        """Read the queue's length, the data plane's counts and how its store is doing from now on."""
         self._sources = [
             lambda: self._metrics["fraud_queue_rows"].set(queued_rows()),
             lambda: self._take_counts(counts()),
         ]
+        if store is not None:
+            self._sources.append(lambda: self._take_store(store()))
 
     def start(self) -> None:
         """Flush regularly from now on, on the running event loop."""
@@ -283,14 +296,26 @@ class Telemetry:
 
     def _take_counts(self, counts: dict[str, int]) -> None:
         for name, count in counts.items():
-            gained = count - self._counts_seen.get(name, 0)
-            self._counts_seen[name] = count
             key: tuple[str, ...] = (f"fraud_{name}_total",)
             if name.startswith("degraded_"):
                 key = ("fraud_degraded_rows_total", name.removeprefix("degraded_"))
-            if gained and key[0] in self._metrics and name != "rows":  # rows are counted by decision
-                with self._lock:
-                    self._tally(*key).increase(gained)
+            if key[0] in self._metrics and name != "rows":  # rows are counted by decision
+                self._take(count, *key)
+
+    def _take_store(self, figures: Figures) -> None:
+        self._metrics["fraud_store_waiting"].set(figures.waiting)
+        for name, count in figures.outages.items():
+            self._take(count, "fraud_store_outages_total", name)
+        for name, count in figures.late_calls.items():
+            self._take(count, "fraud_store_late_calls_total", name)
+
+    def _take(self, count: int, *key: str) -> None:
+        """Add what a count has gained since it was last seen."""
+        gained = count - self._counts_seen.get(key, 0)
+        self._counts_seen[key] = count
+        if gained:
+            with self._lock:
+                self._tally(*key).increase(gained)
 
     def _tally(self, *key: str) -> _Tally:
         tally = self._tallies.get(key)

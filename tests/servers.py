@@ -152,6 +152,7 @@ class Postgres(Server):
             self.initialize()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         options = ["-k", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port), "-c", "shared_buffers=32MB"]
+        options += ["-c", "fsync=off"]  # what is told to the system survives the process, and a test ends no machine
         return [_program("postgres"), "-D", str(self.data), *options]
 
     def kill(self) -> None:

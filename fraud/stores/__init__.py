@@ -81,8 +81,21 @@ class States:
     merchants: Records
 
 
+@dataclass
+class Figures:
+    """How a store is doing: decisions that wait for it, and since the start, by the name of each server,
+    the times it was taken off and the calls that took longer than their budget."""
+
+    waiting: int = 0
+    outages: dict[str, int] = field(default_factory=dict)
+    late_calls: dict[str, int] = field(default_factory=dict)
+
+
 class Store(Protocol):
     """What the service asks of a store. All methods are safe to call concurrently on one event loop."""
+
+    def figures(self) -> Figures:
+        """Return how the store is doing."""
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         """Return the decisions known by `keys` (`Decided.key`) and the states of customers and merchants."""

@@ -11,7 +11,7 @@ import msgspec
 from fraud.errors import SettingsError
 from fraud.events import Decided
 from fraud.features import Histories, Records
-from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Store, Told
+from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, Told
 
 
 class Pseudonymous:
@@ -79,6 +79,9 @@ class Pseudonymous:
                 merchant_ids=self._of_merchants(states.merchant_ids),
             )
         )
+
+    def figures(self) -> Figures:
+        return self.store.figures()
 
     async def close(self) -> None:
         await self.store.close()

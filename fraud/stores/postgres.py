@@ -18,7 +18,7 @@ from fraud.errors import StoreDown, StoreError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
 from fraud.stores.states import Blobs, Change, Written, row_key
 
 MIGRATIONS = (
@@ -202,6 +202,9 @@ class PostgresStore:
                     await db.execute(WRITE[table], [[row_key(name) for name in some], list(some), blobs])
 
         await self._writing.use(write)
+
+    def figures(self) -> Figures:
+        return Figures()
 
     async def close(self) -> None:
         await self._reading.close()

@@ -18,7 +18,7 @@ from fraud.errors import StoreDown, StoreError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT, decode
-from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Store, Told
+from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, Told
 from fraud.stores.states import Change
 
 logger = logging.getLogger("fraud.stores")
@@ -106,6 +106,11 @@ class Guard:
         task.add_done_callback(_forget)
         self.counts["calls_out_of_budget"] += 1
         raise StoreDown(f"{self._remote.name} did not answer within {budget_s * 1000:g} ms")
+
+    def figures(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the outages and the late calls, by the store's name."""
+        name = self._remote.name
+        return {name: self.counts["outages"]}, {name: self.counts["calls_out_of_budget"]}
 
     async def close(self) -> None:
         if self._probe is not None:
@@ -232,6 +237,9 @@ class Resilient:
             return Recorded(list(decided), ("record",))
         self.near.keep(*recorded.written)
         return recorded
+
+    def figures(self) -> Figures:
+        return Figures(self.waiting, *self.guard.figures())
 
     async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
         return await self.guard.call(lambda: self.remote.tell_frauds(frauds), PATIENT_S)

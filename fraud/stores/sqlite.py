@@ -24,7 +24,7 @@ from fraud.errors import StoreError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
 from fraud.stores.states import Blobs, Change, Written, row_key
 
 SCHEMA_VERSION = 1
@@ -107,6 +107,9 @@ class SqliteStore:
 
     async def reset(self, customer_id: str) -> bool:
         return await self._on(self._write_thread, lambda: self._reset(customer_id))
+
+    def figures(self) -> Figures:
+        return Figures()
 
     async def close(self) -> None:
         for thread, connection in ((self._write_thread, self._writer), (self._read_thread, self._reader)):

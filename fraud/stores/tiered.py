@@ -14,7 +14,7 @@ from fraud.errors import StoreDown
 from fraud.events import Decided
 from fraud.features import Records
 from fraud.history import encode
-from fraud.stores import Fraud, Profile, Recalled, Recorded, States, Told, distinct
+from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told, distinct
 from fraud.stores.postgres import PostgresStore
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import PATIENT_S, Guard, Resilient
@@ -139,6 +139,11 @@ class Tiered:
                 del self._stale_customers[name]
             for name in merchants:
                 del self._stale_merchants[name]
+
+    def figures(self) -> Figures:
+        cold = self.cold.figures()
+        outages, late_calls = self.guard.figures()
+        return Figures(cold.waiting, cold.outages | outages, cold.late_calls | late_calls)
 
     async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
         outcomes, written = await self.cold.guard.call(lambda: self._postgres.tell(frauds), PATIENT_S)
