@@ -18,9 +18,11 @@ from rich.progress import track
 
 from fraud.bundle import Bundle, Calibrator, Manifest, Preprocessor
 from fraud.decision import Policy, RiskLevels
+from fraud.errors import SettingsError
 from fraud.features import Featurizer, Matrix
 from fraud.schema import FeatureSpec
 from fraud.scorer import Scorer
+from fraud.settings import Settings
 from fraud.stores import Fraud, Store, StoreOptions, open_store
 from serving.dataplane import DataPlane
 from training.data import Mapping, load_transactions
@@ -34,7 +36,12 @@ app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True)
 
 StoreUrl = Annotated[
-    str, typer.Option("--store", help="The store's URL; 'sqlite' is a fresh file. What is in a store is left there.")
+    str,
+    typer.Option(
+        "--store",
+        help="A URL, or sqlite for a fresh file, or redis or postgresql for the one in the settings. "
+        "The ids that are sent are new ones; what is recorded of them stays in the store.",
+    ),
 ]
 Rows = Annotated[int, typer.Option("--rows", min=100, help="How many simulated transactions.")]
 Seed = Annotated[int, typer.Option("--seed")]
@@ -297,8 +304,24 @@ def with_own_ids(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _open(url: str, folder: Path) -> Store:
-    options = StoreOptions(state_dir=folder, durable=False)
-    return open_store("sqlite:" if url == "sqlite" else url, options)
+    return open_store(url_of(url), StoreOptions(state_dir=folder, durable=False, budget_ms=1_000, cold_budget_ms=5_000))
+
+
+def url_of(store: str) -> str:
+    """Return the URL of a store that may be given by its kind alone.
+
+    Raises
+    ------
+    SettingsError
+        A server's kind was given, and the settings name no such server.
+    """
+    if ":" in store or store == "sqlite":
+        return "sqlite:" if store == "sqlite" else store
+    settings = Settings.read()
+    for url in (settings.store, settings.cold_store or ""):
+        if url.startswith(f"{store}:"):
+            return url
+    raise SettingsError(f"--store {store} needs a URL, here or in FRAUD_STORE; such as {store}://127.0.0.1/0")
 
 
 def _simulated_mapping() -> Path:

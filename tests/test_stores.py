@@ -309,3 +309,15 @@ def test_an_unknown_store_is_refused_without_its_password() -> None:
     with pytest.raises(SettingsError, match=r"store mysql:…; allowed: sqlite:") as caught:
         open_store("mysql://user:secret@host/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_may_be_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_STORE", "redis://cache:6379/3")
+    monkeypatch.delenv("FRAUD_COLD_STORE", raising=False)
+    assert [url_of(kind) for kind in ("sqlite", "redis", "redis://other/1")] == [
+        "sqlite:",
+        "redis://cache:6379/3",
+        "redis://other/1",
+    ]
+    with pytest.raises(SettingsError, match="--store postgresql needs a URL, here or in FRAUD_STORE"):
+        url_of("postgresql")
