@@ -19,6 +19,7 @@ from cli.verify_history import (
     scorer_for,
     shuffled_arrival,
     simulated,
+    url_of,
     with_own_ids,
 )
 from fraud.errors import SettingsError, StoreError
