@@ -237,11 +237,11 @@ class Registry:
     def adopt(self, name: str, targets: dict[str, str | None], *, who: str, why: str) -> bool:
         """Take over where W&B's aliases point: ``{alias: digest or None}``, digests registered before.
 
-        Does nothing while a local change still waits to be sent, which is then the newer one. Returns whether
+        Does nothing while a local move still waits to be sent, which is then the newer one. Returns whether
         anything moved.
         """
         with self._transaction() as db:
-            if db.execute("select 1 from pending where name = ? limit 1", (name,)).fetchone():
+            if db.execute("select 1 from pending where name = ? and kind = 'alias'", (name,)).fetchone():
                 return False
             changed = False
             for alias, digest in targets.items():

@@ -299,9 +299,21 @@ def test_the_store_is_mended_by_a_second_import_and_never_served_damaged(tmp_pat
     (model_folder / "booster.txt").write_bytes(booster[:-1] + b"x")
     with pytest.raises(BundleError, match="is not in the Bento store, or is damaged there: fraud pull"):
         models.follow(NAME)
+    following = models.registry.following(NAME)
+    assert following is not None
+    assert "is damaged there" in following.error
     models.publish(run)
     assert (model_folder / "booster.txt").read_bytes() == booster
     assert models.follow(NAME) == tag
+
+
+def test_a_damaged_version_is_downloaded_again(pushed: tuple[Machine, Path], tmp_path: Path) -> None:
+    machine, run = pushed
+    model_folder, _ = machine.models.store.bundle_paths(f"{NAME}:{short(digest_of(run))}")
+    booster = (model_folder / "booster.txt").read_bytes()
+    (model_folder / "booster.txt").write_bytes(booster[: len(booster) // 2])
+    machine.models.pull(NAME, "production")
+    assert (model_folder / "booster.txt").read_bytes() == booster
 
 
 def test_the_store_says_where_a_model_came_from(pushed: tuple[Machine, Path]) -> None:

@@ -19,7 +19,7 @@ from fraud.decision import Policy, RiskLevels
 from fraud.model import Model
 from fraud.schema import Feature, FeatureSpec
 from fraud.scorer import golden_of
-from wandb_sync.models import installed_libraries
+from wandb_sync.verify import installed_libraries
 
 NAME = "fraud-features"
 FEATURES = ("age_days", "n_failed", "amount_ratio")

@@ -9,27 +9,25 @@ from __future__ import annotations
 import fcntl
 import getpass
 import logging
-import re
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
-from fraud.errors import BundleError, FraudError, RegistryError
+from fraud.bundle import short
+from fraud.errors import BundleError, RegistryError
 from fraud.registry import Event, Pending, Registry, Version
 from wandb_sync import gate
-from wandb_sync.client import WandbClient, WandbError, WandbMissing, WandbOffline, WandbUnreachable
+from wandb_sync.client import WandbClient, WandbError, WandbOffline, WandbUnreachable
+from wandb_sync.pulling import Pulling
 from wandb_sync.runs import Outbox, RunFolder, read_run
-from wandb_sync.scratch import scratch
 from wandb_sync.settings import WandbSettings
 from wandb_sync.store import BentoStore
+from wandb_sync.verify import installed_libraries, verify
 
-DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +49,8 @@ class Models:
         self.store = BentoStore(settings.bentoml_home)
         self.client = WandbClient(settings)
         self.outbox = Outbox(settings, self.client)
+        pulling = Pulling(settings, self.registry, self.store, self.client)
+        self.pull, self.follow = pulling.pull, pulling.follow
 
     # From training to the registry
 
@@ -130,7 +130,7 @@ class Models:
             key, digest = item.payload["key"], item.payload["digest"]
             wandb_version = self.outbox.deliver(key, item.payload["aliases"])
             self.registry.set_wandb_version(item.name, digest, wandb_version)
-            if self._held(item.name, digest):
+            if self.store.holds(item.name, digest):
                 self.store.label(f"{item.name}:{short(digest)}", {"wandb": f"{item.name}:{wandb_version}"})
         elif item.kind == "alias":
             record = {k: item.payload[k] for k in ("kind", "who", "why", "forced", "at", "aliases")}
@@ -161,111 +161,6 @@ class Models:
                 yield False
             else:
                 yield True
-
-    # From W&B to the Bento store
-
-    def pull(self, name: str, reference: str) -> str:
-        """Bring a version into the Bento store and the local registry; returns its store tag.
-
-        `reference` is an alias, ``vN`` or a digest: W&B's where it answers, else the local registry's. Nothing
-        is downloaded that the store has already, and a digest that it has is not even asked for.
-        """
-        if DIGEST.fullmatch(reference) and (tag := self._held(name, reference)):
-            return tag
-        try:
-            taken = self._fetch(name, [reference])
-        except (WandbOffline, WandbUnreachable) as error:
-            tag = self._held(name, reference)
-            if tag is None:
-                raise
-            log.info("the local registry answers for %s:%s: %s", name, reference, error.message)
-            return tag
-        digest = taken[reference]
-        if digest is None:
-            raise WandbMissing(f"W&B has no {name}:{reference} in project {self.settings.project}")
-        return f"{name}:{short(digest)}"
-
-    def follow(self, name: str, alias: str = "production") -> str:
-        """Learn where `alias` points now, on W&B or here, and bring that version in; returns its store tag.
-
-        For a running service: bounded, and whatever it raises, what was in store and registry stays and the
-        registry knows what went wrong. A change made here that W&B has not been told yet is newer than what
-        W&B says.
-        """
-        try:
-            tag = self._follow(name, alias)
-        except FraudError as error:
-            self.registry.note_following(name, error.message)
-            raise
-        self.registry.note_following(name, "")
-        return tag
-
-    def _follow(self, name: str, alias: str) -> str:
-        if not any(item.name == name for item in self.registry.pending()):
-            try:
-                targets = self._fetch(name, [alias, "previous"])
-            except (WandbOffline, WandbUnreachable) as error:
-                log.info("following the local registry: %s", error.message)
-            else:
-                if targets[alias] is not None:
-                    self.registry.adopt(name, targets, who="W&B", why="its alias was moved")
-        known = self.registry.resolve(name, alias)
-        if not self.store.holds(name, known.digest):
-            raise BundleError(f"{known} is not in the Bento store, or is damaged there: fraud pull {name}:{alias}")
-        return f"{name}:{short(known.digest)}"
-
-    def _held(self, name: str, reference: str) -> str | None:
-        """The store tag of a version that registry and store have, or None."""
-        try:
-            known = self.registry.resolve(name, reference)
-        except RegistryError:
-            return None
-        return f"{name}:{short(known.digest)}" if self.store.holds(name, known.digest) else None
-
-    def _fetch(self, name: str, references: list[str]) -> dict[str, str | None]:
-        """Bundle digests of W&B's versions, each of them now in the store and the registry; None: no such version."""
-        held = [version.digest for version in self.registry.versions(name) if self.store.holds(name, version.digest)]
-        with scratch(self.settings.home) as folder:
-            found: dict[str, dict[str, Any] | None] = self.client.transfer(
-                "fetch",
-                name=name,
-                references=references,
-                held=[short(digest) for digest in held],
-                into=str(folder),
-                files={"model": [MANIFEST, *MODEL_FILES], "preprocessor": list(PREPROCESSOR_FILES)},
-            )
-            for version in found.values():
-                if version is not None:
-                    self._take(name, version, folder)
-        return {name: None if version is None else str(version["bundle_digest"]) for name, version in found.items()}
-
-    def _take(self, name: str, found: dict[str, Any], downloads: Path) -> None:
-        """Import a downloaded version, unless the store has it, and register what W&B says of it."""
-        digest, metadata = found["bundle_digest"], found["metadata"]
-        if not isinstance(digest, str):
-            raise BundleError(f"{name}:{found['version']} on W&B was not pushed by this project: no bundle digest")
-        model, preprocessor = downloads / digest / "model", downloads / digest / "preprocessor"
-        labels = {"wandb": f"{name}:{found['version']}"}
-        tag = f"{name}:{short(digest)}"
-        if model.is_dir():
-            arrived, manifest = read_manifest(model)
-            if arrived != digest or manifest.name != name:
-                raise BundleError(f"{name}:{found['version']} should be bundle {digest}; {arrived} arrived")
-            verify(model, preprocessor)
-            self.store.import_bundle(model, labels, preprocessor)
-        self.store.label(tag, labels)
-        _, manifest = read_manifest(self.store.bundle_paths(tag)[0])
-        self.registry.register(
-            name,
-            digest,
-            manifest.preprocessor_digest,
-            run=metadata.get("run", ""),
-            metrics=metadata["metrics"],
-            facts=gate.facts_of(manifest),
-            who=who_am_i(),
-            aliases=(),
-            wandb_version=found["version"],
-        )
 
     # Aliases
 
@@ -322,37 +217,6 @@ class Models:
         """Each version on W&B with the run that made it, what that run used, and the runs that use it."""
         found: list[dict[str, Any]] = self.client.look_up("versions", name=name)
         return found
-
-
-def verify(bundle: Path, preprocessor: Path | None = None) -> None:
-    """Audit a bundle and score its golden rows; warn of libraries other than in training.
-
-    Raises
-    ------
-    BundleError
-        A file is missing, changed or foreign, or a golden row comes out otherwise than in training.
-    """
-    from fraud.scorer import Scorer  # takes a second to import, and a rollback needs none of it
-
-    scorer = Scorer.load(bundle, preprocessor)
-    installed = installed_libraries()
-    for name, trained in gate.mismatches(scorer.bundle.manifest.libraries, installed).items():
-        log.warning(
-            "%s was trained with %s %s, installed is %s; its golden rows come out the same",
-            scorer.bundle.manifest.name,
-            name,
-            trained,
-            installed.get(name, "none"),
-        )
-
-
-def installed_libraries() -> dict[str, str]:
-    """Versions of the libraries that scoring depends on; one that is not installed is left out."""
-    found = {}
-    for name in gate.LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def who_am_i() -> str:

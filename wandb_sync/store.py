@@ -56,6 +56,11 @@ class BentoStore:
             raise RegistryError(f"the Bento store {self.models} has {tag}, but not its {preprocessor_tag}")
         return model, preprocessor
 
+    def versions(self, name: str) -> list[str]:
+        """Versions of a model in the store, 16 hexadecimal digits each; a damaged one counts."""
+        folder = self.models / name
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
     def holds(self, name: str, digest: str) -> bool:
         """Whether the store has the bundle whole and unchanged; reads every byte of it, needs no network."""
         tag = f"{name}:{short(digest)}"

@@ -1,0 +1,147 @@
+"""From W&B into the Bento store and the registry of this machine: once, or again and again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
+from fraud.errors import BundleError, FraudError, RegistryError
+from fraud.registry import Registry
+from wandb_sync import gate
+from wandb_sync.client import WandbClient, WandbMissing, WandbOffline, WandbUnreachable
+from wandb_sync.scratch import scratch
+from wandb_sync.settings import WandbSettings
+from wandb_sync.store import BentoStore
+from wandb_sync.verify import verify
+
+DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
+log = logging.getLogger(__name__)
+
+
+class Pulling:
+    """Brings versions in; whatever fails, what was in store and registry stays."""
+
+    def __init__(self, settings: WandbSettings, registry: Registry, store: BentoStore, client: WandbClient) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.store = store
+        self.client = client
+
+    def pull(self, name: str, reference: str) -> str:
+        """Bring a version into the Bento store and the local registry; returns its store tag.
+
+        `reference` is an alias, ``vN`` or a digest: W&B's where it answers, else the local registry's. Nothing
+        is downloaded that the store has already, and a digest that it has is not even asked for.
+        """
+        if DIGEST.fullmatch(reference) and (tag := self._held(name, reference)):
+            return tag
+        try:
+            taken = self._fetch(name, [reference])
+        except (WandbOffline, WandbUnreachable) as error:
+            tag = self._held(name, reference)
+            if tag is None:
+                raise
+            log.info("the local registry answers for %s:%s: %s", name, reference, error.message)
+            return tag
+        digest = taken[reference]
+        if digest is None:
+            raise WandbMissing(f"W&B has no {name}:{reference} in project {self.settings.project}")
+        return f"{name}:{short(digest)}"
+
+    def follow(self, name: str, alias: str = "production") -> str:
+        """Learn where `alias` points now, on W&B or here, and bring that version in; returns its store tag.
+
+        For a running service: bounded, and whatever it raises, what was in store and registry stays and the
+        registry knows what went wrong. A change made here that W&B has not been told yet is newer than what
+        W&B says.
+        """
+        try:
+            tag = self._follow(name, alias)
+        except FraudError as error:
+            self.registry.note_following(name, error.message)
+            raise
+        self.registry.note_following(name, "")
+        return tag
+
+    def _follow(self, name: str, alias: str) -> str:
+        if not any(item.name == name and item.kind == "alias" for item in self.registry.pending()):
+            try:
+                targets = self._fetch(name, [alias, "previous"])
+            except (WandbOffline, WandbUnreachable) as error:
+                log.info("following the local registry: %s", error.message)
+            else:
+                if targets[alias] is not None:
+                    self.registry.adopt(name, targets, who="W&B", why="its alias was moved")
+        known = self.registry.resolve(name, alias)
+        if not self.store.holds(name, known.digest):
+            raise BundleError(f"{known} is not in the Bento store, or is damaged there: fraud pull {name}:{alias}")
+        return f"{name}:{short(known.digest)}"
+
+    def _held(self, name: str, reference: str) -> str | None:
+        """The store tag of a version that registry and store have, or None."""
+        try:
+            known = self.registry.resolve(name, reference)
+        except RegistryError:
+            return None
+        return f"{name}:{short(known.digest)}" if self.store.holds(name, known.digest) else None
+
+    def _fetch(self, name: str, references: list[str]) -> dict[str, str | None]:
+        """Bundle digests of W&B's versions, each of them now in the store and the registry; None: no such version."""
+        with scratch(self.settings.home) as folder:
+            found = self._download(name, references, self.store.versions(name), folder)
+            damaged = [
+                reference
+                for reference, version in found.items()
+                if version and not (folder / str(version["bundle_digest"])).is_dir()
+                if not self.store.holds(name, str(version["bundle_digest"]))
+            ]
+            if damaged:
+                self._download(name, damaged, [], folder)
+            for version in found.values():
+                if version is not None:
+                    self._take(name, version, folder)
+        return {ref: None if version is None else str(version["bundle_digest"]) for ref, version in found.items()}
+
+    def _download(
+        self, name: str, references: list[str], held: list[str], folder: Path
+    ) -> dict[str, dict[str, Any] | None]:
+        found: dict[str, dict[str, Any] | None] = self.client.transfer(
+            "fetch",
+            name=name,
+            references=references,
+            held=held,
+            into=str(folder),
+            files={"model": [MANIFEST, *MODEL_FILES], "preprocessor": list(PREPROCESSOR_FILES)},
+        )
+        return found
+
+    def _take(self, name: str, found: dict[str, Any], downloads: Path) -> None:
+        """Import a downloaded version, unless the store has it, and register what W&B says of it."""
+        digest, metadata = found["bundle_digest"], found["metadata"]
+        if not isinstance(digest, str):
+            raise BundleError(f"{name}:{found['version']} on W&B was not pushed by this project: no bundle digest")
+        model, preprocessor = downloads / digest / "model", downloads / digest / "preprocessor"
+        labels = {"run": metadata.get("run", ""), "wandb": f"{name}:{found['version']}"}
+        tag = f"{name}:{short(digest)}"
+        if model.is_dir():
+            arrived, manifest = read_manifest(model)
+            if arrived != digest or manifest.name != name:
+                raise BundleError(f"{name}:{found['version']} should be bundle {digest}; {arrived} arrived")
+            verify(model, preprocessor)
+            self.store.import_bundle(model, labels, preprocessor)
+        self.store.label(tag, labels)
+        _, manifest = read_manifest(self.store.bundle_paths(tag)[0])
+        self.registry.register(
+            name,
+            digest,
+            manifest.preprocessor_digest,
+            run=metadata.get("run", ""),
+            metrics=metadata["metrics"],
+            facts=gate.facts_of(manifest),
+            who="W&B",
+            aliases=(),
+            wandb_version=found["version"],
+        )
