@@ -25,7 +25,7 @@ echo "a machine of $(chroot "$root" dpkg-query -f '.\n' -W | wc -l) packages: $(
 chroot "$root" dpkg-query -W libgomp1 gcc 2>/dev/null && { echo "it has more than it should"; exit 1; }
 
 inside() { # a command in the repository, with the machine's own processes and mounts
-  unshare --mount --pid --fork --kill-child chroot "$root" /bin/sh -c "
+  exec unshare --mount --pid --fork --kill-child chroot "$root" /bin/sh -c "
     mount -t proc proc /proc && mount -t devtmpfs dev /dev 2>/dev/null || mknod -m 666 /dev/null c 1 3 2>/dev/null
     mount -t tmpfs shm /dev/shm 2>/dev/null || true
     cd /home/fraud && exec env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PIP_CERT=/etc/ssl/certs/ca-certificates.crt $*"
@@ -35,7 +35,7 @@ for what in "${@:-serve test}"; do
   for command in $what; do
     started=$(date +%s)
     if [ "$command" = test ]; then
-      inside make test
+      (inside make test)
     else
       inside make serve PORT="$port" &
       server=$!
