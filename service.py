@@ -63,6 +63,7 @@ class FraudBento:
             shadow=self.operations.shadow,
             record_reasons=settings.record_reasons,
         )
+        await dataplane.store.open()
         batcher = MicroBatcher(
             self.operations.timed(dataplane.run),
             max_batch_rows=settings.max_batch_rows,

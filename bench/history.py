@@ -46,6 +46,9 @@ STORES = ("sqlite", "sqlite relaxed", "redis", "postgresql", "redis+postgresql")
 class NoHistory:
     """Knows nothing and keeps nothing: the path without history."""
 
+    async def open(self) -> None:
+        pass
+
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         rows = [Row(None, (), b"", customer_id=c) for c in customer_ids]
         rows += [Row(None, (), b"", customer_id=customer_ids[0], roles={"merchant_id": m}) for m in merchant_ids]

@@ -204,6 +204,25 @@ def test_a_score_during_an_outage_is_made_on_what_was_seen_last(scorer: Scorer, 
     asyncio.run(run())
 
 
+def test_a_worker_that_starts_while_its_store_is_off_serves_without(scorer: Scorer, redis_server: Server) -> None:
+    async def run() -> None:
+        redis_server.kill()
+        store = open_store(redis_server.url, StoreOptions(budget_ms=500))
+        await store.open()
+        load = Load(DataPlane({"m": scorer}, store), of_run("start", transactions(20, 37, customers=3)))
+        rows, longest = await load.send(10)
+        assert longest < 0.4  # nobody waits for a store that is known to be off
+        assert [row["degraded"] for row in rows] == [["history", "record"]] * 10
+        await asyncio.to_thread(redis_server.start)
+        await until_back(store)
+        await healthy(load, 10)
+        await until_back(store)
+        await assert_same_states(store, alone(scorer, load.sent)[1])
+        await load.plane.close()
+
+    asyncio.run(run())
+
+
 def test_the_queue_is_bounded(scorer: Scorer, redis_server: Server) -> None:
     async def run() -> None:
         store = Resilient(RedisStore(redis_server.url), 0.5, queue=5)

@@ -97,6 +97,9 @@ class Store(Protocol):
     def figures(self) -> Figures:
         """Return how the store is doing."""
 
+    async def open(self) -> None:
+        """Make the connections ahead of the first call; those that fail are tried again, in the background."""
+
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         """Return the decisions known by `keys` (`Decided.key`) and the states of customers and merchants."""
 

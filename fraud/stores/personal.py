@@ -47,6 +47,9 @@ class Pseudonymous:
         """Return what stands for an id: 32 hexadecimal digits."""
         return blake2b(text.encode(), digest_size=16, key=self._key).hexdigest()
 
+    async def open(self) -> None:
+        await self.store.open()
+
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         recalled = await self.store.recall(keys, self._of_customers(customer_ids), self._of_merchants(merchant_ids))
         histories = recalled.histories

@@ -83,7 +83,7 @@ class PostgresStore:
         self._reading = _Line(self._connect)
         self._writing = _Line(self._connect)
 
-    async def connect(self) -> None:
+    async def open(self) -> None:
         await self.ping()
 
     async def ping(self) -> None:

@@ -100,7 +100,7 @@ class RedisStore:
         self._record_script = self._redis.register_script(RECORD)
         self._refresh_script = self._redis.register_script(REFRESH)
 
-    async def connect(self) -> None:
+    async def open(self) -> None:
         await self.ping()
 
     async def ping(self) -> None:

@@ -38,9 +38,6 @@ class Remote(Store, Protocol):
 
     name: str
 
-    async def connect(self) -> None:
-        """Make the connections that calls need, which takes longer than a call; raise `StoreDown` if it fails."""
-
     async def ping(self) -> None:
         """Return if it answers; raise `StoreDown` if not."""
 
@@ -74,6 +71,14 @@ class Guard:
     def is_down(self) -> bool:
         return self._probe is not None
 
+    async def open(self) -> None:
+        """Connect with patience, so that the first call need not; a store that does not answer is taken off."""
+        self._is_new = False
+        try:
+            await self.within(self._remote.open, PATIENT_S)
+        except StoreDown as error:
+            self._take_off(error)
+
     async def call(self, operation: Callable[[], Awaitable[T]], budget_s: float | None = None) -> T:
         """Return what an operation returns.
 
@@ -88,7 +93,7 @@ class Guard:
         try:
             if self._is_new:
                 self._is_new = False
-                await self.within(self._remote.connect, PATIENT_S)
+                await self.within(self._remote.open, PATIENT_S)
             return await self.within(operation, budget_s or self.budget_s)
         except StoreDown as error:
             self._take_off(error)
@@ -127,7 +132,7 @@ class Guard:
         pause_s = PROBE_FIRST_S
         while True:
             try:
-                await self.within(self._remote.connect, PATIENT_S)
+                await self.within(self._remote.open, PATIENT_S)  # which may well take longer than a call
                 await self.within(self._remote.ping, self.budget_s)
                 await self._catch_up()
                 break
@@ -214,6 +219,9 @@ class Resilient:
     def waiting(self) -> int:
         """Decisions that wait for the store."""
         return len(self._waiting)
+
+    async def open(self) -> None:
+        await self.guard.open()
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         try:

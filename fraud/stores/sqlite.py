@@ -91,6 +91,9 @@ class SqliteStore:
                 raise StoreError(f"{self.path} has schema {version}; this release reads schema {SCHEMA_VERSION}")
         return connection
 
+    async def open(self) -> None:
+        pass
+
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         return await self._on(self._read_thread, lambda: self._recall(keys, customer_ids, merchant_ids))
 

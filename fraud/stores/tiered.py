@@ -49,6 +49,10 @@ class Tiered:
         """Decisions that wait for PostgreSQL."""
         return self.cold.waiting
 
+    async def open(self) -> None:
+        await self.guard.open()
+        await self.cold.open()
+
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         try:
             recalled = await self.guard.call(lambda: self.hot.recall(keys, customer_ids, merchant_ids))
