@@ -126,6 +126,8 @@ def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
         raise InvalidRequest(f'{message}; send {{"instances": [{{...}}]}}', path) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedJson(f"the body is not JSON (which has no NaN or Infinity): {error}") from None
+    except RecursionError:
+        raise MalformedJson("the body is nested too deeply to be read") from None
     n = len(envelope.instances)
     if not 1 <= n <= MAX_INSTANCES:
         raise InvalidRequest(f"{n} instances arrived; 1 to {MAX_INSTANCES} a call are allowed", "$.instances")
@@ -198,7 +200,7 @@ class RowDecoder:
             instance: Any = self._decoder.decode(raw)
         except msgspec.ValidationError as error:
             raise self._explained(raw, path, str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(f"the instance is not JSON: {error}", path) from None
         values = []
         for attribute, name, codes in self._columns:

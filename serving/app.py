@@ -33,15 +33,29 @@ ERRORS = {
     str(status): {"description": description, **_json(ErrorAnswer)}
     for status, description in {
         400: "The body is no JSON.",
+        401: "No API key arrived where one is required, or one that is not known.",
+        403: "The API key lacks the scope of this path.",
         404: "The model named is not served here.",
         408: "The body did not arrive in time.",
         413: "The body is too large.",
         415: "The body is not declared as JSON.",
         422: "The body breaks the contract, or every one of its rows does.",
+        429: "Too many requests of this caller; try again after Retry-After seconds.",
         500: "The service failed; the cause is in its log under the request id.",
         503: "Overloaded or not ready; try again after Retry-After seconds.",
     }.items()
 }
+
+
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+KEYS: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
+ADMINISTRATION = (
+    ("get", "/admin/models", "What this worker serves, and what it should serve and cannot."),
+    ("post", "/admin/models/refresh", "Look for other versions at once, in the worker that answers."),
+)
 
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]
@@ -71,6 +85,7 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
                 **paths[api.route].post,
                 "requestBody": {"required": True, **_json(question)},
                 "responses": {"200": {"description": "One element per instance, in order.", **_json(answer)}} | ERRORS,
+                "security": [{}, *KEYS],
             }
             paths[api.route] = attrs.evolve(paths[api.route], post=operation)
         readyz = {
@@ -79,7 +94,17 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
             "responses": {"200": {"description": "Ready.", **_json(Readiness)}, "503": ERRORS["503"]},
         }
         paths["/readyz"] = attrs.evolve(paths["/readyz"], get=readyz)
-        return attrs.evolve(spec, openapi="3.1.0", paths=paths, components={"schemas": schemas})
+        for method, path, description in ADMINISTRATION:
+            operation = {
+                "tags": ["Administration"],
+                "description": description,
+                "responses": {"200": {"description": "What this worker serves.", **_json(Readiness)}}
+                | {status: ERRORS[status] for status in ("401", "403", "429", "500", "503")},
+                "security": KEYS,
+            }
+            paths[path] = attrs.evolve(paths["/readyz"], **{"get": None, method: operation})
+        components = {"schemas": schemas, "securitySchemes": SECURITY_SCHEMES}
+        return attrs.evolve(spec, openapi="3.1.0", paths=paths, components=components)
 
 
 def scoring_routes(engine: Engine) -> Routes:

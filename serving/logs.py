@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -81,12 +82,15 @@ class RequestLog:
             "request",
             request_id=call.request_id,
             method=call.scope["method"],
-            path=call.scope["path"],
+            path=_CUSTOMER.sub(r"\1{id}", call.scope["path"]),
             status=answer.status,
             milliseconds=round(seconds * 1000, 3),
             bytes=len(answer.body),
             key=call.scope.get("fraud.key_id"),
         )
+
+
+_CUSTOMER = re.compile(r"(/v1/users/)[^/]*")
 
 
 def _stamp(_logger: Any, method: str, event: Any) -> Any:

@@ -98,6 +98,6 @@ def transaction_id_of(raw: msgspec.Raw) -> str | None:
     """Return the id of a bad row where it has a usable one."""
     try:
         name = _any.decode(raw).get("transaction_id")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return name if isinstance(name, str) and len(name) <= MAX_ID_LENGTH else None

@@ -48,6 +48,7 @@ SETTINGS = settings(
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 SECRET, KEY = new_key(["score", "read"], rate=1e6)
 READER_SECRET, READER = new_key(["read"])
+ADMIN_SECRET, ADMIN = new_key(["admin"])
 LIMITED_SECRET, LIMITED = new_key(["score"], rate=1, burst=3)
 MAX_BODY_BYTES = 100_000
 
@@ -101,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "BENTOML_DO_NOT_TRACK": "True",
         "FRAUD_MODEL": ",".join(tags),
         "FRAUD_STATE_DIR": str(home / "state"),
-        "FRAUD_API_KEYS": f"{KEY.line()} {READER.line()} {LIMITED.line()}",
+        "FRAUD_API_KEYS": f"{KEY.line()} {READER.line()} {ADMIN.line()} {LIMITED.line()}",
         "FRAUD_REQUIRE_KEYS": "true",
         "FRAUD_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
         "FRAUD_DURABLE": "false",
@@ -158,14 +159,21 @@ def document(server: Server) -> Any:
 def test_openapi_document_is_true(document: Any, server: Server) -> None:
     """Every operation of the document, called with what it says may be sent, answers as it says."""
     operations = [result.ok() for result in document.get_all_operations()]
-    assert {operation.path for operation in operations} >= {"/predict", "/explain", "/livez", "/readyz", "/metrics"}
+    assert {operation.path for operation in operations} >= {
+        "/predict",
+        "/explain",
+        "/livez",
+        "/readyz",
+        "/admin/models",
+    }
     for operation in operations:
+        secret = ADMIN_SECRET if operation.path.startswith("/admin/") else SECRET
         examples = CALLS // 6 if operation.method == "post" else 3
 
         @settings(SETTINGS, max_examples=examples)
         @given(case=operation.as_strategy())
         def answers_as_documented(case: Any) -> None:
-            answer = case.call(headers={"Authorization": f"Bearer {SECRET}"})
+            answer = case.call(headers={"Authorization": f"Bearer {secret}"})  # noqa: B023
             server.statuses[answer.status_code] += 1
             if answer.status_code >= 400:
                 check(answer.status_code, answer.content, {name.lower(): v[0] for name, v in answer.headers.items()})
@@ -322,6 +330,14 @@ def test_long_header_is_refused(server: Server) -> None:
             answer = b""
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 400"))
     server.still_scores()
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"instances":[', b'{"a":'])
+def test_deep_nesting_is_refused(server: Server, opening: bytes) -> None:
+    for begin in (b"", b'{"instances":[', b'{"instances":[{"transaction_id":"t","x":'):
+        status, content, headers = server.ask("POST", "/predict", begin + opening * (60_000 // len(opening)))
+        check(status, content, headers)
+        assert json.loads(content)["error"]["code"] in ("malformed_json", "invalid_request")
 
 
 def test_no_call_of_all_was_answered_with_500(server: Server) -> None:

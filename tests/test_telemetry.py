@@ -246,6 +246,12 @@ def test_request_log_tells_failed_ones_and_no_secret(log_lines: Any) -> None:
     assert secret not in json.dumps(lines)
 
 
+def test_request_log_does_not_name_customers(log_lines: Any) -> None:
+    logs.RequestLog("all")(call("/v1/users/jane.doe@example.org/profile"), Answer(b"", 404), 0.001)
+    (line,) = log_lines()
+    assert line["path"] == "/v1/users/{id}/profile"
+
+
 def test_traces_carry_the_callers_context_and_the_stages() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing("http://unused", processor=SimpleSpanProcessor(exporter))
