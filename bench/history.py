@@ -71,6 +71,9 @@ class NoHistory:
     async def backfill(self, states: States) -> None:
         pass
 
+    async def expire(self, before_ms: int) -> int:
+        return 0
+
     def figures(self) -> Figures:
         return Figures()
 

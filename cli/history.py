@@ -84,6 +84,19 @@ def reset(customer_id: str, store: StoreUrl = None) -> None:
     out.print("forgotten" if known else "nothing was known")
 
 
+@app.command()
+def expire(
+    days: Annotated[
+        float | None, typer.Option("--days", min=1, help="Days without news; FRAUD_HISTORY_TTL_DAYS by default.")
+    ] = None,
+    store: StoreUrl = None,
+) -> None:
+    """Forget customers and merchants of whom nothing was heard for a long time. Redis does so by itself."""
+    days = days or Settings.read().history_ttl_days
+    before_ms = int((time.time() - days * 86_400) * 1000)
+    out.print(f"{_with_store(store, lambda opened: opened.expire(before_ms)):,} forgotten")
+
+
 def _with_store(url: str | None, use: Callable[[Store], Awaitable[T]]) -> T:
     settings = Settings.read()
 

@@ -202,6 +202,27 @@ def test_a_backfill_is_the_history_of_what_follows(opened: Callable[[], Store], 
     asyncio.run(run())
 
 
+def test_the_silent_are_forgotten_and_no_one_else(opened: Callable[[], Store], scorer: Scorer) -> None:
+    async def run() -> None:
+        store = opened()
+        plane = DataPlane({"m": scorer}, store)
+        instances = of_run(f"expire{id(store)}", transactions(40, 28, customers=5, merchants=3))
+        await score(plane, instances)
+        _, states = alone(scorer, instances)
+        assert await store.expire(START_MS) == 0  # all were heard of since
+        await assert_same_states(store, states)
+        latest = int(states.customers["last_time"].max())
+        if isinstance(store, SqliteStore):  # the others go by the time of the news, which is now
+            n_old = sum(int((s["last_time"] < latest).sum()) for s in (states.customers, states.merchants))
+            assert await store.expire(latest) == n_old
+            assert await store.expire(latest) == 0
+            recalled = await store.recall([], states.customer_ids, states.merchant_ids)
+            assert recalled.histories.customers["count"].astype(bool).sum() == 1
+        await plane.close()
+
+    asyncio.run(run())
+
+
 def worker(url: str, options: StoreOptions, bundle: Path, instances: list[dict[str, Any]], barrier: Any) -> None:
     """Score transactions one by one in a process of its own."""
 

@@ -129,6 +129,9 @@ class Store(Protocol):
     async def backfill(self, states: States) -> None:
         """Write states as they are, in place of what stood there."""
 
+    async def expire(self, before_ms: int) -> int:
+        """Forget customers and merchants of whom nothing was heard since; return how many. Works in small steps."""
+
     async def close(self) -> None:
         """Write what is waiting and let go of files and connections."""
 

@@ -83,6 +83,9 @@ class Pseudonymous:
             )
         )
 
+    async def expire(self, before_ms: int) -> int:
+        return await self.store.expire(before_ms)
+
     def figures(self) -> Figures:
         return self.store.figures()
 

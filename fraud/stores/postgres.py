@@ -203,6 +203,13 @@ class PostgresStore:
 
         await self._writing.use(write)
 
+    async def expire(self, before_ms: int) -> int:
+        forgotten = 0
+        for table in ("customers", "merchants"):
+            while n := await self._writing.use(lambda db: _expire(db, table, before_ms)):  # noqa: B023
+                forgotten += n
+        return forgotten
+
     def figures(self) -> Figures:
         return Figures()
 
@@ -272,6 +279,19 @@ async def _migrate(db: Connection) -> None:
         for number, migration in enumerate(MIGRATIONS[version:], version + 1):
             await db.execute(migration.encode())
             await db.execute("INSERT INTO fraud.migrations (version) VALUES (%s)", [number])
+
+
+async def _expire(db: Connection, table: str, before_ms: int) -> int:
+    """Delete some states that have not changed since; those in use are left for the next time."""
+    cursor = await db.execute(
+        f"""
+        DELETE FROM fraud.{table} WHERE key IN (
+            SELECT key FROM fraud.{table} WHERE changed_at < to_timestamp(%b / 1000.0) LIMIT 1000 FOR UPDATE SKIP LOCKED
+        )
+        """,
+        [before_ms],
+    )
+    return cursor.rowcount
 
 
 async def _select_one(db: Connection) -> None:

@@ -202,6 +202,10 @@ class RedisStore:
                     pipe.set(key_of(name), _stamped(encode(record)), ex=self._state_s)
                 await self._answered(pipe.execute())
 
+    async def expire(self, before_ms: int) -> int:
+        """Do nothing: Redis forgets by itself."""
+        return 0
+
     def figures(self) -> Figures:
         return Figures()
 

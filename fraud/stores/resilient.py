@@ -262,6 +262,9 @@ class Resilient:
     async def backfill(self, states: States) -> None:
         await self.remote.backfill(states)
 
+    async def expire(self, before_ms: int) -> int:
+        return await self.remote.expire(before_ms)
+
     async def close(self) -> None:
         await self.guard.close()
         if self._waiting:

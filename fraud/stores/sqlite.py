@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,8 +26,9 @@ from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT, decode, encode
 from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
-from fraud.stores.states import Blobs, Change, Written, row_key
+from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
 
+EXPIRE_AT_ONCE = 1000
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE customers (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
@@ -110,6 +112,16 @@ class SqliteStore:
 
     async def reset(self, customer_id: str) -> bool:
         return await self._on(self._write_thread, lambda: self._reset(customer_id))
+
+    async def expire(self, before_ms: int) -> int:
+        forgotten = 0
+        for table in ("customers", "merchants"):
+            after: int | None = -(2**63)
+            while after is not None:
+                step = partial(self._expire, table, before_ms, after)
+                n, after = await self._on(self._write_thread, step)
+                forgotten += n
+        return forgotten
 
     def figures(self) -> Figures:
         return Figures()
@@ -198,6 +210,16 @@ class SqliteStore:
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",
                     ((keys[i], names[i], encode(records[i])) for i in order),
                 )
+
+    def _expire(self, table: str, before_ms: int, after: int) -> tuple[int, int | None]:
+        """Look at some rows after one; return how many were old, and the last row looked at if there are more."""
+        with self._writing() as db:
+            rows = db.execute(
+                f"SELECT key, state FROM {table} WHERE key > ? ORDER BY key LIMIT {EXPIRE_AT_ONCE}", (after,)
+            ).fetchall()
+            old = [(key,) for key, state in rows if last_time_of(state) < before_ms]
+            db.executemany(f"DELETE FROM {table} WHERE key = ?", old)
+        return len(old), rows[-1][0] if len(rows) == EXPIRE_AT_ONCE else None
 
     def _profile(self, customer_id: str) -> Profile | None:
         blob = _blobs(self._reader, "customers", [customer_id]).get(customer_id)

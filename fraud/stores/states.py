@@ -67,6 +67,12 @@ def row_key(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+def last_time_of(blob: bytes) -> int:
+    """Return the event time of the latest transaction that an encoded state was told, ms."""
+    at = 1 + _totals["last_time"][1]
+    return int.from_bytes(blob[at : at + 8], "little", signed=True)
+
+
 def told_of(blob: bytes) -> int:
     """Return how many transactions and frauds an encoded state was told: of two, which one is ahead."""
     count, fraud_count = (int.from_bytes(blob[at : at + 4], "little") for at in _TOLD)

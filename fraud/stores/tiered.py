@@ -166,6 +166,9 @@ class Tiered:
         await self.cold.backfill(states)
         await self.hot.backfill(states)
 
+    async def expire(self, before_ms: int) -> int:
+        return await self.cold.expire(before_ms)
+
     async def close(self) -> None:
         await self.guard.close()
         await self.cold.close()
