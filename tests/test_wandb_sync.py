@@ -188,6 +188,23 @@ def test_a_watched_training_has_system_metrics(server: WandbServer, tmp_path: Pa
     assert len(stored.history()) == 1
 
 
+def test_a_killed_training_leaves_its_outbox_to_be_swept_by_the_next(server: WandbServer, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, server)
+    script = """
+import os, signal
+from wandb_sync.models import Models
+from wandb_sync.settings import WandbSettings
+with Models(WandbSettings.read()).outbox.watch():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], env=machine.environment, check=False)
+    assert killed.returncode == -9
+    outbox = machine.models.outbox
+    assert len(list(outbox.folder.iterdir())) == 1
+    with outbox.watch() as watch:
+        assert [entry.name for entry in outbox.folder.iterdir()] == [watch.run_id]
+
+
 def test_a_training_that_fails_leaves_no_watched_run(server: WandbServer, tmp_path: Path) -> None:
     models = Machine(tmp_path, server).models
     with pytest.raises(ZeroDivisionError), models.outbox.watch():

@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 from fraud.bundle import PREPROCESSOR_FILES, Bundle, read_bundle
 from fraud.errors import DataError
 from wandb_sync.client import WandbClient, sdk_process
+from wandb_sync.scratch import held, scratch, was_abandoned
 from wandb_sync.settings import WandbSettings
 
 ARRIVAL_WAIT_S = 10.0
@@ -81,11 +81,10 @@ class Outbox:
         target = self.folder / run.run_id / "run"
         if target.is_dir():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix="copy-", dir=target.parent))
-        shutil.copytree(run.path, staging / "run")
-        os.rename(staging / "run", target)
-        staging.rmdir()
+        with scratch(self.settings.home) as staging:
+            shutil.copytree(run.path, staging / "run")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(staging / "run", target)
 
     def drop(self, run_id: str) -> None:
         shutil.rmtree(self.folder / run_id, ignore_errors=True)
@@ -107,12 +106,16 @@ class Outbox:
         if importlib.util.find_spec("wandb") is None:
             yield Watch(self, None, "")
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for entry in self.folder.iterdir():
+            if was_abandoned(entry):  # by a training that was killed
+                shutil.rmtree(entry)
         run_id = secrets.token_hex(6)
-        root = self.folder / run_id / "sdk"
-        root.mkdir(parents=True)
-        environment = self.settings.environment(root) | {"WANDB_MODE": "offline"}
+        entry = self.folder / run_id
+        (entry / "sdk").mkdir(parents=True)
+        environment = self.settings.environment(entry / "sdk") | {"WANDB_MODE": "offline"}
         arguments = {"folder": "", "run_id": run_id, "training_pid": os.getpid()}
-        with sdk_process(environment) as process:
+        with held(entry), sdk_process(environment) as process:
             watch = Watch(self, process, run_id)
             watch.tell(json.dumps(self.client.request("log_run", arguments)))
             try:
