@@ -1,6 +1,6 @@
 """The load scenarios against the service with everything on: history, reasons, durable decision log, metrics.
 
-    python -m bench.load [steady ramp spike soak swap] [--seconds 60]
+    python -m bench.load [steady ramp spike soak swap] [--seconds 60] [further options of the load tests]
 
 Serves what FRAUD_MODEL and BENTOML_HOME name (the model in production, as `make serve` does) on a fresh state
 folder, offers each scenario, and keeps their results in bench/results/load.json. The service and the load generator
@@ -79,14 +79,10 @@ def offer(scenario: str, url: str, out: Path, options: list[str]) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("scenarios", nargs="*", default=list(DEFAULT), help=", ".join(SCENARIOS))
-    parser.add_argument("--seconds", type=float, help="length of each scenario, when another than its own")
-    parser.add_argument("--processes", type=int, default=0, help="Locust workers; 0: one process")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    given, options = parser.parse_known_args()
     served = next(iter(active_tags(Settings.read()).values()))
-    options = ["--features", str(bundle_paths(served)[1] / "features.json")]
-    options += ["--seconds", str(given.seconds)] if given.seconds else []
-    options += ["--processes", str(given.processes)] if given.processes else []
+    options += ["--features", str(bundle_paths(served)[1] / "features.json")]
     kept = json.loads(given.out.read_text()) if given.out.is_file() else {"scenarios": {}}
     for scenario in given.scenarios:
         hardware = describe_hardware(("bentoml", "lightgbm", "locust", "numba"))

@@ -39,6 +39,7 @@ HERE = Path(__file__).parent
 MEMORY_METRICS = ("fraud_memory_bytes", "process_resident_memory_bytes")
 SCRAPE_EVERY_S = 5.0
 REPORT_DELAY_S = 4.0  # a worker reports every 3 s
+START_DELAY_S = 2.0  # a stream begins a moment after the test
 MIX = Mix()
 
 recorder = Recorder()
@@ -159,7 +160,7 @@ class Schedule(LoadTestShape):
         if options.requests:
             all_sent = recorder.kinds.total() >= options.requests
         else:
-            all_sent = elapsed > scenario.seconds + delay
+            all_sent = elapsed > scenario.seconds + START_DELAY_S + delay
         if (all_sent and not recorder.under_way()) or elapsed > longest:
             return None
         if scenario.finds_knee and self._gave_way(scenario, elapsed - delay, Path(options.levels)):
