@@ -13,10 +13,9 @@ import typer
 from rich.console import Console
 
 from fraud.chain import Anchor, key_of
-from fraud.errors import StoreError
 from fraud.scorer import Scorer
 from fraud.settings import Settings
-from fraud.stores.log import DecisionLog
+from fraud.stores.log import DecisionLog, open_log
 from serving.audit import exported, replay, verify_chain
 
 app = typer.Typer(no_args_is_help=True, help="The decision log: is it whole, what does it say.")
@@ -129,12 +128,9 @@ def log_of(settings: Settings) -> DecisionLog:
     Raises
     ------
     StoreError
-        The store is of another kind, or is not there.
+        That store keeps no log, or is not there.
     """
-    scheme, _, rest = settings.store.partition(":")
-    if scheme != "sqlite":
-        raise StoreError(f"the chain of decisions is kept by sqlite: stores; FRAUD_STORE is {scheme}:…")
-    return DecisionLog(Path(rest.removeprefix("//")) if rest else settings.state_dir / "history.db")
+    return open_log(settings.cold_store or settings.store, settings.state_dir)
 
 
 def _ms(time: datetime | None) -> int | None:

@@ -21,7 +21,7 @@ from cli.verify_sandbox import Sandbox, connected, fresh, sandbox
 from fraud.bundle import short
 from fraud.chain import key_of
 from fraud.scorer import Scorer
-from fraud.stores.log import DecisionLog, decode_record
+from fraud.stores.log import SqliteLog, decode_record
 from serving import audit as auditing
 
 AUDIT_KEY = "a key for fraud verify"
@@ -51,7 +51,7 @@ class Kept:
 
     def compare(self, path: Path) -> None:
         """Look for every acknowledged decision in the log, and walk its chain."""
-        log = DecisionLog(path)
+        log = SqliteLog(path)
         found: dict[str, float] = {}
         for logged, _ in log.rows():
             decided = decode_record(logged.record)
@@ -103,7 +103,7 @@ def replay(
         asyncio.run(filled(box, rows, swap_at=rows // 2))
         box.kill()
         result = auditing.replay(
-            DecisionLog(box.log), lambda name, digest: Scorer.load(*box.store.bundle_paths(f"{name}:{short(digest)}"))
+            SqliteLog(box.log), lambda name, digest: Scorer.load(*box.store.bundle_paths(f"{name}:{short(digest)}"))
         )
     by_version = ", ".join(f"{short(digest)}: {n}" for digest, n in result.rows.items())
     out.print(f"{sum(result.rows.values())} decisions scored again, by version {by_version}")
@@ -199,7 +199,7 @@ def flipped(path: Path, flips: int, seed: int) -> int:
     copy = path.with_name("flipped.db")
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
-    sequences = [logged.sequence for logged, _ in DecisionLog(copy).rows()]
+    sequences = [logged.sequence for logged, _ in SqliteLog(copy).rows()]
     named = 0
     with closing(sqlite3.connect(copy, isolation_level=None)) as db:
         for _ in range(flips):
@@ -208,7 +208,7 @@ def flipped(path: Path, flips: int, seed: int) -> int:
             changed = bytearray(record)
             changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
             db.execute("UPDATE decisions SET record = ? WHERE seq = ?", (bytes(changed), sequence))
-            broken = auditing.verify_chain(DecisionLog(copy), key_of(AUDIT_KEY)).broken
+            broken = auditing.verify_chain(SqliteLog(copy), key_of(AUDIT_KEY)).broken
             named += broken is not None and broken.sequence == sequence
             db.execute("UPDATE decisions SET record = ? WHERE seq = ?", (record, sequence))
     return named

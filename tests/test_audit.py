@@ -27,7 +27,7 @@ from fraud.chain import GENESIS, Anchor, Logged, Verifier, extend, key_of, link_
 from fraud.errors import RegistryError
 from fraud.events import Decided
 from fraud.scorer import Scorer
-from fraud.stores.log import DecisionLog
+from fraud.stores.log import SqliteLog
 from fraud.stores.sqlite import SqliteStore
 from serving.audit import exported, replay, verify_chain
 from serving.dataplane import DataPlane
@@ -56,7 +56,7 @@ def decided(n: int, made_ms: int = 1_000, transaction_id: str | None = None) -> 
     )
 
 
-def write(path: Path, records: list[Decided], key: bytes = KEY) -> DecisionLog:
+def write(path: Path, records: list[Decided], key: bytes = KEY) -> SqliteLog:
     async def record() -> None:
         store = SqliteStore(path, durable=False, audit_key=key)
         for some in (records[i : i + 7] for i in range(0, len(records), 7)):
@@ -64,7 +64,7 @@ def write(path: Path, records: list[Decided], key: bytes = KEY) -> DecisionLog:
         await store.close()
 
     asyncio.run(record())
-    return DecisionLog(path)
+    return SqliteLog(path)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def log(path: Path) -> DecisionLog:
+def log(path: Path) -> SqliteLog:
     return write(path, [decided(n, made_ms=n * 1000) for n in range(1, 31)])
 
 
@@ -82,7 +82,7 @@ def tamper(path: Path, statement: str, *values: Any) -> None:
         assert db.execute(statement, values).rowcount == 1
 
 
-def test_untouched_log_is_whole(log: DecisionLog) -> None:
+def test_untouched_log_is_whole(log: SqliteLog) -> None:
     verified = verify_chain(log, KEY)
     assert verified.broken is None
     assert verified.rows == 30
@@ -95,7 +95,7 @@ def test_untouched_log_is_whole(log: DecisionLog) -> None:
 
 @given(place=st.integers(0), bit=st.integers(0, 7))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_flipped_bit_of_any_record_names_its_row(log: DecisionLog, path: Path, place: int, bit: int) -> None:
+def test_any_flipped_bit_of_any_record_names_its_row(log: SqliteLog, path: Path, place: int, bit: int) -> None:
     rows = [logged for logged, _ in log.rows()]
     row = rows[place % len(rows)]
     at = place // len(rows) % len(row.record)
@@ -121,7 +121,7 @@ def test_any_flipped_bit_of_any_record_names_its_row(log: DecisionLog, path: Pat
         ("UPDATE decisions SET key = 'stranger' WHERE seq = 8", 8, "row 8 is found under the key of another"),
     ],
 )
-def test_tampering_names_the_row(log: DecisionLog, path: Path, statement: str, row: int, reason: str) -> None:
+def test_tampering_names_the_row(log: SqliteLog, path: Path, statement: str, row: int, reason: str) -> None:
     tamper(path, statement)
     broken = verify_chain(log, KEY).broken
     assert broken is not None
@@ -129,7 +129,7 @@ def test_tampering_names_the_row(log: DecisionLog, path: Path, statement: str, r
     assert reason in broken.reason
 
 
-def test_swapped_rows_show(log: DecisionLog, path: Path) -> None:
+def test_swapped_rows_show(log: SqliteLog, path: Path) -> None:
     tamper(path, "UPDATE decisions SET seq = -1 WHERE seq = 3")
     tamper(path, "UPDATE decisions SET seq = 3 WHERE seq = 4")
     tamper(path, "UPDATE decisions SET seq = 4 WHERE seq = -1")
@@ -138,7 +138,7 @@ def test_swapped_rows_show(log: DecisionLog, path: Path) -> None:
     assert broken.sequence == 3
 
 
-def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: DecisionLog, path: Path) -> None:
+def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: SqliteLog, path: Path) -> None:
     rows = [logged.record for logged, _ in log.rows()]
     with sqlite3.connect(path) as db:
         for row in extend(Anchor(), rows, key_of("a guess")):
@@ -148,7 +148,7 @@ def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: Decision
     assert broken.sequence == 1
 
 
-def test_log_cut_off_with_its_head_shows_by_a_head_noted_before(log: DecisionLog, path: Path) -> None:
+def test_log_cut_off_with_its_head_shows_by_a_head_noted_before(log: SqliteLog, path: Path) -> None:
     noted = log.head()
     twenty = next(logged for logged, _ in log.rows(19))
     with sqlite3.connect(path) as db:
@@ -160,7 +160,7 @@ def test_log_cut_off_with_its_head_shows_by_a_head_noted_before(log: DecisionLog
     assert broken.reason == "row 30, noted down before, is not in the log"
 
 
-def test_damaged_file_is_reported_not_raised(log: DecisionLog, path: Path) -> None:
+def test_damaged_file_is_reported_not_raised(log: SqliteLog, path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'decisions'").fetchone()
@@ -186,7 +186,7 @@ def test_chain_does_not_depend_on_how_it_was_batched(records: list[bytes], key: 
     assert [verifier.check(row) for row in whole] == [None] * len(whole)
 
 
-def test_retention_moves_the_beginning_and_keeps_the_chain(log: DecisionLog, path: Path) -> None:
+def test_retention_moves_the_beginning_and_keeps_the_chain(log: SqliteLog, path: Path) -> None:
     assert log.forget(11_000) == 10
     assert log.anchor().sequence == 10
     assert [logged.sequence for logged, _ in log.rows()] == list(range(11, 31))
@@ -205,18 +205,18 @@ def test_retention_while_a_service_writes(path: Path, monkeypatch: pytest.Monkey
     async def both() -> None:
         store = SqliteStore(path, durable=False, audit_key=KEY)
         await store.record([decided(n) for n in range(200)], None)
-        removal = asyncio.create_task(asyncio.to_thread(DecisionLog(path).forget, 5_000))
+        removal = asyncio.create_task(asyncio.to_thread(SqliteLog(path).forget, 5_000))
         for n in range(200, 260):
             await store.record([decided(n, made_ms=9_000)], None)
         assert await removal == 200
         await store.close()
 
     asyncio.run(both())
-    verified = verify_chain(DecisionLog(path), KEY)
+    verified = verify_chain(SqliteLog(path), KEY)
     assert (verified.rows, verified.broken) == (60, None)
 
 
-def test_export_says_all(log: DecisionLog) -> None:
+def test_export_says_all(log: SqliteLog) -> None:
     rows = list(exported(log, from_ms=5_000, until_ms=8_000))
     assert [row["sequence"] for row in rows] == [5, 6, 7]
     assert rows[0]["features"] == [1.0, None]
@@ -251,7 +251,7 @@ def recorded(scorers: list[Scorer], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_replay_gives_the_same_bits_under_both_versions(scorers: list[Scorer], recorded: Path) -> None:
     by_digest = {scorer.name.digest: scorer for scorer in scorers}
-    result = replay(DecisionLog(recorded), lambda _, digest: by_digest[digest])
+    result = replay(SqliteLog(recorded), lambda _, digest: by_digest[digest])
     assert result.rows == dict.fromkeys(by_digest, 200)
     assert result.differences == []
     assert result.failures == {}
@@ -261,7 +261,7 @@ def test_replay_says_which_field_differs(scorers: list[Scorer], recorded: Path) 
     """Scored again by the other version, which stands for a library that computes otherwise."""
     first, second = scorers
     wrong = {first.name.digest: second, second.name.digest: first}
-    result = replay(DecisionLog(recorded), lambda _, digest: wrong[digest])
+    result = replay(SqliteLog(recorded), lambda _, digest: wrong[digest])
     assert {d.field for d in result.differences} >= {"raw_margin", "fraud_probability"}
     assert len(result.differences) == 100
     assert result.differences[0].transaction_id is not None
@@ -273,12 +273,12 @@ def test_replay_names_the_version_it_cannot_find(scorers: list[Scorer], recorded
             return scorers[0]
         raise RegistryError(f"the Bento store has no {name}")
 
-    result = replay(DecisionLog(recorded), scorer_of, last=250)
+    result = replay(SqliteLog(recorded), scorer_of, last=250)
     assert result.failures == {scorers[1].name.digest: "the Bento store has no fraud-transaction"}
     assert result.rows == {scorers[0].name.digest: 50}
 
 
-def test_commands_exit_by_what_they_find(log: DecisionLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_exit_by_what_they_find(log: SqliteLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_STATE_DIR", str(path.parent))
     monkeypatch.setenv("FRAUD_AUDIT_KEY", "a secret")
     whole = CliRunner().invoke(app, ["verify"])
@@ -348,9 +348,9 @@ def test_kill_of_writers_loses_and_doubles_nothing(path: Path, tmp_path: Path) -
         for process in running.values():
             kill(process)
     acknowledged = [key for output in outputs for line in output.read_text().split("\n")[:-1] for key in line.split()]
-    in_log = [key.rpartition("\x1f")[2] for _, key in DecisionLog(path).rows()]
+    in_log = [key.rpartition("\x1f")[2] for _, key in SqliteLog(path).rows()]
     assert len(acknowledged) > 100
     assert len(in_log) == len(set(in_log))
     assert set(acknowledged) <= set(in_log)
-    verified = verify_chain(DecisionLog(path), KEY)
+    verified = verify_chain(SqliteLog(path), KEY)
     assert (verified.broken, verified.rows) == (None, len(in_log))

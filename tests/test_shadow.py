@@ -15,7 +15,7 @@ import pytest
 from fraud.errors import FraudError, SettingsError
 from fraud.scorer import Scorer
 from fraud.stores import Store, StoreOptions, open_store
-from fraud.stores.log import DecisionLog, decode_record
+from fraud.stores.log import SqliteLog, decode_record
 from fraud.stores.personal import Pseudonymous
 from fraud.stores.sqlite import SqliteStore
 from serving.dataplane import DataPlane
@@ -131,7 +131,7 @@ def test_shadow_that_is_behind_leaves_out_and_counts(scorers: list[Scorer], tmp_
 def test_recorded_reasons_are_the_strongest_contributions(scorers: list[Scorer], tmp_path: Path) -> None:
     scorer = scorers[0]
     asyncio.run(ask_one_by_one(scorer, SqliteStore(tmp_path / "h.db"), transactions(20, 3), record_reasons=True))
-    for logged, _ in DecisionLog(tmp_path / "h.db").rows():
+    for logged, _ in SqliteLog(tmp_path / "h.db").rows():
         decided = decode_record(logged.record)
         contributions = scorer.contributions(np.frombuffer(decided.features)[None])[0]
         by_name = dict(zip(scorer.spec.names, contributions.tolist(), strict=False))
@@ -158,7 +158,7 @@ def test_personal_ids_are_not_stored_and_change_no_score(scorers: list[Scorer], 
 
     asyncio.run(run())
     stored = b"".join(path.read_bytes() for path in (tmp_path / "hidden").iterdir())
-    rows = [decode_record(logged.record) for logged, _ in DecisionLog(tmp_path / "hidden" / "history.db").rows()]
+    rows = [decode_record(logged.record) for logged, _ in SqliteLog(tmp_path / "hidden" / "history.db").rows()]
     assert len(rows) == 80
     names = {instance["customer_id"] for instance in instances}
     assert {row.customer_id for row in rows}.isdisjoint(names)

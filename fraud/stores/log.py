@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,26 +27,8 @@ class Entry(NamedTuple):
     key: str
 
 
-class DecisionLog:
-    """The decisions in a SQLite store.
-
-    Parameters
-    ----------
-    path : Path
-        The store's file.
-
-    Raises
-    ------
-    StoreError
-        There is no such store.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise StoreError(
-                f"there is no decision log at {path}; set FRAUD_STATE_DIR or FRAUD_STORE as for the service"
-            )
-        self.path = path
+class DecisionLog(ABC):
+    """A log that can be read in the order of its chain."""
 
     def anchor(self) -> Anchor:
         """Return where the chain begins."""
@@ -55,12 +38,9 @@ class DecisionLog:
         """Return the last place that was written, as the log itself says."""
         return self._place("head")
 
+    @abstractmethod
     def rows(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
         """Yield the rows after one place up to another, in order; what is written meanwhile may be missed."""
-        query = "SELECT seq, record, link, key FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq"
-        with closing(self._read()) as db:
-            for sequence, record, link, key in db.execute(query, (after, 2**62 if until is None else until)):
-                yield Entry(Logged(sequence, bytes(record), bytes(link)), str(key))
 
     def forget(self, before_ms: int) -> int:
         """Remove the oldest decisions up to the first that was made at `before_ms` or later.
@@ -84,11 +64,67 @@ class DecisionLog:
                 keys.append(key)
             if not keys:
                 return removed
-            with self._writing() as db:
-                db.execute("DELETE FROM decisions WHERE seq <= ?", (last.sequence,))
-                db.executemany("DELETE FROM frauds WHERE key = ?", [(key,) for key in keys])
-                db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'anchor'", last)
+            self._remove(last, keys)
             removed += len(keys)
+
+    @abstractmethod
+    def _place(self, place: str) -> Anchor: ...
+
+    @abstractmethod
+    def _remove(self, last: Anchor, keys: list[str]) -> None:
+        """Remove the rows up to `last`, which have these keys, and let the chain begin after them."""
+
+
+def open_log(url: str, state_dir: Path) -> DecisionLog:
+    """Return the log of the store that a URL names, as for `fraud.stores.open_store`.
+
+    Raises
+    ------
+    StoreError
+        That store keeps no log, or is not there.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite":
+        return SqliteLog(Path(rest.removeprefix("//")) if rest else state_dir / "history.db")
+    if scheme in ("postgresql", "postgres"):
+        from fraud.stores.postgres_log import PostgresLog
+
+        return PostgresLog(url)
+    raise StoreError(f"decisions are kept by sqlite: and postgresql: stores; {scheme}: keeps none, its cold store does")
+
+
+class SqliteLog(DecisionLog):
+    """The decisions in a SQLite store.
+
+    Parameters
+    ----------
+    path : Path
+        The store's file.
+
+    Raises
+    ------
+    StoreError
+        There is no such store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise StoreError(
+                f"there is no decision log at {path}; set FRAUD_STATE_DIR or FRAUD_STORE as for the service"
+            )
+        self.path = path
+
+    def rows(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
+        query = "SELECT seq, record, link, key FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq"
+        with closing(self._read()) as db:
+            for sequence, record, link, key in db.execute(query, (after, 2**62 if until is None else until)):
+                yield Entry(Logged(sequence, bytes(record), bytes(link)), str(key))
+
+    def _remove(self, last: Anchor, keys: list[str]) -> None:
+        with self._writing() as db:
+            db.execute("DELETE FROM decisions WHERE seq <= ?", (last.sequence,))
+            db.executemany("DELETE FROM frauds WHERE key = ?", [(key,) for key in keys])
+            db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'anchor'", last)
 
     def _place(self, place: str) -> Anchor:
         with closing(self._read()) as db:
