@@ -90,7 +90,7 @@ def open_log(url: str, state_dir: Path) -> DecisionLog:
         from fraud.stores.postgres_log import PostgresLog
 
         return PostgresLog(url)
-    raise StoreError(f"decisions are kept by sqlite: and postgresql: stores; {scheme}: keeps none, its cold store does")
+    raise StoreError(f"{scheme}: keeps no chain of decisions; decisions are kept by sqlite: and postgresql: stores")
 
 
 class SqliteLog(DecisionLog):
