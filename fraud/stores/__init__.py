@@ -219,7 +219,11 @@ def _postgres(url: str, options: StoreOptions) -> Resilient:
     from fraud.stores.postgres import PostgresStore
     from fraud.stores.resilient import Resilient
 
-    return Resilient(PostgresStore(url, durable=options.durable), options.cold_budget_ms / 1000, options.queue)
+    return Resilient(
+        PostgresStore(url, durable=options.durable, audit_key=options.audit_key),
+        options.cold_budget_ms / 1000,
+        options.queue,
+    )
 
 
 def distinct(values: Iterable[str | None]) -> list[str]:

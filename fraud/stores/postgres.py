@@ -3,40 +3,40 @@
 A batch is recorded in two round trips: lock the states it changes, insert what is new and read; write and
 commit. Locks are taken on the ids and in one order, so that the first transaction of a new customer is as
 safe as the hundredth and no two workers wait for each other.
+
+The chain of decisions (`fraud.chain`) is made behind the answer, within a second, by one worker at a time: made
+with the commit, it would let only one worker of all commit at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import psycopg
 
-from fraud.errors import StoreDown, StoreError
+from fraud.chain import Anchor, extend
+from fraud.errors import StoreError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.history import CUSTOMER, MERCHANT, decode, encode
 from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.stores.postgres_line import Connection, Line, connect
 from fraud.stores.states import Blobs, Change, Written, row_key
 
-MIGRATIONS = (
-    """
-    CREATE TABLE fraud.customers (
-        key bigint PRIMARY KEY, id text NOT NULL, state bytea NOT NULL, changed_at timestamptz NOT NULL DEFAULT now()
-    );
-    CREATE TABLE fraud.merchants (LIKE fraud.customers INCLUDING ALL);
-    CREATE TABLE fraud.decisions (seq bigserial PRIMARY KEY, key text NOT NULL UNIQUE, record bytea NOT NULL);
-    CREATE TABLE fraud.frauds (key text PRIMARY KEY, label_time_ms bigint NOT NULL);
-    ALTER TABLE fraud.customers ALTER state SET STORAGE EXTERNAL;
-    ALTER TABLE fraud.merchants ALTER state SET STORAGE EXTERNAL;
-    """,
-)
-"""Each brings the schema to the next version; one that has been released is never changed."""
-
 MERCHANT_LOCKS = 0x5F3759DF
-SCHEMA_LOCK = 0x46524155
+CHAIN_LOCK = 0x4348414E
+CLOSE_S = 5.0
+LINK_AFTER_S = 0.2
+LINK_AT_ONCE = 500
+UNLINKED = f"SELECT id, record FROM fraud.decisions WHERE seq IS NULL ORDER BY id LIMIT {LINK_AT_ONCE}"
+LINK = """
+UPDATE fraud.decisions AS d SET seq = linked.seq, link = linked.link
+FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[]) AS linked (id, seq, link) WHERE d.id = linked.id
+"""
 LOCK = "SELECT pg_advisory_xact_lock(k) FROM (SELECT unnest(%b::bigint[]) AS k ORDER BY 1) AS locks"
 DECIDE = """
 INSERT INTO fraud.decisions (key, record) SELECT * FROM unnest(%b::text[], %b::bytea[])
@@ -58,8 +58,8 @@ WRITE = {
     for table in ("customers", "merchants")
 }
 
+logger = logging.getLogger("fraud.stores")
 T = TypeVar("T")
-Connection = psycopg.AsyncConnection[Any]
 _decode_record = msgspec.msgpack.Decoder(Decided).decode
 _encode_record = msgspec.msgpack.Encoder().encode
 
@@ -73,18 +73,23 @@ class PostgresStore:
         ``postgresql://user@host/db``; its user may create the schema ``fraud``, or finds it there.
     durable : bool
         Whether a commit waits for the server's disk.
+    audit_key : bytes
+        Key of the decisions' chain; see `fraud.chain`.
     """
 
     name = "postgresql"
 
-    def __init__(self, url: str, *, durable: bool = True) -> None:
-        self._url = url
-        self._options = "" if durable else "-c synchronous_commit=off"
-        self._reading = _Line(self._connect)
-        self._writing = _Line(self._connect)
+    def __init__(self, url: str, *, durable: bool = True, audit_key: bytes = b"") -> None:
+        self._audit_key = audit_key
+        self._linking = Line(lambda: connect(url, durable=durable))
+        self._has_unlinked = False
+        self._linker: asyncio.Task[None] | None = None
+        self._reading = Line(lambda: connect(url, durable=durable))
+        self._writing = Line(lambda: connect(url, durable=durable))
 
     async def open(self) -> None:
         await self.ping()
+        self._link_soon()  # what a worker that died has left
 
     async def ping(self) -> None:
         for line in (self._reading, self._writing):
@@ -137,7 +142,9 @@ class PostgresStore:
                 await db.execute("COMMIT")
             return Recorded([known.get(d.key, d) for d in decided], written=written)
 
-        return await self._writing.use(write)
+        recorded = await self._writing.use(write)
+        self._link_soon()
+        return recorded
 
     async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
         return (await self.tell(frauds))[0]
@@ -213,72 +220,62 @@ class PostgresStore:
     def figures(self) -> Figures:
         return Figures()
 
+    async def link(self) -> int:
+        """Give the decisions recorded so far their places in the chain; return how many got one.
+
+        Returns 0 while another worker is at it.
+        """
+        linked = 0
+        while n := await self._linking.use(self._link_some):
+            linked += n
+        return linked
+
+    def _link_soon(self) -> None:
+        self._has_unlinked = True
+        if self._linker is None or self._linker.done():
+            self._linker = asyncio.ensure_future(self._link_until_done())
+
+    async def _link_until_done(self) -> None:
+        while self._has_unlinked:
+            self._has_unlinked = False
+            await asyncio.sleep(LINK_AFTER_S)
+            try:
+                await self.link()
+            except StoreError as error:  # what is unlinked stays so until the next decision, or the next worker
+                logger.warning("the chain of decisions waits: %s", error.message)
+
+    async def _link_some(self, db: Connection) -> int:
+        async with db.transaction():
+            cursor = await db.execute("SELECT pg_try_advisory_xact_lock(%b)", [CHAIN_LOCK])
+            if (await cursor.fetchone() or (False,))[0] is False:
+                self._has_unlinked = True
+                return 0
+            cursor = await db.execute("SELECT seq, link FROM fraud.chain WHERE place = 'head'", binary=True)
+            sequence, link = await cursor.fetchone() or (0, b"")
+            cursor = await db.execute(UNLINKED, binary=True)
+            rows = await cursor.fetchall()
+            if not rows:
+                return 0
+            chained = list(extend(Anchor(sequence, link), [record for _, record in rows], self._audit_key))
+            ids = [number for number, _ in rows]
+            await db.execute(LINK, [ids, [row.sequence for row in chained], [row.link for row in chained]])
+            await db.execute(
+                "UPDATE fraud.chain SET seq = %b, link = %b WHERE place = 'head'",
+                [chained[-1].sequence, chained[-1].link],
+            )
+        return len(rows)
+
     async def close(self) -> None:
+        if self._linker is not None:
+            self._linker.cancel()
+            await asyncio.wait([self._linker])
+            try:
+                await asyncio.wait_for(self.link(), CLOSE_S)
+            except (StoreError, TimeoutError) as error:
+                logger.warning("the chain of decisions waits for the next worker: %s", error)
+        await self._linking.close()
         await self._reading.close()
         await self._writing.close()
-
-    async def _connect(self) -> Connection:
-        db = await psycopg.AsyncConnection.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=2,
-            tcp_user_timeout=5000,
-            application_name="fraud-bento",
-            options=self._options,
-        )
-        await _migrate(db)
-        return db
-
-
-class _Line:
-    """One connection, made when it is needed and made anew after a failure, used by one at a time."""
-
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        self._connect = connect
-        self._db: Connection | None = None
-        self._turn = asyncio.Lock()
-
-    async def use(self, job: Callable[[Connection], Awaitable[T]]) -> T:
-        async with self._turn:
-            db = self._db
-            try:
-                if db is None or db.closed:
-                    db = self._db = await self._connect()
-                return await job(db)
-            except BaseException as error:
-                self._db = None  # whatever transaction it was in ends with it
-                if db is not None:
-                    await db.close()
-                if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError)):
-                    raise StoreDown(f"postgresql cannot be reached: {error}") from error
-                if isinstance(error, psycopg.Error):
-                    raise StoreError(f"postgresql refused: {error}") from error
-                raise
-
-    async def close(self) -> None:
-        if self._db is not None:
-            await self._db.close()
-
-
-async def _migrate(db: Connection) -> None:
-    async with db.transaction():
-        await db.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-        cursor = await db.execute("SELECT to_regclass('fraud.migrations')")
-        (exists,) = await cursor.fetchone() or (None,)
-        version = 0
-        if exists is None:
-            await db.execute("CREATE SCHEMA IF NOT EXISTS fraud")
-            await db.execute(
-                "CREATE TABLE fraud.migrations (version int PRIMARY KEY, applied_at timestamptz DEFAULT now())"
-            )
-        else:
-            cursor = await db.execute("SELECT coalesce(max(version), 0) FROM fraud.migrations")
-            (version,) = await cursor.fetchone() or (0,)
-        if version > len(MIGRATIONS):
-            raise StoreError(f"the database has schema {version}; this release knows {len(MIGRATIONS)}")
-        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-            await db.execute(migration.encode())
-            await db.execute("INSERT INTO fraud.migrations (version) VALUES (%s)", [number])
 
 
 async def _expire(db: Connection, table: str, before_ms: int) -> int:
