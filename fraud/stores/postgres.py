@@ -268,11 +268,12 @@ class PostgresStore:
     async def close(self) -> None:
         if self._linker is not None:
             self._linker.cancel()
-            await asyncio.wait([self._linker])
-            try:
-                await asyncio.wait_for(self.link(), CLOSE_S)
-            except (StoreError, TimeoutError) as error:
-                logger.warning("the chain of decisions waits for the next worker: %s", error)
+            linked = asyncio.ensure_future(self.link())
+            await asyncio.wait({linked}, timeout=CLOSE_S)
+            if not linked.done():
+                linked.cancel()  # not awaited: the server may be frozen
+            if not linked.done() or linked.exception() is not None:
+                logger.warning("the chain of decisions waits for the next worker")
         await self._linking.close()
         await self._reading.close()
         await self._writing.close()
