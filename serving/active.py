@@ -255,9 +255,16 @@ class ActiveModels:
         return {
             "challengers": challengers,
             "failed_swaps": failed,
+            "wandb": self._followed(),
             "registry_readable": not self._registry_error,
             "pid": os.getpid(),
         }
+
+    def _followed(self) -> dict[str, Any]:
+        """When W&B's aliases were last looked at for each model that `fraud follow` watches, and whether that failed."""
+        registry = Registry(self._settings.bentoml_home / "fraud" / "registry.db")
+        looks = {name: registry.following(name) for name in self.champions}
+        return {name: {"checked": f.checked, "failed": bool(f.error)} for name, f in looks.items() if f is not None}
 
     async def close(self) -> None:
         """Stop following."""

@@ -164,6 +164,20 @@ async def test_broken_bundle_leaves_the_old_one_and_is_not_tried_all_the_time(ho
 
 
 @in_loop
+async def test_readiness_says_how_the_last_look_at_wandb_went(home: Home) -> None:
+    worker = await start(home.settings())
+    registry = Registry(home.path / "fraud" / "registry.db")
+    assert worker.models.describe()["wandb"] == {}
+    registry.note_following(NAME, "")
+    assert worker.models.describe()["wandb"][NAME]["failed"] is False
+    registry.note_following(NAME, "W&B does not answer")
+    look = worker.models.describe()["wandb"][NAME]
+    assert look["failed"] is True
+    assert "answer" not in str(look)
+    await worker.models.close()
+
+
+@in_loop
 async def test_version_missing_from_the_store_leaves_the_old_one(home: Home) -> None:
     worker = await start(home.settings())
     shutil.rmtree(home.path / "models" / NAME / short(home.digests[1]))
