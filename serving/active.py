@@ -261,7 +261,9 @@ class ActiveModels:
         }
 
     def _followed(self) -> dict[str, Any]:
-        """When W&B's aliases were last looked at for each model that `fraud follow` watches, and whether that failed."""
+        """Return when `fraud follow` last looked at W&B's aliases of each model, and whether that failed."""
+        if self._registry_error:
+            return {}
         registry = Registry(self._settings.bentoml_home / "fraud" / "registry.db")
         looks = {name: registry.following(name) for name in self.champions}
         return {name: {"checked": f.checked, "failed": bool(f.error)} for name, f in looks.items() if f is not None}
