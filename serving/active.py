@@ -13,9 +13,9 @@ import logging
 import os
 import random
 import sqlite3
-import threading
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +204,6 @@ class ActiveModels:
         """Hand the scorers to `install`, now and after every change, in one call on the event loop."""
         self._install = install
         install(self.champions, self.challengers)
-        self._thread.submit(_yield_to_others)
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def check(self, *, now: bool = False) -> None:
@@ -297,7 +296,8 @@ class ActiveModels:
         before, started = self._tags.get(key), time.perf_counter()
         try:
             scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
-            scorer = scorer or await self._in_thread(self._load, tag)
+            with _short_turns():
+                scorer = scorer or await self._in_thread(self._load, tag)
         except Exception as error:
             self._failed(key, tag, error)
             self._on_swap(Swap(name, role, before, tag, time.perf_counter() - started, error))
@@ -330,7 +330,16 @@ class ActiveModels:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job, *arguments)
 
 
-def _yield_to_others() -> None:
-    """Let the thread that loads have the processor only when the one that answers leaves it."""
-    with contextlib.suppress(OSError, AttributeError):  # a matter of speed where the system has it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let the interpreter change between threads 50 times as often, so that who answers does not wait for who loads.
+
+    A request changes threads several times, and would wait for the usual 5 ms each time. To load at a lower
+    priority of the system instead makes it worse: a thread that holds the interpreter must not be made to wait.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 50)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
