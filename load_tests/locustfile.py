@@ -195,10 +195,15 @@ class Gathering:
         gevent.killall(self._greenlets)
 
     def _watch_memory(self) -> None:
-        while (size := read_memory(self.host, self.api_key, MEMORY_METRICS)) is not None:
-            self.memory.append((time.perf_counter() - self.started, size))
+        warned = False
+        while True:
+            size = read_memory(self.host, self.api_key, MEMORY_METRICS)
+            if size is not None:
+                self.memory.append((time.perf_counter() - self.started, size))
+            elif not warned:
+                logger.warning("the service's /metrics do not say how much memory it holds")
+                warned = True
             gevent.sleep(SCRAPE_EVERY_S)
-        logger.warning("the service's /metrics say nothing of its memory; it is not watched")
 
     def _swap(self) -> None:
         at = time.perf_counter() - self.started
