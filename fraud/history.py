@@ -74,16 +74,13 @@ _TOTALS = [
     ("last_day", "i4"),
     ("ring_size", "u4"),
 ]
-_DAYS = [
-    ("day_max", "u4", (DAYS,)),
-    ("day_fraud", "u2", (DAYS,)),
-    ("day_label", "u2", (DAYS,)),
-]
 
 CUSTOMER = np.dtype(
     [
         *_TOTALS,
-        *_DAYS,
+        ("day_max", "u4", (DAYS,)),
+        ("day_fraud", "u1", (DAYS,)),
+        ("day_label", "u1", (DAYS,)),
         ("day_amount", "u4", (DAYS,)),
         ("day_count", "u2", (DAYS,)),
         ("amount_sum", "i8"),
@@ -108,7 +105,9 @@ CUSTOMER = np.dtype(
 MERCHANT = np.dtype(
     [
         *_TOTALS,
-        *_DAYS,
+        ("day_max", "u4", (DAYS,)),
+        ("day_fraud", "u2", (DAYS,)),
+        ("day_label", "u2", (DAYS,)),
         ("day_amount", "i8", (DAYS,)),
         ("day_count", "u4", (DAYS,)),
         ("last_hour", "i4"),
@@ -347,12 +346,13 @@ def tell_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
         state.last_fraud_amount = minor
     state.last_label_time = max(state.last_label_time, label_time)
     state.fraud_count += 1
+    top = 255 if state.day_label.itemsize == 1 else 65535
     slot = _day_slot(state, label_time // MS_PER_DAY)
     if slot >= 0:
-        _add(state.day_label, slot, 1, 65535)
+        _add(state.day_label, slot, 1, top)
     slot = _day_slot(state, time // MS_PER_DAY)
     if slot >= 0:
-        _add(state.day_fraud, slot, 1, 65535)
+        _add(state.day_fraud, slot, 1, top)
 
 
 @njit(cache=True, nogil=True)

@@ -269,6 +269,14 @@ def test_states_are_bounded() -> None:
     assert np.frombuffer(merchant, MERCHANT)["count"] == 70_000
 
 
+def test_counts_of_frauds_stop_where_their_counters_end() -> None:
+    event = Event("a", START, 10.0, "anna", MERCHANTS[0])
+    customer, merchant = told([Arrival(event, START, START)] * 300)
+    assert np.frombuffer(customer, CUSTOMER)["day_fraud"].max() == 255
+    assert np.frombuffer(merchant, MERCHANT)["day_fraud"].max() == 300
+    assert np.frombuffer(customer, CUSTOMER)["fraud_count"] == 300
+
+
 def test_an_encoded_state_says_its_version() -> None:
     stream = [Arrival(Event("a", START, 10.0, "anna", MERCHANTS[0]), START)]
     state = np.frombuffer(told(stream)[0], CUSTOMER)
