@@ -126,6 +126,7 @@ class Sender:
         )
         self._traffic, self._recorder, self._report = traffic, recorder, report
         self._pool = Pool(connections)
+        self._timeout_s = timeout_s
         self._first: dict[tuple[str, ...], list[tuple[float, str]]] = {}
 
     def run(self, arrivals: Iterator[float], started: float) -> None:
@@ -142,7 +143,8 @@ class Sender:
             alarm.close()
 
     def stop(self) -> None:
-        """Leave what is under way."""
+        """Wait for what is under way, which a run that ends before its time has not done yet."""
+        self._pool.join(timeout=self._timeout_s)
         self._pool.kill()
         self._client.close()
 

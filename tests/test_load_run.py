@@ -122,12 +122,13 @@ def test_waiting_counts_from_the_intended_time(tmp_path: Path) -> None:
 
 def test_two_workers_find_the_knee(tmp_path: Path, patient: list[str]) -> None:
     ramp = ("--scenario", "ramp", "--rate", "60", "--seconds", "48", "--processes", "2")
-    with serving("--most-rps", "150") as host:
+    with serving("--most-rps", "150", "--delay-ms", "50") as host:
         status, result, said = locust(tmp_path, host, *ramp, *patient)
     assert result["options"]["expect_workers"] == 2
     assert 90 < result["knee"]["rps"] < 160, said
     assert result["knee"]["limited_by"].startswith("load shed")
     assert len(result["stages"]) < 24
+    assert result["measured"]["error_share"] == 0  # what was under way at the end is waited for
     assert status == 1  # fewer than the level asks for
 
 
