@@ -20,7 +20,7 @@ from fraud.errors import FraudError, Overloaded, SettingsError
 logger = logging.getLogger("fraud.serving.batching")
 
 BACKLOG_ROWS = 64
-"""Fewer rows than these are no backlog: they neither tell how long a row takes nor are refused for it."""
+"""Fewer rows than these are no backlog: they neither tell how long a row takes nor are refused for waiting."""
 
 
 class HasRows(Protocol):
@@ -51,6 +51,8 @@ class MicroBatcher(Generic[RequestT]):
     max_wait_s : float
         A small request is refused at once when more rows are before it than were lately scored in this time, or
         when the oldest one waits longer than this. Both are measured under load, not guessed.
+    clock : callable
+        Seconds that only grow.
 
     Raises
     ------
@@ -70,12 +72,13 @@ class MicroBatcher(Generic[RequestT]):
         bulk_rows: int = 64,
         max_queued_rows: int = 4096,
         max_wait_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if min(max_batch_rows, bulk_rows, max_queued_rows) < 1:
             raise SettingsError("the batcher's limits are counted in rows and must be 1 or more")
         self._bulk_rows = bulk_rows
-        self._small = _Lane(run, max_batch_rows, max_queued_rows, max_wait_s)
-        self._bulk = _Lane(run, 1, max_queued_rows)  # 1: a batch is never more than one such request
+        self._small = _Lane(run, max_batch_rows, max_queued_rows, clock, max_wait_s)
+        self._bulk = _Lane(run, 1, max_queued_rows, clock)  # 1: a batch is never more than one such request
 
     @property
     def queued_rows(self) -> int:
@@ -110,10 +113,16 @@ class _Lane(Generic[RequestT]):
     """One queue and the one task that scores from it."""
 
     def __init__(
-        self, run: Run[RequestT], max_batch_rows: int, max_queued_rows: int, max_wait_s: float = math.inf
+        self,
+        run: Run[RequestT],
+        max_batch_rows: int,
+        max_queued_rows: int,
+        clock: Callable[[], float],
+        max_wait_s: float = math.inf,
     ) -> None:
         self.rows = 0
         self._run = run
+        self._clock = clock
         self._max_batch_rows = max_batch_rows
         self._max_queued_rows = max_queued_rows
         self._max_wait_s = max_wait_s
@@ -128,16 +137,16 @@ class _Lane(Generic[RequestT]):
         if not self._queue:
             return self._task.done()
         rows = self.rows + n_rows
-        late = rows > BACKLOG_ROWS and (rows + self._under_way) * self._row_s > self._max_wait_s
-        if late or rows > self._max_queued_rows:
-            return True
-        return time.monotonic() - self._queue[0][2] > self._max_wait_s
+        if rows <= BACKLOG_ROWS:  # a stall of the machine is no overload
+            return rows > self._max_queued_rows
+        waits_s = max((rows + self._under_way) * self._row_s, self._clock() - self._queue[0][2])
+        return waits_s > self._max_wait_s or rows > self._max_queued_rows
 
     def put(self, request: RequestT) -> asyncio.Future[bytes]:
         if self.refuses(request.n_rows):
             raise Overloaded(f"{self.rows} rows are waiting already; try again shortly")
         answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._queue.append((request, answer, time.monotonic()))
+        self._queue.append((request, answer, self._clock()))
         self.rows += request.n_rows
         if self._wake is not None:
             self._wake.set_result(None)
@@ -152,19 +161,19 @@ class _Lane(Generic[RequestT]):
 
     async def _work(self) -> None:
         while True:
-            since = time.monotonic()
+            since = self._clock()
             if self._queue:
                 await asyncio.sleep(0)  # the answers of the last batch go out before the next is scored
             else:
                 self._wake = self._loop.create_future()
                 await self._wake
-                since = time.monotonic()
+                since = self._clock()
             waiting = self.rows
             batch = self._take(self._max_batch_rows)
             self._under_way = waiting - self.rows
             if batch:
                 await self._score(batch)
-                self._note((time.monotonic() - since) / self._under_way)
+                self._note((self._clock() - since) / self._under_way)
             self._under_way = 0
 
     def _note(self, row_s: float) -> None:
