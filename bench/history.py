@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sqlite3
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,8 @@ async def fill(store: Store, n: int, table: Any) -> float:
     """Give n customers, named by number, the histories of simulated ones; return the seconds it took."""
     states = states_of(table, FUTURE_MS)
     started = time.perf_counter()
-    for start in range(0, n, 20_000):
-        some = np.arange(start, min(start + 20_000, n))
+    for start in range(0, n, 200_000):
+        some = np.arange(start, min(start + 200_000, n))
         records = states.customers[some % len(states.customers)]
         await store.backfill(States([f"c{i}" for i in some], [], records, states.merchants[:0]))
     await store.backfill(States([], states.merchant_ids, states.customers[:0], states.merchants))
@@ -192,8 +193,14 @@ def sizes(servers: dict[str, Server], folder: Path) -> dict[str, Callable[[], in
         return int(row[0]) if row else 0
 
     found: dict[str, Callable[[], int]] = {"redis": of_redis, "postgresql": of_postgres}
+
+    def of_sqlite() -> int:
+        with closing(sqlite3.connect(folder / "history.db")) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return (folder / "history.db").stat().st_size
+
     if not servers:
-        return {"sqlite": lambda: sum(f.stat().st_size for f in folder.iterdir())}
+        return {"sqlite": of_sqlite}
     return {name: found[name] for name in servers}
 
 
