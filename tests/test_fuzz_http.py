@@ -37,6 +37,8 @@ from wandb_sync.store import BentoStore
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FRAUD_FUZZ_CALLS", "900"))
+pytestmark = pytest.mark.xdist_group("fuzz")  # one server, which counts the calls of all
+
 SETTINGS = settings(
     max_examples=CALLS // 3,
     deadline=None,

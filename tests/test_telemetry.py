@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -63,6 +63,7 @@ def scorer(name: str = "m", version: str = "v") -> Any:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 20), max_size=60))
 def test_counting_in_memory_equals_observing(values: list[float]) -> None:
     """The library's own histogram is the oracle."""
