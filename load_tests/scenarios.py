@@ -87,7 +87,7 @@ SCENARIOS = {
             (Stage(60, 100), Stage(10, 1000), Stage(60, 100)),
             warmup_s=5,
         ),
-        Scenario("soak", "does it leak: thirty minutes at 200 rps", (Stage(1800, 200),), warmup_s=120),
+        Scenario("soak", "does it leak: thirty minutes at 200 rps", (Stage(1800, 200),), warmup_s=600),
         Scenario("swap", "another model takes over in the middle of a minute", (Stage(60, 100),), 5, swap_at=0.5),
     )
 }
