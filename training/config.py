@@ -17,8 +17,8 @@ class Booster(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(0.08, gt=0, le=1)
-    num_leaves: int = Field(63, ge=2, le=255)
+    learning_rate: float = Field(0.1, gt=0, le=1)
+    num_leaves: int = Field(31, ge=2, le=255)
     min_data_in_leaf: int = Field(100, ge=1)
     feature_fraction: float = Field(0.5, gt=0, le=1)
     pos_bagging_fraction: float = Field(1.0, gt=0, le=1)
@@ -39,8 +39,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 7
-    rounds: int = Field(1000, ge=1, description="Most boosting rounds; early stopping decides.")
-    early_stopping_rounds: int = Field(50, ge=1)
+    rounds: int = Field(600, ge=1, description="Most boosting rounds; early stopping decides.")
+    early_stopping_rounds: int = Field(40, ge=1)
     validation_share: float = Field(0.12, gt=0, lt=0.5)
     calibration_share: float = Field(0.12, gt=0, lt=0.5)
     test_share: float = Field(0.2, gt=0, lt=0.5, description="Of the whole time, for the last window.")
