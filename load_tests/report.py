@@ -97,9 +97,7 @@ def write_report(run: Run, out: Path) -> Path:
         "versions": dict(run.recorder.versions),
         "kinds": dict(run.recorder.kinds),
         "examples": run.recorder.examples,
-        "memory_mib": [
-            [round(at), round(size / 2**20, 1)] for at, size in run.memory[:: max(1, len(run.memory) // 60)]
-        ],
+        "memory_mib": [[round(at), round(size / 2**20, 1)] for at, size in some],
         "options": run.options,
         "generator": {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
     }
