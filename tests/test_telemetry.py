@@ -211,6 +211,10 @@ def log_lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[d
 
 
 def test_log_lines_are_json_with_the_request_id(log_lines: Any) -> None:
+    for name in ("fraud", "fraud.serving.http", "bentoml", "bentoml.serve", "uvicorn", "uvicorn.error"):
+        left_over = logging.getLogger(name)  # servers that ran in this process before have set their own
+        left_over.disabled, left_over.propagate = False, True
+        left_over.setLevel(logging.NOTSET)
     logs.configure_logging()
     token = logs.request_id.set("r-7")
     try:
