@@ -17,7 +17,7 @@ from sklearn import metrics
 
 from fraud.decision import Policy
 from fraud.errors import DataError
-from training.evaluate import Interval, evaluate, measure, no_skill
+from training.evaluate import Interval, measure, no_skill
 from training.measures import (
     DAY_MS,
     FALSE_POSITIVE_RATES,
@@ -95,7 +95,9 @@ def naive_cost(window: Window, policy: dict[str, Any]) -> float:
 def test_measures_equal_sklearn_and_naive_loops(shape: tuple[int, int, int, float, int]) -> None:
     window = make_window(*shape)
     y, p, margin = window["y_true"], window["y_prob"], window["raw_margin"]
-    found = {name: interval.value for name, interval in evaluate(**window, policy=POLICY, n_bootstrap=1).items()}
+    found = {
+        name: interval.value for name, interval in measure(**window, policy=POLICY, n_bootstrap=1).intervals().items()
+    }
 
     alert = p >= POLICY["review_threshold"]
     expected = {
@@ -167,7 +169,7 @@ def test_a_customer_drawn_twice_is_two_cards() -> None:
 
 def test_card_precision_of_a_day_with_few_customers_is_still_over_100() -> None:
     window = make_window(10, 4, 10**6, 0.5, seed=1, days=1)
-    found = evaluate(**window, policy=POLICY, n_bootstrap=1)["card_precision_at_100"].value
+    found = measure(**window, policy=POLICY, n_bootstrap=1).intervals()["card_precision_at_100"].value
     assert found == len(np.unique(window["customer_codes"][window["y_true"] == 1])) / 100
 
 
@@ -193,17 +195,17 @@ def test_customers_that_repeat_themselves_widen_the_interval() -> None:
     def width(interval: Interval) -> float:
         return interval.high - interval.low
 
-    by_customer = evaluate(**repeated, policy=POLICY)["average_precision"]
-    by_row = evaluate(**alone, policy=POLICY)["average_precision"]
+    by_customer = measure(**repeated, policy=POLICY).intervals()["average_precision"]
+    by_row = measure(**alone, policy=POLICY).intervals()["average_precision"]
     assert by_customer.value == by_row.value
     assert width(by_customer) > 2 * width(by_row)
 
 
 def test_same_seed_same_intervals_and_another_seed_others() -> None:
     window = make_window(500, 50, 10**6, 0.1, seed=4)
-    first = evaluate(**window, policy=POLICY, n_bootstrap=20, seed=1)
-    assert first == evaluate(**window, policy=POLICY, n_bootstrap=20, seed=1)
-    assert first != evaluate(**window, policy=POLICY, n_bootstrap=20, seed=2)
+    first = measure(**window, policy=POLICY, n_bootstrap=20, seed=1).intervals()
+    assert first == measure(**window, policy=POLICY, n_bootstrap=20, seed=1).intervals()
+    assert first != measure(**window, policy=POLICY, n_bootstrap=20, seed=2).intervals()
 
 
 def test_difference_of_two_models_is_paired() -> None:
@@ -228,9 +230,9 @@ def test_no_skill_is_what_random_scores_get_on_average() -> None:
     rounds = []
     for _ in range(100):
         window["raw_margin"] = rng.normal(size=20_000)
-        by_row = evaluate(**window, policy=POLICY, n_bootstrap=1)
+        by_row = measure(**window, policy=POLICY, n_bootstrap=1).intervals()
         window["raw_margin"] = rng.normal(size=1_000)[window["customer_codes"]]
-        by_card = evaluate(**window, policy=POLICY, n_bootstrap=1)
+        by_card = measure(**window, policy=POLICY, n_bootstrap=1).intervals()
         rounds.append(by_row | {"card_precision_at_100": by_card["card_precision_at_100"]})
     average = {name: np.mean([found[name].value for found in rounds]) for name in rounds[0]}
     assert average == pytest.approx(baseline, rel=0.02, abs=0.005)
@@ -239,7 +241,7 @@ def test_no_skill_is_what_random_scores_get_on_average() -> None:
 def test_measures_without_customers_times_and_amounts() -> None:
     window = make_window(300, 30, 10**6, 0.1, seed=8)
     bare = {name: window[name] for name in ("y_true", "y_prob", "raw_margin")}
-    found = evaluate(**bare, policy=POLICY, n_bootstrap=10)
+    found = measure(**bare, policy=POLICY, n_bootstrap=10).intervals()
     assert "card_precision_at_100" not in found
     assert found.keys() == no_skill(window["y_true"], policy=POLICY).keys()
     assert found["alert_amount_recall"] == found["alert_recall"]
@@ -277,7 +279,7 @@ def test_what_cannot_be_measured_is_refused(changed: dict[str, Any], message: st
         "policy": POLICY,
     }
     with pytest.raises(DataError, match=message):
-        evaluate(**{**window, "policy": POLICY, **changed})
+        measure(**{**window, "policy": POLICY, **changed}).intervals()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -331,5 +333,5 @@ def test_decision_costs_are_the_documented_ones() -> None:
 def test_a_large_window_takes_seconds() -> None:
     window = make_window(300_000, 5_000, 10**6, 0.01, seed=0, days=30)
     start = time.process_time()
-    evaluate(**window, policy=POLICY, n_bootstrap=40)
+    measure(**window, policy=POLICY, n_bootstrap=40).intervals()
     assert time.process_time() - start < 4.0

@@ -87,33 +87,6 @@ class Samples:
         return paired.intervals()
 
 
-def evaluate(
-    y_true: ArrayLike,
-    y_prob: ArrayLike,
-    raw_margin: ArrayLike,
-    *,
-    policy: Mapping[str, Any],
-    customer_codes: ArrayLike | None = None,
-    event_time_ms: ArrayLike | None = None,
-    amount: ArrayLike | None = None,
-    n_bootstrap: int = 200,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Measure scores against labels; `measure` says how, this keeps the intervals alone."""
-    samples = measure(
-        y_true,
-        y_prob,
-        raw_margin,
-        policy=policy,
-        customer_codes=customer_codes,
-        event_time_ms=event_time_ms,
-        amount=amount,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-    )
-    return samples.intervals()
-
-
 def measure(
     y_true: ArrayLike,
     y_prob: ArrayLike,
