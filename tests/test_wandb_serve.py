@@ -66,6 +66,12 @@ def test_pulled_elsewhere_it_predicts_the_golden_rows_and_rolls_back(tmp_path: P
         assert followed.returncode == 0, followed.stdout
     # W&B is gone now: neither serving nor rolling back needs it
     other.environment["WANDB_MODE"] = "offline"
+    followed = other.run("follow", NAME, "--once")
+    assert followed.returncode == 0
+    assert "following the local registry" in followed.stdout
+    look = other.models.registry.following(NAME)
+    assert look is not None
+    assert "WANDB_MODE=offline" in look.error
     rows = golden(runs[1] / "bundle")
     with service(other) as client:
         predictions = predict(client, rows)

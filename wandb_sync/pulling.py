@@ -59,26 +59,29 @@ class Pulling:
         W&B says.
         """
         try:
-            tag = self._follow(name, alias)
+            tag, unanswered = self._follow(name, alias)
         except FraudError as error:
             self.registry.note_following(name, error.message)
             raise
-        self.registry.note_following(name, "")
+        self.registry.note_following(name, unanswered)
         return tag
 
-    def _follow(self, name: str, alias: str) -> str:
+    def _follow(self, name: str, alias: str) -> tuple[str, str]:
+        """The store tag to serve, and why W&B was not heard; empty when it was."""
+        unanswered = ""
         if not any(item.name == name and item.kind == "alias" for item in self.registry.pending()):
             try:
                 targets = self._fetch(name, [alias, "previous"])
             except (WandbOffline, WandbUnreachable) as error:
-                log.info("following the local registry: %s", error.message)
+                unanswered = error.message
+                log.warning("following the local registry: %s", unanswered)
             else:
                 if targets[alias] is not None:
                     self.registry.adopt(name, targets, who="W&B", why="its alias was moved")
         known = self.registry.resolve(name, alias)
         if not self.store.holds(name, known.digest):
             raise BundleError(f"{known} is not in the Bento store, or is damaged there: fraud pull {name}:{alias}")
-        return f"{name}:{short(known.digest)}"
+        return f"{name}:{short(known.digest)}", unanswered
 
     def _held(self, name: str, reference: str) -> str | None:
         """The store tag of a version that registry and store have, or None."""
