@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,10 +23,15 @@ MAX_INSTANCES = 1000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 
+T = TypeVar("T")
 Kind = Literal["transaction", "features"]
 TEXT_ROLES = ("merchant_id", "category", "channel", "device_id")
 POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 POSITION_LIMITS = {"latitude": 90.0, "merchant_latitude": 90.0, "longitude": 180.0, "merchant_longitude": 180.0}
+ID_FIELDS = ("transaction_id", "customer_id", "merchant_id")
+ESCAPE = b"\\"
+"""Without it JSON spells none of the characters that no id may hold."""
+MOMENTS = ("event_time", "label_time")
 TRANSACTION_FIELDS = ("transaction_id", "event_time", "customer_id", "amount", *TEXT_ROLES, *POSITION_ROLES)
 
 
@@ -90,7 +95,8 @@ class Row(msgspec.Struct):
     n_extra: int = 0
 
 
-_ID: Any = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Id: Any = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Moment: Any = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _Field(NamedTuple):
@@ -119,19 +125,36 @@ def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
     InvalidRequest
         It is, but is no object with 1 to 1000 instances.
     """
+    envelope = decode_body(_envelope_decoder, body, '{"instances": [{...}]}')
+    expect_count(len(envelope.instances), "instances")
+    return envelope.instances, envelope.model
+
+
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:
+    """Return a whole body as a decoder reads it; `example` shows the caller what it reads.
+
+    Raises
+    ------
+    MalformedJson
+        The body is no JSON.
+    InvalidRequest
+        It is, but not of that form.
+    """
     try:
-        envelope = _envelope_decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         message, path = _split_path(str(error))
-        raise InvalidRequest(f'{message}; send {{"instances": [{{...}}]}}', path) from None
+        raise InvalidRequest(f"{message}; send {example}", path) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedJson(f"the body is not JSON (which has no NaN or Infinity): {error}") from None
     except RecursionError:
         raise MalformedJson("the body is nested too deeply to be read") from None
-    n = len(envelope.instances)
+
+
+def expect_count(n: int, name: str) -> None:
+    """Raise `InvalidRequest` unless a body carries 1 to 1000 of what it is a list of."""
     if not 1 <= n <= MAX_INSTANCES:
-        raise InvalidRequest(f"{n} instances arrived; 1 to {MAX_INSTANCES} a call are allowed", "$.instances")
-    return envelope.instances, envelope.model
+        raise InvalidRequest(f"{n} {name} arrived; 1 to {MAX_INSTANCES} a call are allowed", f"$.{name}")
 
 
 class RowDecoder:
@@ -153,7 +176,7 @@ class RowDecoder:
             for feature in spec.requested
             if feature.type == "categorical"
         }
-        fields = self._transaction_fields() if spec.kind == "transaction" else [_Field("transaction_id", _ID, True)]
+        fields = self._transaction_fields() if spec.kind == "transaction" else [_Field("transaction_id", Id, True)]
         role_names = {field.name for field in fields}
         fields += [_feature_field(feature) for feature in spec.requested if feature.name not in role_names]
         self._known = frozenset(field.name for field in fields)
@@ -173,6 +196,7 @@ class RowDecoder:
                 kw_only=True,
             )
         )
+        self._ids = [(name, attributes[name]) for name in ID_FIELDS if name in attributes]
         self._columns = [(attributes[f.name], f.name, codes.get(f.name)) for f in spec.requested]
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
         self._refusing = {
@@ -199,9 +223,13 @@ class RowDecoder:
         try:
             instance: Any = self._decoder.decode(raw)
         except msgspec.ValidationError as error:
-            raise self._explained(raw, path, str(error)) from None
+            raise explained(raw, path, str(error), self._required, self._known) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(f"the instance is not JSON: {error}", path) from None
+        said = bytes(raw)
+        if ESCAPE in said:
+            for name, attribute in self._ids:
+                refuse_controls(getattr(instance, attribute), f"{path}.{name}")
         values = []
         for attribute, name, codes in self._columns:
             value = getattr(instance, attribute)
@@ -216,55 +244,78 @@ class RowDecoder:
                 raise InvalidRequest(f"unknown category {value!r}; allowed: {allowed}", f"{path}.{name}")
         n_extra = len(_keys_decoder.decode(raw).keys() - self._known)
         if self.spec.kind == "features":
-            return Row(instance.f0, tuple(values), bytes(raw), n_extra=n_extra)
+            return Row(instance.f0, tuple(values), said, n_extra=n_extra)
         transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
-        event_time_ms = (event_time - EPOCH) // MILLISECOND
-        if event_time_ms < 0:
-            raise InvalidRequest(f"event_time {event_time.isoformat()} is before 1970", f"{path}.event_time")
-        if now_ms is not None and event_time_ms > now_ms + self.max_ahead_ms:
-            raise InvalidRequest(
-                f"event_time {event_time.isoformat()} is more than {self.max_ahead_ms / 1000:g} s "
-                "ahead of the server's clock",
-                f"{path}.event_time",
-            )
+        event_time_ms = time_ms(event_time, "event_time", path, now_ms, self.max_ahead_ms)
         roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
-        return Row(transaction_id, tuple(values), bytes(raw), event_time_ms, customer_id, amount, roles, n_extra)
+        return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra)
 
     def _transaction_fields(self) -> list[_Field]:
         fields = [
-            _Field("transaction_id", _ID),
-            _Field("event_time", Annotated[datetime, msgspec.Meta(tz=True)]),
-            _Field("customer_id", _ID),
+            _Field("transaction_id", Id),
+            _Field("event_time", Moment),
+            _Field("customer_id", Id),
             _Field("amount", Annotated[float, msgspec.Meta(gt=0)]),
         ]
         for role in self.spec.roles:
             limit = POSITION_LIMITS.get(role.name)
-            annotation = _ID if limit is None else Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
+            annotation = Id if limit is None else Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
             fields.append(_Field(role.name, annotation, role.missing))
         return fields
 
-    def _explained(self, raw: bytes | memoryview | msgspec.Raw, path: str, reason: str) -> RequestError:
-        """Say all that is missing at once; otherwise what the decoder found first."""
-        try:
-            arrived = _any_decoder.decode(raw)
-        except msgspec.ValidationError as error:
-            return InvalidRequest(f"an instance must be a JSON object of finite values: {error}", path)
-        missing = [name for name in self._required if name not in arrived]
-        if missing:
-            close = {
-                name: near[0]
-                for name in missing
-                if (near := difflib.get_close_matches(name, arrived.keys() - self._known, 1))
-            }
-            hint = "; did you mean " + ", ".join(f"{k!r} for {v!r}" for k, v in close.items()) if close else ""
-            return InvalidRequest(f"missing {', '.join(missing)}{hint}", path)
-        message, field = _split_path(reason)
-        if field == "$.event_time":
-            message += '; send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
-        name = (field or "$")[2:]
-        if name in arrived:
-            message += f"; {_shown(arrived[name])} arrived"
-        return InvalidRequest(message, path + (field or "$")[1:])
+
+def refuse_controls(value: str | None, path: str) -> None:
+    """Raise `InvalidRequest` for an id that stores cannot keep (U+0000), or that looks like two (U+001F)."""
+    if value is not None and ("\0" in value or "\x1f" in value):
+        raise InvalidRequest("an id may not hold the characters U+0000 and U+001F", path)
+
+
+def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahead_ms: int) -> int:
+    """Return a field's moment in ms since the epoch.
+
+    Raises
+    ------
+    InvalidRequest
+        It lies before 1970, or more than `max_ahead_ms` after `now_ms`.
+    """
+    ms = (moment - EPOCH) // MILLISECOND
+    if ms < 0:
+        raise InvalidRequest(f"{name} {moment.isoformat()} is before 1970", f"{path}.{name}")
+    if now_ms is not None and ms > now_ms + max_ahead_ms:
+        raise InvalidRequest(
+            f"{name} {moment.isoformat()} is more than {max_ahead_ms / 1000:g} s ahead of the server's clock",
+            f"{path}.{name}",
+        )
+    return ms
+
+
+def explained(
+    raw: bytes | memoryview | msgspec.Raw,
+    path: str,
+    reason: str,
+    required: Sequence[str],
+    known: Set[str],
+    what: str = "an instance",
+) -> RequestError:
+    """Say of a row all that is missing at once; otherwise what the decoder found first, its `reason`."""
+    try:
+        arrived = _any_decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        return InvalidRequest(f"{what} must be a JSON object of finite values: {error}", path)
+    missing = [name for name in required if name not in arrived]
+    if missing:
+        close = {
+            name: near[0] for name in missing if (near := difflib.get_close_matches(name, arrived.keys() - known, 1))
+        }
+        hint = "; did you mean " + ", ".join(f"{k!r} for {v!r}" for k, v in close.items()) if close else ""
+        return InvalidRequest(f"missing {', '.join(missing)}{hint}", path)
+    message, field = _split_path(reason)
+    name = (field or "$")[2:]
+    if name in MOMENTS:
+        message += '; send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
+    if name in arrived:
+        message += f"; {_shown(arrived[name])} arrived"
+    return InvalidRequest(message, path + (field or "$")[1:])
 
 
 def _feature_field(feature: Feature) -> _Field:

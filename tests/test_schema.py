@@ -58,6 +58,12 @@ def test_a_good_payment_becomes_a_row() -> None:
     assert row.n_extra == 2
 
 
+def test_an_id_may_hold_any_other_character() -> None:
+    ids = {"transaction_id": "\\u0000", "customer_id": "ö/\n", "merchant_id": "\x01"}
+    row = PAYMENTS.decode(json.dumps(PAYMENT | ids).encode(), "$", NOW_MS)
+    assert (row.transaction_id, row.customer_id, row.roles["merchant_id"]) == tuple(ids.values())
+
+
 def test_a_good_loan_becomes_a_row_and_what_it_may_not_know_is_missing() -> None:
     row = LOANS.decode(json.dumps(LOAN | {"income": None}).encode(), "$")
     assert row.transaction_id is None
@@ -84,6 +90,8 @@ TIME = 'send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
             f'Expected `str` of length <= 128; "{"m" * 59}… arrived',
             ".merchant_id",
         ),
+        ({"customer_id": "c\0"}, "an id may not hold the characters U+0000 and U+001F", ".customer_id"),
+        ({"merchant_id": "m\x1f1"}, "an id may not hold the characters U+0000 and U+001F", ".merchant_id"),
         (
             {"event_time": "2026-01-31T12:30:00"},
             f'Expected `datetime` with a timezone component; {TIME}; "2026-01-31T12:30:00" arrived',
