@@ -111,6 +111,14 @@ class UnknownModel(RequestError):
         super().__init__(f"model {name!r} is not served here; served: {known}", "$.model")
 
 
+class PastVersion(UnknownModel):
+    """The version that decided is served no more; whoever has the store may load it and ask again."""
+
+    def __init__(self, name: str, digest: str, served: list[str]) -> None:
+        super().__init__(f"{name} {digest}", served)
+        self.name, self.digest = name, digest
+
+
 class UnknownCustomer(RequestError):
     http_status = 404
     code = "unknown_customer"
@@ -206,6 +214,7 @@ class RegistryError(FraudError):
 class StoreError(FraudError):
     http_status = 503
     code = "store"
+    retry_after_s = 1.0
 
 
 class StoreDown(StoreError):

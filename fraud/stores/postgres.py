@@ -155,8 +155,8 @@ class PostgresStore:
         async def write(db: Connection) -> tuple[list[Told], tuple[Written, Written]]:
             cursor = await db.execute(DECIDED, [[fraud.transaction_id for fraud in frauds]], binary=True)
             recorded = {key: _decode_record(record) for key, record in await cursor.fetchall()}
-            at = {f.transaction_id: f.label_time_ms for f in sorted(frauds, key=lambda f: f.transaction_id)}
-            ids = [key for key in at if key in recorded]
+            at = {fraud.transaction_id: fraud.label_time_ms for fraud in reversed(frauds)}  # the first of two counts
+            ids = sorted(key for key in at if key in recorded)
             if not ids:
                 return ["unknown"] * len(frauds), ({}, {})
             async with db.pipeline():

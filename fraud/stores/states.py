@@ -43,12 +43,14 @@ class Change:
 
     @classmethod
     def of_frauds(cls, decided: Sequence[Decided], label_times: Sequence[int]) -> Change:
+        """Tell frauds; one that is said to have been known before its event counts as known from the event on."""
+        event_times = np.array([d.event_time_ms for d in decided], np.int64)
         return cls(
             decided,
             tell_frauds,
-            np.array([d.event_time_ms for d in decided], np.int64),
+            event_times,
             np.array([d.amount for d in decided], np.float64),
-            np.array(label_times, np.int64),
+            np.maximum(event_times, np.array(label_times, np.int64)),
         )
 
     def apply(self, customers: Blobs, merchants: Blobs) -> tuple[Written, Written]:
