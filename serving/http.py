@@ -40,6 +40,8 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
+OTHER = "other"
+"""The route of every path that is not answered here."""
 JSON: Headers = ((b"content-type", b"application/json"),)
 CLOSE: Headers = ((b"connection", b"close"),)
 
@@ -126,7 +128,8 @@ class FrontDoor:
         Each is called with every request, those for `app` included, before its body is read, and refuses it by
         raising a `FraudError`. The sequence may be filled until the first request.
     observers : sequence of callable
-        Each is called with a request of a route, its answer and the seconds it took, when the answer goes out.
+        Each is called with a request, its answer and the seconds it took, when an answer given here goes out;
+        ``scope["fraud.route"]`` says of which route, one of as many as there are.
     around : mapping of (str, str), optional
         Routes whose path names something in its middle, by what stands before and after the name.
     """
@@ -153,9 +156,7 @@ class FrontDoor:
             return await self._app(scope, receive, send)
         started = time.perf_counter()
         call = Call(self, scope, receive)
-        methods = self._routes.get(scope["path"])
-        if methods is None:
-            methods = self._named_in(scope["path"])
+        scope["fraud.route"], methods = self._route_of(scope["path"])
         try:
             answer = await self._answer(call, methods)
         except CallerLeft:
@@ -166,11 +167,15 @@ class FrontDoor:
             observe(call, answer, time.perf_counter() - started)
         return await respond(send, answer, call.request_id)
 
-    def _named_in(self, path: str) -> Mapping[str, Handler] | None:
+    def _route_of(self, path: str) -> tuple[str, Mapping[str, Handler] | None]:
+        """Return a path's route and its handlers; what the path names in its middle is not in the route."""
+        methods = self._routes.get(path)
+        if methods is not None:
+            return path, methods
         for (begin, end), methods in self._around.items():
             if path.startswith(begin) and path.endswith(end):
-                return methods
-        return None
+                return f"{begin}{{id}}{end}", methods
+        return OTHER, None
 
     async def _answer(self, call: Call, methods: Mapping[str, Handler] | None) -> Answer | None:
         """The answer of a route or the refusal of a guard; None when `app` is to answer."""

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -82,7 +83,7 @@ class RequestLog:
             "request",
             request_id=call.request_id,
             method=call.scope["method"],
-            path=_CUSTOMER.sub(r"\1{id}", call.scope["path"]),
+            path=shown_path(call.scope),
             status=answer.status,
             milliseconds=round(seconds * 1000, 3),
             bytes=len(answer.body),
@@ -90,7 +91,13 @@ class RequestLog:
         )
 
 
-_CUSTOMER = re.compile(r"(/v1/users/)[^/]*")
+def shown_path(scope: Mapping[str, Any]) -> str:
+    """Return a request's path without the customer's id in it, for logs and traces."""
+    route: str = scope["fraud.route"]
+    return route if "{id}" in route else _CUSTOMER.sub(r"\1{id}", scope["path"])
+
+
+_CUSTOMER = re.compile(r"(/v1/users/).+", re.DOTALL)
 
 
 def _stamp(_logger: Any, method: str, event: Any) -> Any:

@@ -16,8 +16,6 @@ from serving.security import Gate
 from serving.shadow import Shadow
 from serving.telemetry import Telemetry
 
-ROUTES = ("/predict", "/explain", "/readyz", "/admin/models", "/admin/models/refresh")
-
 
 class Operations:
     """Made once a worker, before its models are loaded.
@@ -36,7 +34,7 @@ class Operations:
 
     def __init__(self, settings: Settings, packed: Mapping[str, str]) -> None:
         logs.configure_logging(settings.log_level, settings.log_format)
-        self.telemetry = Telemetry(ROUTES)
+        self.telemetry = Telemetry()
         self.models = ActiveModels(settings, packed, self.telemetry.swapped)
         self.gate = Gate.of(settings)
         self.guards: list[Guard] = [_name_request]

@@ -23,7 +23,7 @@ from fraud.settings import Settings
 Scope = Literal["score", "read", "admin"]
 SCOPES: tuple[Scope, ...] = ("score", "read", "admin")
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
-SCORE_PATHS = frozenset({"/predict", "/explain"})
+SCORE_PATHS = frozenset({"/predict", "/explain", "/v1/labels"})
 MAX_CALLERS = 10_000
 _KEY = re.compile(r"fk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 _LINE = re.compile(

@@ -63,6 +63,12 @@ METRICS = (
     Metric("fraud_rows_recalled_total", "counter", (), "Rows answered with the decision they had before."),
     Metric("fraud_extra_fields_total", "counter", (), "Fields that were sent and that no model reads."),
     Metric("fraud_degraded_rows_total", "counter", ("reason",), "Rows scored or recorded without something."),
+    Metric(
+        "fraud_labels_total",
+        "counter",
+        ("outcome",),
+        "Labels that arrived: told, known before, of an unknown transaction, or refused.",
+    ),
     Metric("fraud_store_waiting", "gauge", (), "Decisions that wait for a store that does not answer, all workers."),
     Metric("fraud_store_outages_total", "counter", ("store",), "Times a worker took a store off, by the store."),
     Metric("fraud_store_late_calls_total", "counter", ("store",), "Calls that took longer than the store's budget."),
@@ -154,14 +160,11 @@ class Telemetry:
 
     Parameters
     ----------
-    routes : sequence of str
-        Paths that are counted under their own name; any other is ``other``, so that callers cannot make labels.
     registry : CollectorRegistry
     """
 
-    def __init__(self, routes: Sequence[str], registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         forget_dead_workers()
-        self._routes = frozenset(routes)
         self._metrics: dict[str, Any] = {}
         for metric in METRICS:
             name = metric.name.removesuffix("_total")
@@ -186,8 +189,7 @@ class Telemetry:
 
     def answered(self, call: _Called, answer: _Answered, seconds: float) -> None:
         """Count one request; an observer of the front door."""
-        path = call.scope["path"]
-        route = path if path in self._routes else "other"
+        route = call.scope["fraud.route"]
         with self._lock:
             self._tally("fraud_request_seconds", route).observe(seconds)
             self._tally("fraud_requests_total", route, str(answer.status)).increase()
@@ -305,6 +307,8 @@ class Telemetry:
             key: tuple[str, ...] = (f"fraud_{name}_total",)
             if name.startswith("degraded_"):
                 key = ("fraud_degraded_rows_total", name.removeprefix("degraded_"))
+            elif name.startswith("labels_"):
+                key = ("fraud_labels_total", name.removeprefix("labels_"))
             if key[0] in self._metrics and name != "rows":  # rows are counted by decision
                 self._take(count, *key)
 

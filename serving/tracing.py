@@ -19,6 +19,8 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from serving.logs import shown_path
+
 MAX_OPEN = 10_000
 _SPAN = "fraud.span"
 _batch: ContextVar[Any] = ContextVar("batch", default=None)
@@ -51,11 +53,12 @@ class Tracing:
     def begin(self, call: Any) -> None:
         """Open a request's span, a child of the caller's; a guard of the front door."""
         carrier = {"traceparent": call.headers.get(b"traceparent", b"").decode("latin-1")}
+        path = shown_path(call.scope)
         span = self._tracer.start_span(
-            f"{call.scope['method']} {call.scope['path']}",
+            f"{call.scope['method']} {path}",
             context=self._propagator.extract(carrier),
             kind=SpanKind.SERVER,
-            attributes={"http.request.method": call.scope["method"], "url.path": call.scope["path"]},
+            attributes={"http.request.method": call.scope["method"], "url.path": path},
         )
         span.set_attribute("fraud.request_id", call.request_id)
         call.scope[_SPAN] = span

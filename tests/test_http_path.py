@@ -206,7 +206,7 @@ def test_errors_have_one_shape_and_reveal_no_internals(
     assert error["request_id"] == headers["x-request-id"] == "order-17/a"
     assert "secret" not in str(answer)
     assert "db.internal" not in str(answer)
-    assert ("retry-after" in headers) is (code == "overloaded")
+    assert ("retry-after" in headers) is (status == 503)
     row_errors = [{"code": code, "message": message, "path": "$.instances[0]"}]
     assert answer.get("errors") == (row_errors if code == "invalid_request" else None)
 

@@ -140,6 +140,7 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
         ("/explain", "POST", "score"),
         ("/metrics", "GET", "read"),
         ("/docs.json", "GET", "read"),
+        ("/v1/labels", "POST", "score"),
         ("/v1/users/c1/profile", "GET", "read"),
         ("/v1/users/c1/profile", "DELETE", "admin"),
         ("/admin/models", "GET", "admin"),

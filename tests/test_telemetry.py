@@ -37,7 +37,7 @@ class Made:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.telemetry = Telemetry(["/predict", "/explain"], self.registry)
+        self.telemetry = Telemetry(self.registry)
 
     def value(self, metric: str, /, **labels: str) -> float | None:
         self.telemetry.flush()
@@ -49,8 +49,8 @@ def made() -> Made:
     return Made()
 
 
-def call(path: str = "/predict", request_id: str = "r1", **headers: str) -> Any:
-    scope = {"path": path, "method": "POST", "type": "http"}
+def call(path: str = "/predict", request_id: str = "r1", route: str | None = None, **headers: str) -> Any:
+    scope = {"path": path, "fraud.route": route or path, "method": "POST", "type": "http"}
     return SimpleNamespace(
         scope=scope, request_id=request_id, headers={k.encode(): v.encode() for k, v in headers.items()}
     )
@@ -88,7 +88,7 @@ def test_requests_and_errors_are_counted(made: Made) -> None:
     made.telemetry.answered(call(), Answer(b"{}"), 0.002)
     error = b'{"error":{"code":"invalid_request","message":"x","path":null,"request_id":"r"}}'
     made.telemetry.answered(call(), Answer(error, 422), 0.001)
-    made.telemetry.answered(call("/a-path-of-the-caller's-own"), Answer(b"", 404), 0.001)
+    made.telemetry.answered(call("/a-path-of-the-caller's-own", route="other"), Answer(b"", 404), 0.001)
     assert made.value("fraud_requests_total", route="/predict", status="200") == 1
     assert made.value("fraud_requests_total", route="other", status="404") == 1
     assert made.value("fraud_errors_total", code="invalid_request") == 1
@@ -126,12 +126,13 @@ def test_swaps_and_the_versions_served(made: Made) -> None:
 
 
 def test_what_the_data_plane_counts_is_taken_over_once(made: Made) -> None:
-    counts = {"rows": 5, "rows_recalled": 2, "degraded_history": 3}
+    counts = {"rows": 5, "rows_recalled": 2, "degraded_history": 3, "labels_told": 7}
     made.telemetry.watch(lambda: 17, lambda: counts)
     assert made.value("fraud_queue_rows") == 17
     counts |= {"rows_recalled": 4}
     assert made.value("fraud_rows_recalled_total") == 4
     assert made.value("fraud_degraded_rows_total", reason="history") == 3
+    assert made.value("fraud_labels_total", outcome="told") == 7
     assert made.value("fraud_memory_bytes") == pytest.approx(resident_bytes(), rel=0.2)
 
 
@@ -157,7 +158,7 @@ def _seconds(work: Any, times: int) -> float:
 WORKER = """
 import sys, time
 from serving.telemetry import Telemetry
-t = Telemetry(["/predict"])
+t = Telemetry()
 t.stage("score", 0.5)
 t.watch(lambda: 3, dict)
 t.flush()
@@ -252,9 +253,23 @@ def test_request_log_tells_failed_ones_and_no_secret(log_lines: Any) -> None:
 
 
 def test_request_log_does_not_name_customers(log_lines: Any) -> None:
-    logs.RequestLog("all")(call("/v1/users/jane.doe@example.org/profile"), Answer(b"", 404), 0.001)
-    (line,) = log_lines()
-    assert line["path"] == "/v1/users/{id}/profile"
+    log = logs.RequestLog("all")
+    for path, route in ((f"{USERS}/profile", "/v1/users/{id}/profile"), (f"{USERS}/card", "other")):
+        log(call(path, route=route), Answer(b"", 404), 0.001)
+    assert [line["path"] for line in log_lines()] == ["/v1/users/{id}/profile", "/v1/users/{id}"]
+
+
+USERS = "/v1/users/jane.doe@example.org/2"
+
+
+def test_a_trace_does_not_name_customers() -> None:
+    exporter = InMemorySpanExporter()
+    tracing = Tracing("http://unused", processor=SimpleSpanProcessor(exporter))
+    request = call(f"{USERS}/profile", route="/v1/users/{id}/profile")
+    tracing.begin(request)
+    tracing.end(request, Answer(b""), 0.1)
+    assert "jane" not in exporter.get_finished_spans()[0].to_json()
+    tracing.close()
 
 
 def test_traces_carry_the_callers_context_and_the_stages() -> None:
