@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fraud.history import CATEGORY_SLOTS, DAYS, NEVER
+from fraud.history import CATEGORY_SLOTS, DAYS, MS_PER_DAY, NEVER
 from fraud.stores import Profile
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -50,7 +50,8 @@ def readable_profile(profile: Profile) -> dict[str, Any]:
 
 
 def _window(c: np.void, days: int) -> dict[str, Any]:
-    slots = [d % DAYS for d in range(int(c["last_day"]) - days + 1, int(c["last_day"]) + 1)]
+    last, oldest_kept = int(c["last_time"]) // MS_PER_DAY, int(c["last_day"]) - DAYS + 1  # a label may be of later
+    slots = [d % DAYS for d in range(max(last - days + 1, oldest_kept), last + 1)]
     n, total = int(c["day_count"][slots].sum()), int(c["day_amount"][slots].sum())
     return {
         "transactions": n,

@@ -11,11 +11,13 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
+from fraud.schema import MAX_ID_LENGTH
 from fraud.settings import Settings
-from serving.contract import ErrorAnswer, Readiness
+from serving.contract import ErrorAnswer, LabelsAnswer, LabelsRequest, ProfileAnswer, Readiness, ResetAnswer
 from serving.engine import Engine
 from serving.http import Answer, ASGIApp, Call, FrontDoor, Routes
-from serving.profiles import profile_routes
+from serving.labels import LABELS, label_routes
+from serving.profiles import PROFILES, profile_routes
 
 REF = "#/components/schemas/{model}"
 
@@ -52,9 +54,43 @@ SECURITY_SCHEMES = {
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 KEYS: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
+TELL_LABELS = {
+    "tags": ["History"],
+    "description": "Tell which scored transactions turned out to be fraud; customers and merchants are known by it.",
+    "requestBody": {"required": True, **_json(LabelsRequest)},
+    "responses": {"200": {"description": "One element per label, in order.", **_json(LabelsAnswer)}}
+    | {status: error for status, error in ERRORS.items() if status != "404"},
+    "security": [{}, *KEYS],
+}
+OF_A_CUSTOMER = {
+    "tags": ["History"],
+    "parameters": [
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "The customer's id, percent-encoded as a path asks for.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
+        }
+    ],
+    "security": [{}, *KEYS],
+}
+NO_CUSTOMER = {status: ERRORS[status] for status in ("401", "403", "429", "500", "503")} | {
+    "404": {"description": "Nothing is known of this customer.", **_json(ErrorAnswer)},
+    "422": {"description": "The path holds no id.", **_json(ErrorAnswer)},
+}
+READ_PROFILE = OF_A_CUSTOMER | {
+    "description": "What is kept of a customer, readable.",
+    "responses": {"200": {"description": "The profile.", **_json(ProfileAnswer)}} | NO_CUSTOMER,
+}
+RESET_PROFILE = OF_A_CUSTOMER | {
+    "description": "Forget a customer's history; decisions stay on record.",
+    "responses": {"200": {"description": "It is forgotten.", **_json(ResetAnswer)}} | NO_CUSTOMER,
+    "security": KEYS,
+}
 ADMINISTRATION = (
     ("get", "/admin/models", "What this worker serves, and what it should serve and cannot."),
-    ("post", "/admin/models/refresh", "Look for other versions at once, in the worker that answers."),
+    ("post", "/admin/models/refresh", "Look for other versions at once, on W&B too, in the worker that answers."),
 )
 
 
@@ -67,7 +103,9 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         bento, app = self.inner, super().to_asgi(is_main=is_main)
-        routes = {**scoring_routes(bento.engine), **admin_routes(bento.engine)}
+        max_ahead_ms = round(bento.settings.max_clock_ahead_s * 1000)
+        labels = label_routes(lambda: bento.engine.dataplane, max_ahead_ms)
+        routes = {**scoring_routes(bento.engine), **labels, **admin_routes(bento.engine)}
         around = profile_routes(lambda: bento.engine.dataplane.store)
         door = FrontDoor(app, routes, bento.limits, bento.guards, bento.observers, around)
         return for_browsers(door, bento.settings)
@@ -103,6 +141,10 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
                 "security": KEYS,
             }
             paths[path] = attrs.evolve(paths["/readyz"], **{"get": None, method: operation})
+        schemas |= _schemas(LabelsRequest) | _schemas(LabelsAnswer) | _schemas(ProfileAnswer) | _schemas(ResetAnswer)
+        paths[LABELS] = attrs.evolve(paths["/readyz"], get=None, post=TELL_LABELS)
+        profile = "{id}".join(PROFILES)
+        paths[profile] = attrs.evolve(paths["/readyz"], get=READ_PROFILE, delete=RESET_PROFILE)
         components = {"schemas": schemas, "securitySchemes": SECURITY_SCHEMES}
         return attrs.evolve(spec, openapi="3.1.0", paths=paths, components=components)
 

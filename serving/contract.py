@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from bentoml import IODescriptor
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Instance = Annotated[
     dict[str, Any],
@@ -103,6 +103,73 @@ class PredictAnswer(IODescriptor):  # type: ignore[misc]
 
 class ExplainAnswer(IODescriptor):  # type: ignore[misc]
     predictions: list[Annotated[Explanation | RowFailure, _Whole]]
+
+
+class Label(BaseModel):
+    """One transaction that turned out to be fraud; one that nobody tells counts as legitimate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    transaction_id: str = Field(min_length=1, max_length=128, description="as it was scored")
+    is_fraud: Literal[True]
+    label_time: AwareDatetime | None = Field(
+        None, description="when it became known, RFC 3339 with a zone; now by default"
+    )
+
+
+class LabelsRequest(BaseModel):
+    labels: list[Label] = Field(min_length=1, max_length=1000)
+
+
+class LabelOutcome(BaseModel):
+    transaction_id: str
+    outcome: Literal["told", "known", "unknown"] = Field(
+        description="told to the histories now, told before, or of a transaction that is not on record"
+    )
+
+
+class LabelsAnswer(BaseModel):
+    labels: list[LabelOutcome | RowFailure]
+
+
+class ProfileWindow(BaseModel):
+    transactions: int
+    amount_mean: float | None
+    amount_max: float | None
+    frauds: int
+
+
+class RecentTransaction(BaseModel):
+    event_time: AwareDatetime
+    amount: float
+
+
+class ProfileAnswer(BaseModel):
+    """What is kept of a customer: amounts in currency units, times in UTC, windows up to the last transaction's day."""
+
+    customer_id: str
+    transactions: int
+    first_seen: AwareDatetime | None
+    last_seen: AwareDatetime | None
+    amount_mean: float | None
+    amount_standard_deviation: float | None
+    windows: dict[Literal["1d", "7d", "30d"], ProfileWindow]
+    usual_hours_utc: list[int] = Field(max_length=3)
+    usual_weekdays: list[str] = Field(max_length=3)
+    known_categories: int
+    known_merchants: int
+    known_merchants_recent: int
+    known_devices_recent: int
+    frauds: int = Field(description="known by now")
+    last_fraud: AwareDatetime | None = Field(description="when the latest of them happened")
+    recent: list[RecentTransaction] = Field(description="the latest transactions, newest first")
+    approximate: dict[str, str] = Field(description="which of these figures are approximate, and how")
+    state_bytes: int
+
+
+class ResetAnswer(BaseModel):
+    customer_id: str
+    reset: Literal[True]
 
 
 class Readiness(BaseModel):

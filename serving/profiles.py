@@ -14,7 +14,7 @@ import orjson
 
 from fraud.errors import InvalidRequest, UnknownCustomer
 from fraud.profile import readable_profile
-from fraud.schema import MAX_ID_LENGTH
+from fraud.schema import MAX_ID_LENGTH, refuse_controls
 from fraud.stores import Store
 from serving.http import Answer, Call, Handler
 
@@ -52,7 +52,7 @@ def customer_of(call: Call) -> str:
     Raises
     ------
     InvalidRequest
-        It is empty or too long, or no UTF-8.
+        It is empty or too long, no UTF-8, or holds a character that no id may.
     """
     raw = call.scope.get("raw_path") or call.scope["path"].encode()
     middle = raw.decode("latin-1").removeprefix(PROFILES[0]).removesuffix(PROFILES[1])
@@ -64,6 +64,7 @@ def customer_of(call: Call) -> str:
         raise InvalidRequest(
             f"the customer's id has {len(customer_id)} characters; 1 to {MAX_ID_LENGTH} are allowed", "$.id"
         )
+    refuse_controls(customer_id, "$.id")
     return customer_id
 
 

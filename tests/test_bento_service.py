@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -21,25 +18,23 @@ import bentoml
 import jsonschema_rs
 import pytest
 
-from tests.tiny import ready_rows, transactions, write_tiny_bundle
-from wandb_sync.store import BentoStore
+from serving.security import SCOPES, new_key
+from tests.servers import bentoml_serve
+from tests.tiny import ready_rows, store_of_tiny_models, transactions
 
 ROOT = Path(__file__).parent.parent
+SECRET, KEY = new_key(SCOPES)
 
 
 @dataclass(frozen=True)
 class Served:
-    port: int
+    url: str
     environment: dict[str, str]
-    log: Path
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **headers}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, _parsed(answer.read())
@@ -56,42 +51,14 @@ def _parsed(body: bytes) -> Any:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A Bento store with one tiny model of each kind."""
-    home = tmp_path_factory.mktemp("bentoml")
-    tags = [
-        BentoStore(home).import_bundle(write_tiny_bundle(home / kind, kind, name=f"tiny-{kind}"), {})
-        for kind in ("transaction", "features")
-    ]
-    return {
-        **os.environ,
-        "BENTOML_HOME": str(home),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "FRAUD_MODEL": ",".join(tags),
-        "FRAUD_STATE_DIR": str(home / "state"),
-    }
+    return {**store_of_tiny_models(tmp_path_factory.mktemp("bentoml")), "FRAUD_API_KEYS": KEY.line()}
 
 
 @pytest.fixture(scope="module")
 def served(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     log = tmp_path_factory.mktemp("served") / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", str(port)],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        with bentoml.SyncHTTPClient(f"http://127.0.0.1:{port}", server_ready_timeout=60):
-            yield Served(port, environment, log)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        ended = process.wait(30)
-    assert ended == 0, log.read_text()
+    with bentoml_serve(environment, log) as url:
+        yield Served(url, environment)
     assert "Traceback" not in log.read_text()
 
 
@@ -153,10 +120,11 @@ def test_the_openapi_document_describes_what_is_answered(served: Served) -> None
     status, document = served.ask("/docs.json")
     assert (status, document["openapi"]) == (200, "3.1.0")
 
-    def holds(path: str, body: Any, expected_status: int) -> None:
-        status, answer = served.ask(path, body)
+    def holds(path: str, body: Any, expected_status: int, method: str = "", **names: str) -> None:
+        method = method or ("GET" if body is None else "POST")
+        status, answer = served.ask(path.format(**names), body, method, Authorization=f"Bearer {SECRET}")
         assert status == expected_status
-        operation = document["paths"][path]["get" if body is None else "post"]
+        operation = document["paths"][path][method.lower()]
         schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
         jsonschema_rs.validate({**schema, "components": document["components"]}, answer)
 
@@ -169,6 +137,19 @@ def test_the_openapi_document_describes_what_is_answered(served: Served) -> None
         holds(path, {"instances": []}, 422)
         holds(path, {"instances": [row], "model": "other"}, 404)
     holds("/readyz", None, 200)
+    payments = [{**payment, "customer_id": "a/b"} for payment in transactions(3, 8)]
+    assert served.ask("/predict", {"instances": payments})[0] == 200
+    label = {"transaction_id": payments[0]["transaction_id"], "is_fraud": True}
+    profile = "/v1/users/{id}/profile"
+    holds(profile, None, 200, id="a%2Fb")
+    holds("/v1/labels", {"labels": [label, {**label, "is_fraud": False}, label]}, 200)
+    holds("/v1/labels", {"labels": [{**label, "label_time": "soon"}]}, 422)
+    holds("/v1/labels", {"labels": []}, 422)
+    holds(profile, None, 200, id="a%2Fb")
+    holds(profile, None, 200, "DELETE", id="a%2Fb")
+    holds(profile, None, 404, "DELETE", id="a%2Fb")
+    holds(profile, None, 404, id="a%2Fb")
+    holds(profile, None, 422, id="%FF")
     request = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     jsonschema_rs.validate({**request, "components": document["components"]}, {"instances": transactions(2, 6)})
     references = set(_references(document))

@@ -8,10 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import schemathesis
@@ -32,8 +30,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serving.security import new_key
-from tests.tiny import ready_rows, transactions, write_tiny_bundle
-from wandb_sync.store import BentoStore
+from tests.servers import bentoml_serve
+from tests.tiny import ready_rows, store_of_tiny_models, transactions
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FRAUD_FUZZ_CALLS", "900"))
@@ -57,13 +55,12 @@ MAX_BODY_BYTES = 100_000
 
 @dataclass
 class Server:
-    port: int
-    log: Path
+    url: str
     statuses: Counter[int] = field(default_factory=Counter)
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -79,12 +76,6 @@ class Server:
         self.statuses[answer.status] += 1
         return answer.status, content, {name.lower(): value for name, value in answer.getheaders()}
 
-    def ready(self) -> bool:
-        try:
-            return self.ask("GET", "/readyz")[0] == 200
-        except OSError:
-            return False
-
     def still_scores(self) -> None:
         body = json.dumps({"instances": ready_rows(1, 1), "model": "tiny-features"}).encode()
         status, content, _ = self.ask("POST", "/predict", body)
@@ -94,43 +85,17 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
-    tags = [
-        BentoStore(home).import_bundle(write_tiny_bundle(home / kind, kind, name=f"tiny-{kind}"), {})
-        for kind in ("transaction", "features")
-    ]
     environment = {
-        **os.environ,
-        "BENTOML_HOME": str(home),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "FRAUD_MODEL": ",".join(tags),
-        "FRAUD_STATE_DIR": str(home / "state"),
+        **store_of_tiny_models(home),
         "FRAUD_API_KEYS": f"{KEY.line()} {READER.line()} {ADMIN.line()} {LIMITED.line()}",
         "FRAUD_REQUIRE_KEYS": "true",
         "FRAUD_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
         "FRAUD_DURABLE": "false",
         "FRAUD_LOG_REQUESTS": "all",
     }
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     log = home / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", str(port)],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        server = Server(port, log)
-        while not server.ready():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield server
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    with bentoml_serve(environment, log) as url:
+        yield Server(url)
     text = log.read_text()
     assert "Traceback" not in text
     for secret in (SECRET, READER_SECRET, LIMITED_SECRET):
@@ -167,10 +132,13 @@ def test_openapi_document_is_true(document: Any, server: Server) -> None:
         "/livez",
         "/readyz",
         "/admin/models",
+        "/v1/labels",
+        "/v1/users/{id}/profile",
     }
     for operation in operations:
-        secret = ADMIN_SECRET if operation.path.startswith("/admin/") else SECRET
-        examples = CALLS // 6 if operation.method == "post" else 3
+        needs_admin = operation.path.startswith("/admin/") or operation.method == "delete"
+        secret = ADMIN_SECRET if needs_admin else SECRET
+        examples = CALLS // 6 if operation.method == "post" else CALLS // 30 if "{" in operation.path else 3
 
         @settings(SETTINGS, max_examples=examples)
         @given(case=operation.as_strategy())
@@ -191,6 +159,8 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
     max_leaves=12,
 )
+METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "BREW"]
+PATHS = ["/predict", "/explain", "/v1/labels", "/v1/users/c1/profile", "/v1/users/"]
 FIELDS = [*transactions(1, 1)[0], "income", "velocity", "has_phone", "email_domain", "extra"]
 
 
@@ -224,6 +194,35 @@ def test_bent_bodies(server: Server, body: Any, path: str) -> None:
     check(*server.ask("POST", path, content))
 
 
+label_fields = st.fixed_dictionaries(
+    {
+        "transaction_id": st.one_of(st.sampled_from(["t1-0", "tiny-features\x1ft1-0"]), values),
+        "is_fraud": st.one_of(st.just(True), values),
+    },
+    optional={"label_time": st.one_of(st.just("2026-02-01T00:00:00+01:00"), values), "labelTime": values},
+)
+label_lists = st.one_of(st.lists(st.one_of(label_fields, values), max_size=5), values)
+
+
+@given(body=st.one_of(st.fixed_dictionaries({"labels": label_lists}), values))
+@SETTINGS
+def test_bent_labels(server: Server, body: Any) -> None:
+    check(*server.ask("POST", "/v1/labels", json.dumps(body).encode()))
+
+
+customer_names = st.text("ab/.%\x00\x1f\xff\u20ac ", max_size=6).map(lambda text: quote(text.encode(), safe=""))
+
+
+@given(name=st.one_of(customer_names, st.binary(max_size=4).map(quote), st.just("c1")), method=st.sampled_from(METHODS))
+@SETTINGS
+def test_any_customer_in_the_path(server: Server, name: str, method: str) -> None:
+    headers = {"Authorization": f"Bearer {ADMIN_SECRET if method == 'DELETE' else SECRET}"}
+    answer = server.ask(method, f"/v1/users/{name}/profile", None, headers)
+    if method != "HEAD":
+        check(*answer)
+    assert answer[0] in {"BREW": (400,), "PUT": (403,), "PATCH": (403,)}.get(method, (200, 404, 405, 422))
+
+
 @given(
     content=st.one_of(
         st.binary(max_size=300),
@@ -231,10 +230,10 @@ def test_bent_bodies(server: Server, body: Any, path: str) -> None:
         st.builds(lambda n: b'{"instances":' + b"[" * n, st.integers(1, 5000)),
     ),
     path=st.one_of(
-        st.sampled_from(["/predict", "/explain", "/predict/", "//predict", "/metrics", "/docs.json", "/admin/models"]),
+        st.sampled_from([*PATHS, "/predict/", "//predict", "/metrics", "/docs.json", "/admin/models"]),
         st.text("abc/._-~%2e0", max_size=30).map(lambda text: f"/{text}"),
     ),
-    method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "BREW"]),
+    method=st.sampled_from(METHODS),
     media_type=st.sampled_from(["application/json", "application/json; charset=utf-8", "text/plain", "", "x"]),
 )
 @SETTINGS
@@ -253,6 +252,8 @@ def test_raw_bytes_on_any_path(server: Server, content: bytes, path: str, method
         ({"Authorization": "Bearer fk_00000000_nobody"}, "/predict", 401, "unauthenticated"),
         ({"Authorization": "Basic dXNlcjpwYXNz"}, "/predict", 401, "unauthenticated"),
         ({"X-API-Key": READER_SECRET}, "/predict", 403, "forbidden"),
+        ({"X-API-Key": READER_SECRET}, "/v1/labels", 403, "forbidden"),
+        ({}, "/v1/labels", 401, "unauthenticated"),
         ({"X-API-Key": SECRET}, "/admin/models/refresh", 403, "forbidden"),
         ({}, "/metrics", 401, "unauthenticated"),
         ({}, "/docs.json", 401, "unauthenticated"),

@@ -14,13 +14,13 @@ import pytest
 from fraud.history import CUSTOMER, new_states
 from fraud.profile import readable_profile
 from fraud.scorer import Scorer
-from fraud.stores import Profile
+from fraud.stores import Fraud, Profile
 from fraud.stores.sqlite import SqliteStore
 from serving.dataplane import DataPlane
 from serving.http import FrontDoor
 from serving.profiles import profile_routes
 from serving.security import scope_of
-from tests.tiny import transactions, write_tiny_bundle
+from tests.tiny import START_MS, transactions, write_tiny_bundle
 
 
 async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -87,6 +87,22 @@ def test_a_profile_says_what_a_person_asks(service: Service, caplog: pytest.LogC
     assert "anna" not in caplog.text
 
 
+def test_windows_end_with_the_last_transaction_and_not_with_a_label(service: Service) -> None:
+    """Labels become known days after the transactions, and later than the days that are kept."""
+    instances = [{**instance, "customer_id": "cara"} for instance in transactions(2, 43)]
+    service.score(instances)
+    before = service.call("GET", "/v1/users/cara/profile")[1]["windows"]
+    for days in (3, 60):
+        label_time_ms = START_MS + days * 86_400_000
+        told = service.plane.store.tell_frauds([Fraud(instances[days % 2]["transaction_id"], label_time_ms)])
+        assert service.runner.run(told) == ["told"]
+        profile = service.call("GET", "/v1/users/cara/profile")[1]
+        frauds = {"transactions": 2, "frauds": 1} if days == 3 else {"transactions": 0, "frauds": 0}
+        assert {key: profile["windows"]["1d"][key] for key in frauds} == frauds
+        assert before["1d"]["transactions"] == 2
+    assert (profile["transactions"], profile["frauds"]) == (2, 2)
+
+
 def test_a_reset_leaves_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     service.score([{**transactions(1, 42)[0], "customer_id": "ben"}])
     with caplog.at_level(logging.INFO, "fraud.serving.profiles"):
@@ -104,6 +120,7 @@ def test_a_reset_leaves_nothing(service: Service, caplog: pytest.LogCaptureFixtu
         ("GET", "/v1/users//profile", 422, "invalid_request"),
         ("GET", f"/v1/users/{'x' * 129}/profile", 422, "invalid_request"),
         ("GET", "/v1/users/%ff/profile", 422, "invalid_request"),
+        ("GET", "/v1/users/%00/profile", 422, "invalid_request"),
         ("POST", "/v1/users/anna/profile", 405, "method_not_allowed"),
         ("GET", "/v1/users/anna", 404, "not_found"),
     ],

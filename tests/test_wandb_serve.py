@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +11,7 @@ from typing import Any
 import bentoml
 
 from fraud.bundle import short
-from tests.servers import free_port
+from tests.servers import bentoml_serve
 from tests.wandb_machine import Machine
 from tests.wandb_runs import NAME, digest_of, golden, make_run
 from tests.wandb_server import WandbServer
@@ -27,23 +23,9 @@ ROLLBACK_LIMIT_S = 2.0
 @contextmanager
 def service(machine: Machine) -> Iterator[bentoml.SyncHTTPClient]:
     """`bentoml serve` on a machine's Bento store, following its registry."""
-    port = free_port()
     environment = {**machine.environment, "FRAUD_MODEL": NAME, "FRAUD_STATE_DIR": str(machine.home / "state")}
-    with (machine.home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", str(port)],
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        with bentoml.SyncHTTPClient(f"http://127.0.0.1:{port}", server_ready_timeout=60) as client:
-            yield client
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+    with bentoml_serve(environment, machine.home / "log") as url, bentoml.SyncHTTPClient(url) as client:
+        yield client
 
 
 def predict(client: bentoml.SyncHTTPClient, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from fraud.features import HISTORY_FEATURES, Featurizer, Histories
 from fraud.model import Model
 from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
 from fraud.scorer import golden_of
+from wandb_sync.store import BentoStore
 
+KINDS: tuple[Kind, ...] = ("transaction", "features")
 START_MS = 1_767_225_600_000  # 2026-01-01
 TRANSACTION_SPEC = FeatureSpec(
     "transaction",
@@ -97,6 +100,20 @@ def ready_rows(n: int, seed: int) -> list[dict[str, Any]]:
         }
         for _ in range(n)
     ]
+
+
+def store_of_tiny_models(home: Path) -> dict[str, str]:
+    """Make a Bento store with one tiny model of each kind; return the environment in which a service serves both."""
+    tags = [
+        BentoStore(home).import_bundle(write_tiny_bundle(home / kind, kind, name=f"tiny-{kind}"), {}) for kind in KINDS
+    ]
+    return {
+        **os.environ,
+        "BENTOML_HOME": str(home),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "FRAUD_MODEL": ",".join(tags),
+        "FRAUD_STATE_DIR": str(home / "state"),
+    }
 
 
 def write_tiny_bundle(folder: Path, kind: Kind, *, name: str | None = None, seed: int = 0) -> Path:
