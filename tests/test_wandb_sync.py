@@ -124,6 +124,9 @@ def test_another_machine_pulls_by_alias_and_scores_the_golden_rows_bit_for_bit(
     assert margins.tolist() == [row["raw_margin"] for row in rows]
     assert probabilities.tolist() == [row["fraud_probability"] for row in rows]
 
+    # an older one by its Bento store tag
+    assert other.models.pull(NAME, short(digest_of(runs[0]))) == f"{NAME}:{short(digest_of(runs[0]))}"
+
     # again: what the store has is not downloaded; a digest that it has is not even asked for
     before = len(server.requests)
     other.models.pull(NAME, "production")

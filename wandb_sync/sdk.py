@@ -24,6 +24,7 @@ from wandb.errors import AuthenticationError, CommError, UsageError
 from wandb_sync.run_log import log_folder
 
 UNREACHABLE = re.compile(r"giving up after|dial tcp|connection refused|timed out|timeout|\b(429|50[0-4])\b")
+DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
 REFUSED = re.compile(r"\b(401|403)\b|not logged in|permission|api key")
 
 
@@ -159,9 +160,10 @@ class Sdk:
             run.log_artifact(model, aliases=aliases).wait(timeout=timeout)
 
     def find(self, name: str, reference: str) -> dict[str, Any] | None:
-        """The model version that an alias, ``vN`` or a bundle digest names, or None."""
-        if reference.startswith("sha256:"):
-            return next((v for v in self._versions(name) if v["bundle_digest"] == reference), None)
+        """The model version that an alias, ``vN`` or a bundle digest, or its beginning, names, or None."""
+        if DIGEST.fullmatch(reference):
+            digest = f"sha256:{reference.removeprefix('sha256:')}"
+            return next((v for v in self._versions(name) if str(v["bundle_digest"]).startswith(digest)), None)
         path = f"{self.entity}/{self.project}/{name}:{reference}"
         if not self.api.artifact_exists(path, type="model"):
             return None
