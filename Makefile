@@ -21,11 +21,12 @@ check: $(VENV)/dev.done  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
-image: $(VENV)/wandb.done  ## pack the model in production into an image, with docker or podman (ENGINE)
-	@BIN=$(BIN) sh scripts/image.sh
+image: $(VENV)/wandb.done  ## pack the model in production into an image, with docker or podman (ENGINE); WANDB=1: wandb too
+	@BIN=$(BIN) WANDB=$(WANDB) sh scripts/image.sh
 
-image-check:  ## prove the image: offline and read-only it scores as trained, stopped under load it loses nothing
-	@$(PYTHON) scripts/check_image.py fraud_bento:production
+image-check: $(if $(WANDB),$(VENV)/dev.done)  ## prove the image (WANDB=1: the one with wandb): it scores as trained, loses nothing
+	@$(PYTHON) scripts/check_image.py fraud_bento:production$(if $(WANDB),-wandb)
+	@$(if $(WANDB),$(BIN)/python -m scripts.check_image_wandb fraud_bento:production-wandb)
 
 SCENARIO ?= smoke
 URL ?= http://127.0.0.1:$(PORT)
@@ -45,7 +46,7 @@ format: $(VENV)/dev.done  ## mend what a tool can mend
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 lock: $(VENV)/uv.done  ## lock every dependency group of pyproject.toml with hashes
 	$(LOCK) --group dev -o requirements/dev.txt
-	for group in uv serve train wandb load; do $(LOCK) --group $$group -c requirements/dev.txt -o requirements/$$group.txt; done
+	for group in uv serve train wandb follow load; do $(LOCK) --group $$group -c requirements/dev.txt -o requirements/$$group.txt; done
 
 $(VENV)/uv.done:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -29,6 +29,7 @@ USER = 1034
 CALLERS = 4
 START_LIMIT_S = 60.0
 GRACE_S = 30.0
+PACKED = "/home/bentoml/bento/models/*/*/golden.jsonl"
 
 
 class Engine:
@@ -41,24 +42,30 @@ class Engine:
             sys.exit(f"{self.command} {' '.join(arguments)}: {done.stderr.strip()[-2000:]}")
         return done.stdout.strip()
 
+    def locked(self, state: Path) -> list[str]:
+        """Options of a container that may write nothing but a state folder, and has no capabilities."""
+        options = ["--read-only", "--cap-drop", "ALL", "--volume", f"{state}:/state"]
+        return [*options, "--read-only-tmpfs=false"] if self.command == "podman" else options
+
     @contextmanager
     def running(self, state: Path, *options: str) -> Iterator[tuple[str, float]]:
         """A container on a state folder, once it is ready, and the seconds that it took."""
-        locked = ["--read-only", "--cap-drop", "ALL", "--volume", f"{state}:/state"]
-        if self.command == "podman":
-            locked.append("--read-only-tmpfs=false")
         started = time.perf_counter()
-        name = self.call("run", "--detach", *locked, *options, self.image)
+        name = self.call("run", "--detach", *self.locked(state), *options, self.image)
         try:
             while subprocess.run(
                 [self.command, "exec", name, "/home/bentoml/bento/src/deploy/ready"], capture_output=True
             ).returncode:
                 if time.perf_counter() - started > START_LIMIT_S:
-                    sys.exit(f"not ready within {START_LIMIT_S:.0f} s:\n{self.call('logs', name)[-3000:]}")
+                    sys.exit(f"not ready within {START_LIMIT_S:.0f} s:\n{self.logs(name)[-3000:]}")
                 time.sleep(0.05)
             yield name, time.perf_counter() - started
         finally:
             self.call("rm", "--force", name, check=False)
+
+    def logs(self, name: str) -> str:
+        done = subprocess.run([self.command, "logs", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return done.stdout
 
     def memory_mib(self, name: str) -> float:
         """Proportional set size of all the container's processes."""
@@ -120,15 +127,21 @@ def predict(port: int, instance: dict[str, object]) -> float | None:
     return probability
 
 
-def stops_without_loss(engine: Engine, state: Path) -> None:
+def open_port() -> tuple[int, tuple[str, ...]]:
+    """A free port, and the options of a container that serves on it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    open_port = ("--network", "host", "--env", f"BENTOML_PORT={port}")
-    with engine.running(state, *open_port) as (name, _):
-        shown = engine.call("exec", name, "sh", "-c", "cat /home/bentoml/bento/models/*/*/golden.jsonl")
-        golden = [json.loads(line)["instance"] for line in shown.splitlines()]
-        callers = Callers(port, golden)
+    return port, ("--network", "host", "--env", f"BENTOML_PORT={port}")
+
+
+def stops_without_loss(engine: Engine, state: Path, *more: str, golden: str = PACKED) -> None:
+    port, options = open_port()
+    options = (*options, *more)
+    with engine.running(state, *options) as (name, _):
+        shown = engine.call("exec", name, "sh", "-c", f"cat {golden}")
+        golden_instances = [json.loads(line)["instance"] for line in shown.splitlines()]
+        callers = Callers(port, golden_instances)
         time.sleep(3)
         before = time.perf_counter()
         engine.call("stop", "--time", str(round(GRACE_S)), name)
@@ -137,7 +150,7 @@ def stops_without_loss(engine: Engine, state: Path) -> None:
         status = engine.call("inspect", "--format", "{{.State.ExitCode}}", name)
     assert status == "0", f"ended with {status} after {took:.1f} s"
     assert len(callers.acknowledged) > 100, f"only {len(callers.acknowledged)} requests were answered before the stop"
-    with engine.running(state, *open_port) as (name, seconds):
+    with engine.running(state, *options) as (name, seconds):
         lost = [key for key, said in callers.acknowledged.items() if predict(port, callers.sent[key]) != said]
         counted = engine.call("exec", name, "python3", "-c", COUNT)
     recorded = set(counted.split())
@@ -157,18 +170,31 @@ print(*(key.rpartition(chr(31))[2] for key, in db.execute("SELECT key FROM decis
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@contextmanager
+def empty_state() -> Iterator[Path]:
+    """A folder that the container's user may write, and that may hold what he wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder)
+        state.chmod(0o777)
+        yield state
+
+
+def engine_of(description: str | None) -> Engine:
+    """The engine and the image that the command line names; shows the image's size."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image")
     parser.add_argument("--engine", default="podman", choices=["podman", "docker"])
     given = parser.parse_args()
     engine = Engine(given.engine, given.image)
     size = int(engine.call("image", "inspect", "--format", "{{.Size}}", given.image)) / 1e6
-    print(f"{given.image}: {size:.0f} MB")
+    print(f"{given.image}: {size:.0f} MB", flush=True)
+    return engine
+
+
+def main() -> None:
+    engine = engine_of(__doc__)
     for check in (answers_without_network, stops_without_loss):
-        with tempfile.TemporaryDirectory() as folder:
-            state = Path(folder)
-            state.chmod(0o777)
+        with empty_state() as state:
             check(engine, state)
 
 

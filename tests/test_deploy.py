@@ -34,7 +34,8 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "fraud.json").read_t
 # nothing to show where nothing went wrong, or before a day has passed
 MAY_BE_EMPTY = (
     *("fraud_errors_total", "fraud_degraded_rows_total", "fraud:score_drift", "fraud_failed_swaps"),
-    *("fraud_store_outages_total", "fraud_store_late_calls_total"),
+    *("fraud_store_outages_total", "fraud_store_late_calls_total", "fraud_labels_total", "fraud_shadow_"),
+    *("fraud_following_failed", "fraud_following_look_timestamp_seconds"),
 )
 
 needs_prometheus = pytest.mark.skipif(
@@ -66,7 +67,7 @@ def test_rules_and_dashboard_ask_only_for_what_the_service_tells() -> None:
 def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
     asked = " ".join(expr for _, expr in queries())
     for metric in METRICS:
-        if metric.name not in ("fraud_extra_fields_total", "fraud_swap_seconds") and "shadow" not in metric.name:
+        if metric.name not in ("fraud_extra_fields_total", "fraud_swap_seconds"):
             assert metric.name in asked, f"no panel shows {metric.name}"
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
     assert all(place["x"] + place["w"] <= 24 for place in places)
@@ -92,6 +93,15 @@ def test_compose_pins_images_names_settings_and_mounts_what_exists() -> None:
     assert limit == f"vector({2**30})"
 
 
+def test_compose_follows_its_specification(tmp_path: Path) -> None:
+    check = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, DEPLOY / "compose.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text((DEPLOY / "compose.yaml").read_text().replace("mem_limit", "memory"))
+    assert subprocess.run([*check, wrong], capture_output=True).returncode == 1
+
+
 @needs_prometheus
 def test_rules_hold_their_own_tests() -> None:
     for command in (["check", "config", "prometheus.yaml"], ["test", "rules", "rules_test.yaml"]):
@@ -112,7 +122,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def test_the_bento_holds_the_service_its_models_and_nothing_else(environment: dict[str, str]) -> None:
+def test_the_bento_holds_the_service_its_command_and_models_and_nothing_else(environment: dict[str, str]) -> None:
     done = subprocess.run(
         [BIN / "bentoml", "build", "-o", "tag"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -120,7 +130,10 @@ def test_the_bento_holds_the_service_its_models_and_nothing_else(environment: di
     tag = done.stdout.strip().rpartition("__tag__:")[2]
     bento = Path(environment["BENTOML_HOME"], "bentos", *tag.split(":"))
     rooms = {path.relative_to(bento / "src").parts[0] for path in (bento / "src").rglob("*") if path.is_file()}
-    assert rooms == {"service.py", "bentofile.yaml", "fraud", "serving", "requirements", "deploy"}
+    assert rooms == {
+        *("service.py", "bentofile.yaml", "fraud", "serving", "wandb_sync", "cli"),
+        *("requirements", "deploy"),
+    }
     info = yaml.safe_load((bento / "bento.yaml").read_text())
     models = [model["tag"] for service in info["services"] for model in service["models"]]
     assert [model.partition(":")[0] for model in models] == ["tiny", "tiny-preprocessor"]
@@ -131,6 +144,8 @@ def test_the_bento_holds_the_service_its_models_and_nothing_else(environment: di
     assert "HEALTHCHECK" in dockerfile
     for needed in re.findall(r"src/(deploy/\w+(?:\.py)?)", dockerfile):
         assert (bento / "src" / needed).is_file(), needed
+    for packages in ("serve", "follow"):
+        assert (bento / "src" / "requirements" / f"{packages}.txt").is_file()
 
 
 @contextmanager
