@@ -94,7 +94,7 @@ def test_compose_pins_images_names_settings_and_mounts_what_exists() -> None:
 
 
 def test_compose_follows_its_specification(tmp_path: Path) -> None:
-    check = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    check: list[Any] = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*check, DEPLOY / "compose.yaml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = tmp_path / "compose.yaml"
