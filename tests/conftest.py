@@ -1,17 +1,24 @@
-"""What the tests share: one small simulated file and the models trained on it, made once a session."""
+"""What the tests share: a small simulated file and the models trained on it, a tiny model, stores and their servers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fraud.scorer import Scorer
+from fraud.stores import Store, StoreOptions, open_store
+from tests.servers import Postgres, Redis, Server, running
+from tests.tiny import write_tiny_bundle
 from training.config import Booster, Config
 from training.data import Mapping, dataset_digest, load_features, load_transactions
 from training.simulate import simulate_features, simulate_transactions
 from training.train import Run, train_features, train_transactions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
+PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
 TINY = Config(rounds=30, n_bootstrap=20, booster=Booster(num_leaves=15, min_data_in_leaf=20))
 
 
@@ -60,3 +67,40 @@ def transaction_bundle(transaction_run: Run) -> Path:
 def bundle_dir(features_run: Run) -> Path:
     """A small feature-vector bundle."""
     return features_run.folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transaction bundle trained in a moment; see `tests.tiny`."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "transaction", "transaction")
+
+
+@pytest.fixture(scope="session")
+def scorer(tiny_bundle: Path) -> Scorer:
+    """The tiny transaction model."""
+    return Scorer.load(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Server]:
+    with running(Redis) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Server]:
+    with running(Postgres) as server:
+        yield server
+
+
+@pytest.fixture(params=STORES)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Opens one and the same store, as several workers would."""
+    kind: str = request.param
+    if kind == "sqlite":
+        return lambda: open_store("sqlite:", StoreOptions(tmp_path, durable=False))
+    first, _, behind = kind.partition("+")
+    fixture = {"redis": "redis_server", "postgresql": "postgres_server"}
+    url = request.getfixturevalue(fixture[first]).url
+    cold = request.getfixturevalue(fixture[behind]).url if behind else None
+    return lambda: open_store(url, StoreOptions(tmp_path, cold_store=cold, **PATIENT))  # type: ignore[arg-type]

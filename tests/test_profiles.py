@@ -20,7 +20,7 @@ from serving.dataplane import DataPlane
 from serving.http import FrontDoor
 from serving.profiles import profile_routes
 from serving.security import scope_of
-from tests.tiny import START_MS, transactions, write_tiny_bundle
+from tests.tiny import START_MS, transactions
 
 
 async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -31,9 +31,8 @@ async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) ->
 class Service:
     """A data plane and the profile routes over one store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, scorer: Scorer, folder: Path) -> None:
         self.runner = asyncio.Runner()
-        scorer = Scorer.load(write_tiny_bundle(folder / "bundle", "transaction"))
         self.plane = DataPlane({"m": scorer}, SqliteStore(folder / "history.db", durable=False))
         self.door = FrontDoor(elsewhere, {}, around=profile_routes(lambda: self.plane.store))
 
@@ -57,8 +56,8 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path)
+def service(scorer: Scorer, tmp_path: Path) -> Iterator[Service]:
+    service = Service(scorer, tmp_path)
     yield service
     service.runner.run(service.plane.close())
     service.runner.close()

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,30 +19,13 @@ from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import Guard, Resilient
 from fraud.stores.tiered import Tiered
 from serving.dataplane import DataPlane
-from tests.servers import Postgres, Redis, Server, SlowPath, running
+from tests.servers import Server, SlowPath
 from tests.test_stores import alone, assert_same_states, of_run
-from tests.tiny import START_MS, transactions, write_tiny_bundle
+from tests.tiny import START_MS, transactions
 
 BUDGET_S = 0.08
 DELAY_S = 0.05
 """Each way, so that an answer takes more than the budget."""
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[Server]:
-    with running(Redis) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres_server() -> Iterator[Server]:
-    with running(Postgres) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return Scorer.load(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "transaction", "transaction"))
 
 
 @dataclass

@@ -6,7 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,49 +30,11 @@ from fraud.stores import Fraud, States, Store, StoreOptions, open_store
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.states import told_of
 from serving.dataplane import DataPlane
-from tests.servers import Postgres, Redis, Server, running
-from tests.tiny import START_MS, transactions, write_tiny_bundle
+from tests.conftest import EXAMPLES, PATIENT
+from tests.servers import Server
+from tests.tiny import START_MS, transactions
 from training.data import Mapping
 from training.replay import transaction_spec
-
-STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
-PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[Server]:
-    with running(Redis) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def postgres_server() -> Iterator[Server]:
-    with running(Postgres) as server:
-        yield server
-
-
-@pytest.fixture(params=STORES)
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    """Opens one and the same store, as several workers would."""
-    kind: str = request.param
-    if kind == "sqlite":
-        return lambda: open_store("sqlite:", StoreOptions(tmp_path, durable=False))
-    first, _, behind = kind.partition("+")
-    fixture = {"redis": "redis_server", "postgresql": "postgres_server"}
-    url = request.getfixturevalue(fixture[first]).url
-    cold = request.getfixturevalue(fixture[behind]).url if behind else None
-    return lambda: open_store(url, StoreOptions(tmp_path, cold_store=cold, **PATIENT))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "transaction", "transaction")
-
-
-@pytest.fixture(scope="module")
-def scorer(bundle: Path) -> Scorer:
-    return Scorer.load(bundle)
 
 
 def of_run(name: str, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -239,7 +201,7 @@ def worker(url: str, options: StoreOptions, bundle: Path, instances: list[dict[s
 
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("redis", 8), ("redis+postgresql", 2)])
 def test_processes_scoring_the_same_customers_lose_no_update(
-    kind: str, processes: int, bundle: Path, scorer: Scorer, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, processes: int, tiny_bundle: Path, scorer: Scorer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Each transaction is sent by two of the processes; the states are those of a serial run."""
     url, cold = "sqlite:", None
@@ -254,7 +216,7 @@ def test_processes_scoring_the_same_customers_lose_no_update(
     shares = [
         [t for i, t in enumerate(instances) if i % processes in (p, (p + 1) % processes)] for p in range(processes)
     ]
-    running_ = [context.Process(target=worker, args=(url, options, bundle, share, barrier)) for share in shares]
+    running_ = [context.Process(target=worker, args=(url, options, tiny_bundle, share, barrier)) for share in shares]
     for process in running_:
         process.start()
     for process in running_:

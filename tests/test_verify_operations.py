@@ -19,12 +19,11 @@ from cli.verify_swap import made_by, measure_swaps
 from fraud.bundle import read_bundle
 from fraud.features import Histories
 from fraud.scorer import Scorer
-from tests.tiny import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "transaction", "transaction"))
+def bundle(tiny_bundle: Path) -> str:
+    return str(tiny_bundle)
 
 
 def test_swap_under_load(bundle: str) -> None:
