@@ -239,6 +239,12 @@ def test_label_time(tmp_path: Path) -> None:
     )
 
 
+def test_label_times_of_which_none_is_known_yet(tmp_path: Path) -> None:
+    path = csv(tmp_path, tuple(f"{row}," for row in ROWS), f"{HEADER},known")
+    table = load_transactions(path, mapping(label_time="known"))
+    assert (table["label_time_ms"] - table["event_time_ms"]).tolist() == [7 * DAY_MS] * 4
+
+
 def test_all_problems_are_told_at_once_and_long_lists_are_cut(tmp_path: Path) -> None:
     rows = tuple(f"t{n},2025-01-01T00:00:00Z,,Acme,-{n},0" for n in range(1, 8)) + ROWS[1:2]
     assert refusal(csv(tmp_path, rows), mapping(transaction_id=None)).split("\n") == [

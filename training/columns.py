@@ -256,7 +256,7 @@ class Reader:
         if spec.timezone is None:
             where = f"say where the clock stood: {{column: {spec.column}, timezone: UTC}}"
             self.refuse(spec.column, role, f"has times without a zone; {where}", given)
-            return np.zeros(len(naive), dtype=np.int64)
+            return np.full(len(naive), MISSING_MS)
         zoned = naive.dt.tz_localize(spec.timezone, ambiguous="NaT", nonexistent="NaT")
         rule = f"must name one instant of {spec.timezone}; as its clock is moved, some hours come twice or never"
         self.refuse(spec.column, role, rule, zoned.isna().to_numpy() & given)
