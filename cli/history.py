@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,10 +16,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cli import registry
-from fraud.errors import DataError
+from fraud.errors import DataError, RequestError
 from fraud.profile import readable_profile
 from fraud.settings import Settings
-from fraud.stores import Store, StoreOptions, open_store
+from fraud.stores import Fraud, Store, StoreOptions, Told, open_store
 
 app = typer.Typer(invoke_without_command=True)
 out = Console(soft_wrap=True)
@@ -66,6 +67,68 @@ def backfill(
         f"{len(table) / (written - loaded):,.0f} transactions/s without reading, "
         f"{len(table) / (written - started):,.0f} with"
     )
+
+
+@app.command()
+def label(
+    data: Annotated[
+        Path, typer.Option("--data", help="CSV of the frauds: transaction_id and, where it is known, label_time.")
+    ],
+    store: StoreUrl = None,
+) -> None:
+    """Tell frauds: each transaction of the file was one, known from its label_time on, or from now.
+
+    Telling a file again changes nothing: what was told before is known.
+    """
+    from serving.labels import tell_frauds
+
+    frauds = _read_frauds(data)
+    told: list[Told] = []
+
+    async def tell(opened: Store) -> None:
+        async for _, outcomes in tell_frauds(opened, frauds):
+            told.extend(outcomes)
+
+    try:
+        _with_store(store, tell)
+    finally:
+        unknown = [fraud.transaction_id for fraud, outcome in zip(frauds, told, strict=False) if outcome == "unknown"]
+        out.print(
+            f"{len(told):,} of {len(frauds):,} frauds: {told.count('told'):,} told, "
+            f"{told.count('known'):,} known before, {len(unknown):,} unknown"
+            + (f": {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}" if unknown else "")
+        )
+
+
+def _read_frauds(data: Path) -> list[Fraud]:
+    """Return the frauds of a file, or say of each row what is wrong with it."""
+    from serving.labels import read_label
+
+    now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().max_clock_ahead_s * 1000)
+    rows: list[Fraud | RequestError] = []
+    try:
+        with data.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns = table.fieldnames or ()
+            if set(columns) - {"label_time"} != {"transaction_id"}:
+                raise DataError(
+                    f"{data.name}: columns {', '.join(columns) or 'none'}; "
+                    "give transaction_id and, where it is known, label_time"
+                )
+            for number, row in enumerate(table, 1):
+                if None in row:
+                    raise DataError(f"{data.name}: row {number} has more fields than the header has")
+                said = {name: value for name, value in row.items() if value or name == "transaction_id"}
+                rows.append(read_label(orjson.dumps(said | {"is_fraud": True}), f"row {number}", now_ms, max_ahead_ms))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{data.name}: cannot be read as CSV: {error}") from error
+    if not rows:
+        raise DataError(f"{data.name}: the file has no rows")
+    wrong = [row for row in rows if isinstance(row, RequestError)]
+    if wrong:
+        lines = [f"{data.name}: {len(wrong):,} of {len(rows):,} rows cannot be told, so none was"]
+        raise DataError("\n".join([*lines, *(f"{error.path}: {error.message}" for error in wrong[:10])]))
+    return [row for row in rows if isinstance(row, Fraud)]
 
 
 @app.command()

@@ -7,17 +7,18 @@ import json
 import logging
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from fraud.history import CUSTOMER, new_states
 from fraud.profile import readable_profile
 from fraud.scorer import Scorer
-from fraud.stores import Fraud, Profile
+from fraud.stores import Fraud, Profile, Store
 from fraud.stores.sqlite import SqliteStore
 from serving.dataplane import DataPlane
 from serving.http import FrontDoor
+from serving.labels import label_routes
 from serving.profiles import profile_routes
 from serving.security import scope_of
 from tests.tiny import START_MS, transactions
@@ -29,38 +30,53 @@ async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) ->
 
 
 class Service:
-    """A data plane and the profile routes over one store."""
+    """A data plane, and the routes of profiles and labels over its store."""
 
-    def __init__(self, scorer: Scorer, folder: Path) -> None:
+    def __init__(self, scorer: Scorer, store: Store) -> None:
         self.runner = asyncio.Runner()
-        self.plane = DataPlane({"m": scorer}, SqliteStore(folder / "history.db", durable=False))
-        self.door = FrontDoor(elsewhere, {}, around=profile_routes(lambda: self.plane.store))
+        self.plane = DataPlane({"m": scorer}, store)
+        around = profile_routes(lambda: self.plane.store)
+        self.door = FrontDoor(elsewhere, label_routes(lambda: self.plane, 300_000), around=around)
+        self.headers: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.run(self.plane.close())
+        self.runner.close()
 
     def score(self, instances: list[dict[str, Any]]) -> None:
         request = self.plane.decode(json.dumps({"instances": instances}).encode(), explain=False)
         (answer,) = self.runner.run(self.plane.run([request]))
         assert isinstance(answer, bytes)
 
-    def call(self, method: str, path: str) -> tuple[int, Any]:
+    def call(self, method: str, path: str, body: Any = b"") -> tuple[int, Any]:
         sent: list[MutableMapping[str, Any]] = []
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
         async def receive() -> MutableMapping[str, Any]:
-            return {"type": "http.request", "body": b""}
+            return {"type": "http.request", "body": content}
 
         async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": []}
         self.runner.run(self.door(scope, receive, send))
+        self.headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], json.loads(sent[1]["body"] or b"null")
+
+    def outcomes(self, labels: list[dict[str, Any]]) -> list[str]:
+        """Tell labels that are all taken; return what became of each."""
+        status, answer = self.call("POST", "/v1/labels", {"labels": labels})
+        assert status == 200, answer
+        return [row["outcome"] for row in answer["labels"]]
 
 
 @pytest.fixture
 def service(scorer: Scorer, tmp_path: Path) -> Iterator[Service]:
-    service = Service(scorer, tmp_path)
-    yield service
-    service.runner.run(service.plane.close())
-    service.runner.close()
+    with Service(scorer, SqliteStore(tmp_path / "history.db", durable=False)) as service:
+        yield service
 
 
 def test_a_profile_says_what_a_person_asks(service: Service, caplog: pytest.LogCaptureFixture) -> None:
