@@ -31,7 +31,7 @@ image-check: $(if $(WANDB),$(VENV)/dev.done)  ## prove the image (WANDB=1: the o
 SCENARIO ?= smoke
 URL ?= http://127.0.0.1:$(PORT)
 load: $(VENV)/load.done  ## offer SCENARIO to URL and judge it: smoke, steady, ramp, spike, soak, swap (OPTIONS; docs/load.md)
-	$(BIN)/locust -f load_tests/locustfile.py --headless --only-summary --scenario $(SCENARIO) --host $(URL) $(OPTIONS)
+	$(BIN)/python -m load_tests --scenario $(SCENARIO) --host $(URL) $(OPTIONS)
 
 bench: $(VENV)/dev.done  ## run every benchmark, or those NAMES; results go to bench/results
 	$(BIN)/python -m bench.run $(NAMES)

@@ -29,9 +29,9 @@ from fraud.schema import FeatureSpec
 from load_tests.measure import Recorder, knee, stage_measures
 from load_tests.report import Run, write_report
 from load_tests.scenarios import SCENARIOS, Scenario, arrivals, evenly
-from load_tests.sender import Sender, read_memory
+from load_tests.sender import Sender, read_memory, unreachable
 from load_tests.traffic import Mix, Traffic
-from load_tests.verdict import read_levels, stage_limit_ms
+from load_tests.verdict import LevelsError, read_levels, stage_limit_ms
 
 logger = logging.getLogger("load_tests")
 
@@ -52,6 +52,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     def option(name: str, default: Any, meaning: str, **more: Any) -> None:
         variable = "FRAUD_LOAD_" + name.upper().replace("-", "_")
         more.setdefault("type", type(default))
+        meaning += f" (default {default})" if default not in (None, "") else ""
         parser.add_argument(f"--{name}", default=default, env_var=variable, help=meaning, **more)
 
     option("scenario", "smoke", "what load is offered: " + ", ".join(SCENARIOS), choices=list(SCENARIOS))
@@ -70,13 +71,38 @@ def add_options(parser: LocustArgumentParser) -> None:
     option("bad-share", MIX.bad_share, "share of requests that break the contract and must be refused")
     option("features", "", "the model's features.json, when it asks for columns of its own")
     option("levels", str(HERE / "service_levels.toml"), "the service levels to judge by")
-    option("swap-command", "", "run at the scenario's moment of the swap, such as 'fraud rollback --yes'")
+    option("swap-command", "", "run at the scenario's moment of the swap, such as 'fraud rollback NAME --why test'")
     option("out", "load-results", "folder for the reports")
     option("api-key", "", "sent as the bearer token", is_secret=True)
 
 
 def options_of(environment: Environment) -> Any:
     return environment.parsed_options
+
+
+@events.init.add_listener
+def check(environment: Environment, **_: Any) -> None:
+    """Refuse before the run what would fail only in it, or at its end."""
+    options = options_of(environment)
+    try:
+        if options.features:
+            spec_of(options)
+        if isinstance(environment.runner, WorkerRunner):
+            return
+        read_levels(Path(options.levels), options.scenario)
+    except (LevelsError, OSError, msgspec.DecodeError) as error:
+        raise SystemExit(f"the load test cannot begin: {error}") from None
+    if not environment.host:
+        raise SystemExit("no base URL: give --host or LOCUST_HOST")
+    if problem := unreachable(environment.host):
+        raise SystemExit(f"the load test cannot begin: nothing answers at {environment.host}: {problem}")
+    if SCENARIOS[options.scenario].swap_at is not None and not options.swap_command:
+        logger.warning("no --swap-command: another model has to take over by itself in the middle of the run")
+
+
+def spec_of(options: Any) -> FeatureSpec | None:
+    """The model's features, where the traffic must carry columns of its own."""
+    return msgspec.json.decode(Path(options.features).read_bytes(), type=FeatureSpec) if options.features else None
 
 
 def scenario_of(options: Any) -> Scenario:
@@ -99,7 +125,6 @@ class PaymentsBackend(User):
         options = options_of(self.environment)
         streams = options.expect_workers
         index = self.environment.runner.worker_index if streams > 1 else 0
-        spec = msgspec.json.decode(Path(options.features).read_bytes(), type=FeatureSpec) if options.features else None
         mix = Mix(
             customers=options.customers,
             rows=options.rows,
@@ -109,7 +134,7 @@ class PaymentsBackend(User):
             bad_share=options.bad_share,
         )
         run = f"{time.time_ns() // 1_000_000:x}"
-        traffic = Traffic(mix, options.seed, index, spec, run)
+        traffic = Traffic(mix, options.seed, index, spec_of(options), run)
         self.stream = Sender(
             self.environment.host,
             traffic,
@@ -178,8 +203,7 @@ class Gathering:
 
     def __init__(self, environment: Environment) -> None:
         options = options_of(environment)
-        if not environment.host:
-            raise SystemExit("no base URL: give --host or LOCUST_HOST")
+        assert environment.host
         self.host, self.api_key = environment.host, options.api_key
         self.scenario = scenario_of(options)
         self.swap_command: str = options.swap_command

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from load_tests.measure import ANSWERED, LAG, OUTCOMES, Recorder, knee, measures, percentile, stage_measures
 from load_tests.scenarios import Scenario
-from load_tests.verdict import MEASURES, Finding, Level, judge, stage_limit_ms
+from load_tests.verdict import MEASURES, Finding, Level, judge, shown, stage_limit_ms
 
 COLOURS = {"ok": "#2a7f62", "refused": "#8a8a8a", "shed": "#e0a030", "wrong": "#8e44ad", "failed": "#c0392b"}
 
@@ -113,12 +113,12 @@ def _plain(figures: dict[str, float]) -> dict[str, float | None]:
 
 def _page(run: Run) -> str:
     rows = "".join(
-        f"<tr class={'held' if f.held else 'missed'}><td>{MEASURES[f.level.measure]}<td>{f.measured:.4g}"
+        f"<tr class={'held' if f.held else 'missed'}><td>{MEASURES[f.level.measure]}<td>{shown(f.measured)}"
         f"<td>{'' if math.isinf(f.level.lowest) else f'&ge; {f.level.lowest:g}'}"
         f"{'' if math.isinf(f.level.highest) else f'&le; {f.level.highest:g}'}<td>{'held' if f.held else 'missed'}"
         for f in run.findings
     )
-    figures = "".join(f"<tr><td>{MEASURES[name]}<td>{value:.4g}" for name, value in run.measured.items())
+    figures = "".join(f"<tr><td>{MEASURES[name]}<td>{shown(value)}" for name, value in run.measured.items())
     kinds = "".join(f"<tr><td>{html.escape(kind)}<td>{n}" for kind, n in run.recorder.kinds.most_common())
     versions = "".join(f"<tr><td>{html.escape(name)}<td>{n}" for name, n in run.recorder.versions.most_common())
     examples = "".join(f"<li>{html.escape(text)}" for text in run.recorder.examples) or "<li>none"
@@ -190,7 +190,8 @@ def _tail(run: Run) -> Figure:
             axes.step(*zip(*points, strict=True), label=name, where="post")
     axes.set(xscale="log", yscale="log", xlabel="ms from the intended time", ylabel="share that took longer")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    if axes.has_data():
+        axes.legend()
     return figure
 
 

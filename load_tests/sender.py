@@ -198,6 +198,17 @@ class AnswerError(Exception):
     """Why a request counts as failed."""
 
 
+def unreachable(host: str, timeout_s: float = 5.0) -> str:
+    """Why no server answers at a base URL; empty when one does, whatever it says."""
+    try:
+        client = HTTPClient.from_url(host, connection_timeout=timeout_s, network_timeout=timeout_s)
+        client.get("/").read()
+    except (*TRANSPORT_ERRORS, ValueError) as error:
+        return str(error) or repr(error)
+    client.close()
+    return ""
+
+
 def read_memory(host: str, api_key: str, names: tuple[str, ...], timeout_s: float = 5.0) -> float | None:
     """The service's resident memory, bytes over all its processes: the first of some metrics; None if it has none."""
     headers: dict[str, Any] = {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -54,7 +54,12 @@ class Finding:
         bounds = {"at least": self.level.lowest, "at most": self.level.highest}
         allowed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
         verdict = "held  " if self.held else "MISSED"
-        return f"{verdict} {self.level.measure} = {self.measured:.4g} ({allowed})"
+        return f"{verdict} {self.level.measure} = {shown(self.measured)} ({allowed})"
+
+
+def shown(value: float) -> str:
+    """A measure as people read it."""
+    return "not measured" if math.isnan(value) else f"{value:.4g}"
 
 
 def read_levels(path: Path, scenario: str) -> list[Level]:

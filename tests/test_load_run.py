@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -144,3 +145,28 @@ def test_a_swap_in_the_middle(tmp_path: Path, patient: list[str], fails: bool) -
     assert status == int(fails), said
     assert len(result["versions"]) == (1 if fails else 2)
     assert ("the swap command failed with 1: refused" in said) == fails
+
+
+def test_what_cannot_run_is_said_before_the_run(tmp_path: Path) -> None:
+    locust = [sys.executable, "-m", "load_tests", "--seconds", "1", "--out", str(tmp_path / "out")]
+    with serving() as host:
+        for options, said in (
+            (["--host", host, "--levels", str(tmp_path / "none.toml")], "none.toml"),
+            (["--host", host, "--features", str(tmp_path / "none.json")], "none.json"),
+            (["--host", "http://127.0.0.1:9"], "nothing answers at http://127.0.0.1:9"),
+            ([], "no base URL"),
+        ):
+            done = subprocess.run([*locust, *options], cwd=ROOT, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1
+            assert said in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_the_options_and_their_variables() -> None:
+    done = subprocess.run([sys.executable, "-m", "load_tests", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    documented = (ROOT / "docs" / "load.md").read_text()
+    options = set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.MULTILINE))
+    assert len(options) > 15
+    assert not [option for option in options if f"`{option}`" not in documented]
+    assert "FRAUD_LOAD_SCENARIO" in done.stdout
