@@ -49,7 +49,7 @@ def service(scorer: Scorer, tmp_path: Path) -> Iterator[Service]:
 
 
 def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service: Service) -> None:
-    labels = [
+    labels: list[dict[str, Any]] = [
         FRAUD,
         {**FRAUD, "transaction_id": "t44-1", "is_fraud": False},
         {**FRAUD, "transaction_id": "never scored"},
@@ -346,7 +346,7 @@ def test_the_example_of_the_docs(
     assert capsys.readouterr().out == "told 2\n"
 
     (tmp_path / "frauds.csv").write_text(blocks["csv"][0])
-    command = [Path(sys.executable).parent / "fraud", *shlex.split(label)[1:]]
+    command = [str(Path(sys.executable).parent / "fraud"), *shlex.split(label)[1:]]
     for shown in ("1 told, 1 known before, 0 unknown", "0 told, 2 known before, 0 unknown"):
         done = subprocess.run(command, cwd=tmp_path, env=served.environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == f"2 of 2 frauds: {shown}"
