@@ -123,21 +123,25 @@ def follow(
     """Take over where W&B's production alias points, again and again; run it beside a service.
 
     Each version is downloaded, verified and imported before the registry names it; the service follows the
-    registry. What fails is shown, kept for the service's /readyz, and tried again.
+    registry. What fails is shown, kept for the service's /readyz and metrics, and tried again. Each time round it
+    also sends what waits for W&B, such as that a version serves here; with --once it only looks.
     """
-    all_models, last = models(), ""
+    all_models, last = models(), {"look": "", "send": ""}
     while True:
         try:
-            tag = all_models.follow(name)
+            said = {"look": all_models.follow(name)}
         except FraudError as error:
             if once:
                 raise
-            tag = f"what is served stays: {error.message}"
-        if tag != last:
-            out.print(tag)
-            last = tag
+            said = {"look": f"what is served stays: {error.message}"}
+        if not once:
+            said["send"] = "\n".join(as_told(all_models.send_pending(within_s=every_s)))
+        for what, line in said.items():
+            if line and line != last[what]:
+                out.print(line)
         if once:
             return
+        last = said
         time.sleep(every_s * random.uniform(0.8, 1.2))
 
 
@@ -190,10 +194,15 @@ def show_version(what: str, version: Version) -> None:
 
 def tell(all_models: Models, needed: bool = True) -> None:
     """Send what waits, and say what was sent; where it was `needed`, end with exit code 75 if something waits."""
-    sent: Sent = all_models.send_pending()
-    for item in sent.delivered:
-        out.print(f"W&B has {item.name}: {item.payload.get('kind', 'run and artifacts')}")
+    sent = all_models.send_pending()
+    for line in as_told(sent):
+        out.print(line)
+    if sent.waiting and needed:
+        raise typer.Exit(STILL_WAITING)
+
+
+def as_told(sent: Sent) -> list[str]:
+    lines = [f"W&B has {item.name}: {item.payload.get('kind', 'run and artifacts')}" for item in sent.delivered]
     if sent.waiting:
-        out.print(f"{len(sent.waiting)} change(s) wait for W&B, kept for `fraud push --pending`: {sent.reason}")
-        if needed:
-            raise typer.Exit(STILL_WAITING)
+        lines.append(f"{len(sent.waiting)} change(s) wait for W&B, kept for `fraud push --pending`: {sent.reason}")
+    return lines

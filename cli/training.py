@@ -174,7 +174,11 @@ def score(
     model: Model,
     file: Annotated[Path, typer.Option("--out", "-o", help="Where the scores go; .parquet or .csv.")],
 ) -> None:
-    """Score a whole file, each transaction with the ones before it in the file as its history."""
+    """Score a whole file, each transaction with the ones before it in the file as its history.
+
+    Where the file has labels the scores are measured, and those of a version of the registry are a backtest in
+    W&B's lineage of it.
+    """
     table, _, X, scorer = _scored(data, mapping, model)
     margins, probabilities = scorer.score(X)
     decided = [scorer.policy.decide(p) for p in probabilities.tolist()]
@@ -188,6 +192,8 @@ def score(
     _write(scores, file)
     out.print(f"{len(scores):,} rows scored by {scorer.name.name} {scorer.name.version}, wrote {file}")
     out.print(scores["decision"].value_counts().to_frame("transactions").to_string())
+    if 0 < (table["label"] == 1).sum() < (table["label"] >= 0).sum():
+        _record_backtest(data, table, scores, scorer, registered=_bundle_folder(model) is None)
 
 
 @app.command()
@@ -225,14 +231,20 @@ def explain(
 def bundle_folders(model: str) -> tuple[Path, Path | None]:
     """Return where a model and its preprocessor lie: a bundle or run folder, or NAME[:REF] of the registry."""
     from cli.registry import models
-    from fraud.bundle import MANIFEST, short
+    from fraud.bundle import short
 
-    for folder in (Path(model), Path(model) / "bundle"):
-        if (folder / MANIFEST).is_file():
-            return folder, None
+    if folder := _bundle_folder(model):
+        return folder, None
     name, _, reference = model.partition(":")
     version = models().registry.resolve(name, reference or "production")
     return models().store.bundle_paths(f"{name}:{short(version.digest)}")
+
+
+def _bundle_folder(model: str) -> Path | None:
+    """Return the bundle's folder where `model` is one, or a run's; None where it names a version."""
+    from fraud.bundle import MANIFEST
+
+    return next((folder for folder in (Path(model), Path(model) / "bundle") if (folder / MANIFEST).is_file()), None)
 
 
 def load_bundle(model: str) -> Bundle:
@@ -270,6 +282,44 @@ def _scored(data: Path, mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Ser
     X = np.empty((len(table), len(scorer.spec.features)))
     requested_columns(table, scorer.spec, X)
     return table, table.index.to_series().astype(str), X, scorer
+
+
+def _record_backtest(
+    data: Path, table: pd.DataFrame, scores: pd.DataFrame, scorer: Scorer, *, registered: bool
+) -> None:
+    """Measure the scores of the labelled rows, show it, and let W&B know of it if the model is `registered`."""
+    import msgspec
+    import numpy as np
+
+    from cli.registry import models, tell
+    from training.config import Config
+    from training.data import dataset_digest
+    from training.evaluate import Scored
+    from training.train import measure_window
+
+    known = (table["label"] >= 0).to_numpy()
+    rows, given, config = table[known], scores[known], Config()
+    policy = msgspec.to_builtins(scorer.policy)
+    scored = Scored(
+        given["raw_margin"].to_numpy(),
+        given["fraud_probability"].to_numpy(),
+        policy | {"costs": policy["costs"] or config.costs},
+    )
+    amounts = rows["amount"].to_numpy() if scorer.spec.kind == "transaction" else np.ones(len(rows))
+    measures = measure_window(scored, rows, amounts, config).intervals()
+    digest = dataset_digest(data)
+    trained_on_it = scorer.bundle.manifest.data.get("digest") == digest
+    shown = Table("measure", "value", title=f"{len(rows):,} labelled rows, with 95% intervals", box=None)
+    for name, interval in measures.items():
+        shown.add_row(name, f"{interval.value:.4f}  [{interval.low:.4f}, {interval.high:.4f}]")
+    out.print(shown)
+    if trained_on_it:
+        out.print("The model was trained on this file: rows that it knows flatter it.")
+    if registered:
+        facts = {"data": _dataset(data, table, digest), "labelled_rows": len(rows), "trained_on_it": trained_on_it}
+        facts["metrics"] = {name: interval._asdict() for name, interval in measures.items()}
+        models().record_use(scorer.name.name, scorer.name.digest, "backtest", facts)
+        tell(models(), needed=False)
 
 
 def _expect_columns(table: pd.DataFrame, needed: list[str], data: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -302,10 +303,37 @@ class Registry:
             db.execute("update pending set payload = ? where id = ?", (json.dumps(payload), known["id"]))
             return int(known["id"])
 
-    def pend_use(self, name: str, payload: dict[str, Any]) -> int:
-        """Queue the record of a run that used a version."""
+    def record_use(
+        self, name: str, reference: str, kind: str, facts: dict[str, Any], *, who: str, key: str = ""
+    ) -> bool:
+        """Queue the record of a run that used a version: a backtest, or a service in production.
+
+        Parameters
+        ----------
+        key : str
+            What is recorded once in the life of this registry, however often it is told; empty: each time anew.
+
+        Returns
+        -------
+        bool
+            Whether it was not known yet.
+
+        Raises
+        ------
+        RegistryError
+            There is no such version.
+        """
+        used = self.resolve(name, reference)
+        key = key or secrets.token_hex(6)
+        with self._reading() as db:
+            if db is not None and rows.is_recorded(db, name, key):
+                return False
         with self._transaction() as db:
-            return rows.pend(db, name, "use", payload)
+            if rows.is_recorded(db, name, key):
+                return False
+            rows.record(db, Event(name, "use", "", used.version, None, who, key, False, rows.now()))
+            rows.pend(db, name, "use", {"key": key, "kind": kind, "digest": used.digest, "facts": facts})
+            return True
 
     def pending(self) -> list[Pending]:
         """What waits, in the order to send it."""

@@ -38,7 +38,7 @@ create table following (
 """,
 )
 
-EventKind = Literal["register", "promote", "rollback", "follow", "alias"]
+EventKind = Literal["register", "promote", "rollback", "follow", "alias", "use"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Event:
-    """Who moved an alias, from which version to which, when and why."""
+    """Who moved an alias, from which version to which, when and why; `why` of a use is the key of its run."""
 
     name: str
     kind: EventKind
@@ -150,6 +150,11 @@ def record(db: sqlite3.Connection, event: Event) -> int:
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
+
+
+def is_recorded(db: sqlite3.Connection, name: str, key: str) -> bool:
+    found = db.execute("select 1 from events where name = ? and kind = 'use' and why = ?", (name, key))
+    return found.fetchone() is not None
 
 
 def pend(db: sqlite3.Connection, name: str, kind: str, payload: dict[str, Any]) -> int:

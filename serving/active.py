@@ -28,6 +28,7 @@ from fraud.bundle import read_manifest, short
 from fraud.errors import FraudError, RegistryError
 from fraud.registry import Registry
 from fraud.settings import Settings
+from serving.following import ASKED, Following
 
 if TYPE_CHECKING:  # a worker imports it when it loads; the process that only starts workers never does
     from fraud.scorer import Scorer
@@ -172,6 +173,9 @@ class ActiveModels:
         self._scorers: dict[Key, Scorer] = {}
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
+        registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
+        named = [name.strip() for name in settings.model.split(",")]
+        self.following = Following(registry, [n for n in named if ":" not in n and n not in (packed or {})])
         self._install: Install = lambda champions, challengers: None
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "load")
@@ -217,6 +221,7 @@ class ActiveModels:
         async with self._lock:
             try:
                 wanted = await self._in_thread(self._wanted)
+                await self._in_thread(self.following.read, [name for name, role in wanted if role == "champion"])
             except (FraudError, OSError, sqlite3.Error) as error:
                 if not self._registry_error:
                     logger.error("the registry cannot be read; what is served stays: %s", error)
@@ -237,6 +242,17 @@ class ActiveModels:
             if changed:
                 self._install(self.champions, self.challengers)
 
+    async def refresh(self) -> str:
+        """Serve what the registry names, then what W&B names; returns what came of asking W&B.
+
+        The registry comes first: a swap that needs no network waits for none.
+        """
+        await self.check(now=True)
+        asked = await self.following.look()
+        await self.check(now=True)
+        errors = [f"{name}: {look.error}" for name, look in self.following.looks.items() if look.error]
+        return f"failed: {'; '.join(errors)}" if asked == ASKED and errors else asked
+
     def describe(self) -> dict[str, Any]:
         """Return what is served and what could not be, for ``/readyz``; no text of an error, which is in the log."""
         failed = [
@@ -254,30 +270,28 @@ class ActiveModels:
         return {
             "challengers": challengers,
             "failed_swaps": failed,
-            "wandb": self._followed(),
+            "wandb": {
+                name: {"checked": look.checked, "failed": bool(look.error)}
+                for name, look in self.following.looks.items()
+            },
             "registry_readable": not self._registry_error,
             "pid": os.getpid(),
         }
-
-    def _followed(self) -> dict[str, Any]:
-        """Return when `fraud follow` last looked at W&B's aliases of each model, and whether that failed."""
-        if self._registry_error:
-            return {}
-        registry = Registry(self._settings.bentoml_home / "fraud" / "registry.db")
-        looks = {name: registry.following(name) for name in self.champions}
-        return {name: {"checked": f.checked, "failed": bool(f.error)} for name, f in looks.items() if f is not None}
 
     async def close(self) -> None:
         """Stop following."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self.following.close()
         self._thread.shutdown()
 
     async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.model_poll_s * random.uniform(0.8, 1.2))
             await self.check()
+            served = {name: scorer.name.digest for name, scorer in self.champions.items()}
+            await self._in_thread(self.following.tell_served, served)
+            await asyncio.sleep(self._settings.model_poll_s * random.uniform(0.8, 1.2))
 
     def _wanted(self) -> dict[Key, str]:
         champions = active_tags(self._settings, self._packed)

@@ -31,8 +31,8 @@ class Follows(Protocol):
     def describe(self) -> dict[str, Any]:
         """Swaps that failed, for ``/readyz``."""
 
-    async def check(self, *, now: bool = False) -> None:
-        """Look for other versions."""
+    async def refresh(self) -> str:
+        """Look for other versions at once, on W&B too; returns what came of asking it."""
 
 
 class Engine:
@@ -99,8 +99,7 @@ class Engine:
         return {"status": "ready", "queued_rows": self._batcher.queued_rows, **self._dataplane.describe(), **models}
 
     async def refresh(self) -> dict[str, Any]:
-        """Look for other versions at once, in this worker; returns what is served then."""
+        """Look for other versions at once, in this worker; returns what is served then, and whether W&B was asked."""
         if self._models is None:
             raise NotReady("no model is loaded yet")
-        await self._models.check(now=True)
-        return self.readiness()
+        return {"wandb_look": await self._models.refresh(), **self.readiness()}

@@ -72,7 +72,12 @@ class Operations:
             self.telemetry.serving(champions, challengers)
 
         self.models.follow(install)
-        self.telemetry.watch(lambda: batcher.queued_rows, lambda: dict(dataplane.counts), dataplane.store.figures)
+        self.telemetry.watch(
+            lambda: batcher.queued_rows,
+            lambda: dict(dataplane.counts),
+            dataplane.store.figures,
+            lambda: self.models.following.looks,
+        )
         self.telemetry.start()
 
     async def stop(self) -> None:

@@ -13,7 +13,8 @@ import os
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -23,6 +24,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from serving.active import Swap
 
 if TYPE_CHECKING:
+    from fraud.registry import Following
     from fraud.stores import Figures
 
 FLUSH_S = 0.5
@@ -43,7 +45,7 @@ class Metric(NamedTuple):
     labels: tuple[str, ...]
     meaning: str
     buckets: tuple[float, ...] = SECONDS
-    mode: Literal["livesum", "liveall"] = "livesum"
+    mode: Literal["livesum", "livemax", "liveall"] = "livesum"
 
 
 METRICS = (
@@ -83,6 +85,16 @@ METRICS = (
     ),
     Metric(
         "fraud_failed_swaps", "gauge", ("name", "role"), "Workers that could not load the version they should serve."
+    ),
+    Metric(
+        "fraud_following_failed", "gauge", ("name",), "1 while the last look at W&B's aliases failed.", mode="livemax"
+    ),
+    Metric(
+        "fraud_following_look_timestamp_seconds",
+        "gauge",
+        ("name",),
+        "When W&B's aliases were last looked at, seconds since 1970; nothing where nobody follows.",
+        mode="livemax",
     ),
     Metric(
         "fraud_shadow_rows_total",
@@ -273,14 +285,17 @@ class Telemetry:
         queued_rows: Callable[[], int],
         counts: Callable[[], dict[str, int]],
         store: Callable[[], Figures] | None = None,
+        looks: Callable[[], Mapping[str, Following]] | None = None,
     ) -> None:
-        """Read the queue's length, the data plane's counts and how its store is doing from now on."""
+        """Read the queue's length, the data plane's counts, how its store and the following do from now on."""
         self._sources = [
             lambda: self._metrics["fraud_queue_rows"].set(queued_rows()),
             lambda: self._take_counts(counts()),
         ]
         if store is not None:
             self._sources.append(lambda: self._take_store(store()))
+        if looks is not None:
+            self._sources.append(lambda: self._take_looks(looks()))
 
     def start(self) -> None:
         """Flush regularly from now on, on the running event loop."""
@@ -318,6 +333,12 @@ class Telemetry:
             self._take(count, "fraud_store_outages_total", name)
         for name, count in figures.late_calls.items():
             self._take(count, "fraud_store_late_calls_total", name)
+
+    def _take_looks(self, looks: Mapping[str, Following]) -> None:
+        for name, look in looks.items():
+            self._metrics["fraud_following_failed"].labels(name).set(1 if look.error else 0)
+            looked = datetime.fromisoformat(look.checked).timestamp()
+            self._metrics["fraud_following_look_timestamp_seconds"].labels(name).set(looked)
 
     def _take(self, count: int, *key: str) -> None:
         """Add what a count has gained since it was last seen."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import functools
 import gc
 import shutil
+import socket
+import sqlite3
+import sys
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
@@ -22,6 +28,7 @@ from fraud.registry import Registry
 from fraud.scorer import Scorer
 from fraud.settings import Settings
 from serving.active import ActiveModels, Swap
+from serving.following import Following
 from tests.tiny import write_tiny_bundle
 from wandb_sync.store import BentoStore
 
@@ -169,11 +176,53 @@ async def test_readiness_says_how_the_last_look_at_wandb_went(home: Home) -> Non
     registry = Registry(home.path / "fraud" / "registry.db")
     assert worker.models.describe()["wandb"] == {}
     registry.note_following(NAME, "")
+    await worker.models.check()
     assert worker.models.describe()["wandb"][NAME]["failed"] is False
     registry.note_following(NAME, "W&B does not answer")
+    await worker.models.check()
     look = worker.models.describe()["wandb"][NAME]
     assert look["failed"] is True
     assert "answer" not in str(look)
+    await worker.models.close()
+
+
+@in_loop
+async def test_what_is_served_waits_for_wandb_once_whatever_the_workers_and_restarts(home: Home) -> None:
+    for item in home.registry.pending():
+        home.registry.delivered(item.id)
+
+    def told() -> list[dict[str, Any]]:
+        return [item.payload for item in home.registry.pending() if item.kind == "use"]
+
+    workers = [await start(home.settings(), poll=True) for _ in "ab"]
+    await until(lambda: len(told()) == 1)
+    home.promote(1)
+    await until(lambda: {use["digest"] for use in told()} == set(home.digests[:2]))
+    home.registry.rollback(NAME, who="test", why="worse")
+    await until(lambda: all(worker.served == home.digests[0] for worker in workers))
+    for worker in workers:
+        await worker.models.close()
+    for item in home.registry.pending():
+        home.registry.delivered(item.id)
+    again = await start(home.settings())
+    again.models.following.tell_served({NAME: again.served})
+    assert told() == []
+    await again.models.close()
+    (first, *_) = [event for event in reversed(home.registry.events()) if event.kind == "use"]
+    assert first.who == socket.gethostname()
+
+
+@in_loop
+async def test_a_registry_that_takes_no_notes_is_logged_once_and_does_not_stop_serving(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(sqlite3.connect(home.registry.path)) as db:
+        db.execute("create trigger full before insert on events begin select raise(abort, 'the disk is full'); end")
+    worker = await start(home.settings(), poll=True)
+    await until(lambda: "will not be told" in caplog.text)
+    worker.models.following.tell_served({NAME: worker.served})
+    assert caplog.text.count("will not be told") == caplog.text.count("the disk is full") == 1
+    assert worker.models.describe()["registry_readable"] is True
     await worker.models.close()
 
 
@@ -214,9 +263,67 @@ async def test_pinned_version_does_not_follow(home: Home) -> None:
     settings = Settings(model=home.tags[0], BENTOML_HOME=home.path)
     worker = await start(settings)
     home.promote(1)
-    await worker.models.check()
+    assert await worker.models.refresh() == "not asked: every model here is pinned or packed"
     assert worker.served == home.digests[0]
     await worker.models.close()
+
+
+@in_loop
+async def test_where_wandb_is_not_installed_the_registry_is_followed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    worker = await start(home.settings())
+    home.promote(1)
+    assert await worker.models.refresh() == "not asked: wandb is not installed here"
+    assert worker.served == home.digests[1]
+    assert worker.models.describe()["wandb"] == {}
+    await worker.models.close()
+
+
+@pytest.fixture
+def held_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every look waits for another one, which does not end."""
+    for name, value in {
+        "BENTOML_HOME": str(home.path),
+        "WANDB_MODE": "online",
+        "WANDB_API_KEY": "k" * 40,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with (home.path / "fraud" / "look.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def looking() -> list[int]:
+    """Processes started by this one that look at W&B."""
+    return [child.pid for child in psutil.Process().children() if "wandb_sync.look" in child.cmdline()]
+
+
+@in_loop
+async def test_a_look_that_takes_too_long_is_ended_and_noted_and_all_who_ask_share_it(
+    home: Home, held_up: None
+) -> None:
+    following = Following(home.registry, [NAME], limit_s=1.0)
+    asked = asyncio.gather(following.look(), following.look())
+    await until(lambda: len(looking()) == 1)
+    assert list(await asked) == ["failed: the look took more than 1 s"] * 2
+    assert looking() == []
+    following.read([NAME])
+    assert following.looks[NAME].error == "the look took more than 1 s"
+    await following.close()
+
+
+@in_loop
+async def test_a_look_under_way_does_not_keep_a_worker_from_ending(home: Home, held_up: None) -> None:
+    following = Following(home.registry, [NAME])
+    asked = asyncio.create_task(following.look())
+    await until(lambda: len(looking()) == 1)
+    await following.close()
+    assert looking() == []
+    with pytest.raises(asyncio.CancelledError):
+        await asked
 
 
 @in_loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -151,6 +152,27 @@ def test_a_run_waits_once(registry: Registry) -> None:
     first = registry.pend_run(NAME, {"key": "abc"})
     assert registry.pend_run(NAME, {"key": "abc", "aliases": ["candidate"]}) == first
     assert [item.payload["aliases"] for item in registry.pending()] == [["candidate"]]
+
+
+def test_a_use_is_recorded_once_by_its_key_and_each_time_without_one(registry: Registry) -> None:
+    register(registry, 1)
+    use = functools.partial(registry.record_use, NAME, "v0", "production", {"host": "h"}, who="h", key="abc")
+    assert use()
+    assert not use()
+    (waiting,) = registry.pending()
+    assert waiting.payload == {"key": "abc", "kind": "production", "digest": digest(1), "facts": {"host": "h"}}
+    registry.delivered(waiting.id)
+    assert not use()
+    assert registry.pending() == []
+    for _ in range(2):
+        assert registry.record_use(NAME, "v0", "backtest", {}, who="h")
+    assert len({item.payload["key"] for item in registry.pending()}) == 2
+
+
+def test_the_use_of_a_version_that_is_not_known_makes_no_registry(registry: Registry) -> None:
+    with pytest.raises(RegistryError, match=f"no model '{NAME}' in the registry; known: none"):
+        registry.record_use(NAME, digest(1), "production", {}, who="h", key="abc")
+    assert not registry.path.exists()
 
 
 def test_what_wandb_says_is_taken_over_unless_a_local_change_waits(three: Registry) -> None:

@@ -233,8 +233,8 @@ def _finish(
         plain_scored = _scored(plain, X[labelled][:, columns])
         amounts = _amounts(task, task.windows.test)[labelled]
         test = test[labelled]
-        samples = _measure(scored, test, amounts, config)
-        plain_samples = _measure(plain_scored, test, amounts, config)
+        samples = measure_window(scored, test, amounts, config)
+        plain_samples = measure_window(plain_scored, test, amounts, config)
         facts = ModelFacts(
             name=name,
             spec=task.spec,
@@ -322,7 +322,8 @@ def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _measure(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64], config: Config) -> Samples:
+def measure_window(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64], config: Config) -> Samples:
+    """Measure the scores of labelled rows, drawing customers where the rows name them."""
     return measure(
         test["label"],
         scored.y_prob,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import getpass
 import logging
-import secrets
+import math
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,16 +91,15 @@ class Models:
 
     def record_use(self, name: str, reference: str, job_type: str, facts: dict[str, Any]) -> None:
         """Queue a run for W&B that used a version of this machine: a backtest, say, with what came of it."""
-        used = self.registry.resolve(name, reference)
-        payload = {"key": secrets.token_hex(6), "kind": job_type, "digest": used.digest, "facts": facts}
-        self.registry.pend_use(name, payload)
+        self.registry.record_use(name, reference, job_type, facts, who=who_am_i())
 
-    def send_pending(self) -> Sent:
-        """Tell W&B what waits, oldest first, each once.
+    def send_pending(self, within_s: float = math.inf) -> Sent:
+        """Tell W&B what waits, oldest first, each once; what is not begun within that time waits on.
 
         Nothing overtakes an earlier change of the same model, except that a run may pass a move that waits for
-        it; where W&B does not answer, all the rest waits.
+        it, and that nothing waits for the record of a use; where W&B does not answer, all the rest waits.
         """
+        until = time.monotonic() + within_s
         delivered: list[Pending] = []
         failed: dict[str, Pending] = {}
         reasons: list[str] = []
@@ -107,6 +107,9 @@ class Models:
             if not alone:
                 return Sent([], self.registry.pending(), "another process is sending")
             for item in self.registry.pending():
+                if time.monotonic() > until:
+                    reasons.append(f"{within_s:g} s have passed")
+                    break
                 earlier = failed.get(item.name)
                 if earlier is not None and (earlier.kind == "run" or item.kind != "run"):
                     continue
@@ -115,7 +118,8 @@ class Models:
                 except WandbError as error:
                     self.registry.failed(item.id, error.message)
                     reasons.append(error.message)
-                    failed[item.name] = item
+                    if item.kind != "use":
+                        failed[item.name] = item
                     if isinstance(error, (WandbOffline, WandbUnreachable)):
                         break
                 else:
