@@ -25,7 +25,7 @@ from training.config import Config
 from training.data import Mapping, load_transactions
 from training.replay import replay, transaction_spec
 from training.simulate import simulate_transactions
-from training.train import train_transactions
+from training.train import train
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench" / "results" / "training.json"
@@ -51,9 +51,7 @@ def main(
         started = time.perf_counter()
         table = load_transactions(data, mapping)
         timings["read"] = time.perf_counter() - started
-        run = train_transactions(
-            table, mapping, Config(), name="bench", dataset={"digest": "simulated"}, runs=Path(folder)
-        )
+        run = train(table, mapping, Config(), name="bench", dataset={"digest": "simulated"}, runs=Path(folder))
         timings |= run.timings_s
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         peer_s = _peer(table, mapping)

@@ -90,22 +90,20 @@ def train(
     """
     import training.train as training
     from cli.registry import models, tell
-    from training.data import Mapping, dataset_digest, load_features, load_transactions
+    from training.data import Mapping, dataset_digest, load_table
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
     _expect_kind(mapped, kind)
     with models().outbox.watch() as watch, _stages() as progress:
         progress("read", 0, 1)
-        transactions = mapped.kind == "transactions"
-        table = (load_transactions if transactions else load_features)(data, mapped)
+        table = load_table(data, mapped)
         dataset = _dataset(data, table, dataset_digest(data))
         progress("read", 1, 1)
-        pipeline = training.train_transactions if transactions else training.train_features
-        run = pipeline(
+        run = training.train(
             table,
             mapped,
             configured,
-            name=name or ("fraud-transaction" if transactions else "fraud-features"),
+            name=name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"),
             dataset=dataset,
             runs=runs,
             progress=progress,
@@ -265,19 +263,18 @@ def _scored(data: Path, mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Ser
     """Return a table, its rows' names, their features, and the model."""
     import numpy as np
 
-    from training.data import Mapping, load_features, load_transactions
+    from training.data import Mapping, load_table
     from training.replay import replay, requested_columns
 
     scorer, mapped = load_scorer(model), Mapping.from_yaml(mapping)
     kind = Kind.transactions if scorer.spec.kind == "transaction" else Kind.features
     _expect_kind(mapped, kind)
+    table = load_table(data, mapped, labelled=False)
     if kind is Kind.transactions:
-        table = load_transactions(data, mapped, labelled=False)
         _expect_columns(table, [role.name for role in scorer.spec.roles], data)
         with _stages() as progress:
             X = replay(table, scorer.featurizer, slice(None), lambda done: progress("replay", done, len(table)))
         return table, table["transaction_id"], X, scorer
-    table = load_features(data, mapped, labelled=False)
     _expect_columns(table, [f.name for f in scorer.spec.requested], data)
     X = np.empty((len(table), len(scorer.spec.features)))
     requested_columns(table, scorer.spec, X)

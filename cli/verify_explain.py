@@ -19,7 +19,7 @@ from fraud.schema import MAX_INSTANCES
 from fraud.scorer import Scorer
 from fraud.stores import StoreOptions, open_store
 from serving.dataplane import DataPlane
-from training.data import Mapping, load_features, load_transactions
+from training.data import Mapping, load_table
 from training.replay import instances_of, transaction_spec
 
 TOLERANCE = 1e-9
@@ -61,7 +61,7 @@ def explain(
     if data is None:
         table = simulated(max(rows, 20_000) if model is None else rows, seed)
     else:
-        table = (load_transactions if mapped.kind == "transactions" else load_features)(data, mapped, labelled=False)
+        table = load_table(data, mapped, labelled=False)
     scorer = load_scorer(model) if model else scorer_for(table, transaction_spec(table, mapped, slice(None)))
     result = asyncio.run(measure_explanations(scorer, instances_of(table.iloc[:rows], scorer.spec)))
     out.print(

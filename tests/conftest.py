@@ -12,9 +12,9 @@ from fraud.stores import Store, StoreOptions, open_store
 from tests.servers import Postgres, Redis, Server, running
 from tests.tiny import write_tiny_bundle
 from training.config import Booster, Config
-from training.data import Mapping, dataset_digest, load_features, load_transactions
+from training.data import Mapping, dataset_digest, load_table
 from training.simulate import simulate_features, simulate_transactions
-from training.train import Run, train_features, train_transactions
+from training.train import Run, train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
@@ -41,21 +41,19 @@ def simulated_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def transaction_run(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished training of a transaction model."""
-    mapping = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
-    dataset = {"name": simulated.name, "digest": dataset_digest(simulated)}
-    table = load_transactions(simulated, mapping)
-    runs = tmp_path_factory.mktemp("runs")
-    return train_transactions(table, mapping, TINY, name="fraud-transaction", dataset=dataset, runs=runs)
+    return trained(simulated, "simulated.yaml", "fraud-transaction", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")
 def features_run(simulated_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished training of a feature-vector model."""
-    mapping = Mapping.from_yaml(EXAMPLES / "features.yaml")
-    dataset = {"name": simulated_features.name, "digest": dataset_digest(simulated_features)}
-    table = load_features(simulated_features, mapping)
-    runs = tmp_path_factory.mktemp("runs")
-    return train_features(table, mapping, TINY, name="fraud-features", dataset=dataset, runs=runs)
+    return trained(simulated_features, "features.yaml", "fraud-features", tmp_path_factory.mktemp("runs"))
+
+
+def trained(data: Path, example: str, name: str, runs: Path) -> Run:
+    mapping = Mapping.from_yaml(EXAMPLES / example)
+    dataset = {"name": data.name, "digest": dataset_digest(data)}
+    return train(load_table(data, mapping), mapping, TINY, name=name, dataset=dataset, runs=runs)
 
 
 @pytest.fixture(scope="session")

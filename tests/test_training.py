@@ -23,7 +23,7 @@ from training.data import Mapping, load_features, load_transactions
 from training.fit import fit_booster
 from training.replay import instances_of, replay, transaction_spec
 from training.splits import MS_PER_DAY, known_labels, split_by_order, split_by_time
-from training.train import Run, prepare_features, train_transactions
+from training.train import Run, prepare_features, train
 
 MAPPING = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
 
@@ -106,7 +106,7 @@ def test_the_same_data_seed_and_configuration_give_the_same_bundle(
         "name": "transactions.parquet",
         "digest": json.loads((transaction_run.folder / "run.json").read_text())["dataset"]["digest"],
     }
-    again = train_transactions(table, MAPPING, TINY, name="fraud-transaction", dataset=dataset, runs=tmp_path)
+    again = train(table, MAPPING, TINY, name="fraud-transaction", dataset=dataset, runs=tmp_path)
     assert again.digest == transaction_run.digest
 
 

@@ -18,23 +18,33 @@ from fraud.errors import DataError
 from training.columns import MISSING_MS, Reader, encode
 from training.mapping import POSITION_ROLES, Mapping, did_you_mean, parse_duration_ms
 
-__all__ = ["Mapping", "dataset_digest", "load_features", "load_transactions", "parse_duration_ms"]
+__all__ = ["Mapping", "dataset_digest", "load_features", "load_table", "load_transactions", "parse_duration_ms"]
 
 _CSV = (".csv", ".csv.gz", ".csv.zst", ".csv.bz2")
 _PARQUET = (".parquet", ".pq")
 _logger = logging.getLogger(__name__)
 
 
-def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
-    """The canonical table of transactions, in the order in which they arrived.
+def load_table(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
+    """The canonical table of the mapping's kind.
 
     Parameters
     ----------
     path : path of a CSV or Parquet file
     mapping : Mapping
-        Of kind transactions.
     labelled : bool
         Whether labels are needed. False also takes a mapping or a file without them; each label is then -1.
+
+    Raises
+    ------
+    DataError
+        With the column, the rows and the count of everything that breaks the contract.
+    """
+    return (load_features if mapping.kind == "features" else load_transactions)(path, mapping, labelled=labelled)
+
+
+def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
+    """The canonical table of transactions, in the order in which they arrived; see `load_table`.
 
     Returns
     -------
@@ -46,11 +56,6 @@ def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = Tr
         without meaning where the label is unknown), then the further columns (float64, boolean, Categorical of
         str). Optional roles that the mapping leaves out have no column. ``attrs["dropped_zero_amounts"]`` counts
         the rows that ``on_zero_amount: drop`` left out.
-
-    Raises
-    ------
-    DataError
-        With the column, the rows and the count of everything that breaks the contract.
     """
     _expect_kind(mapping, "transactions")
     reader = _open(Path(path), mapping, labelled)
@@ -93,15 +98,7 @@ def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = Tr
 
 
 def load_features(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
-    """The canonical table of ready features.
-
-    Parameters
-    ----------
-    path : path of a CSV or Parquet file
-    mapping : Mapping
-        Of kind features.
-    labelled : bool
-        Whether labels are needed. False also takes a mapping or a file without them; each label is then -1.
+    """The canonical table of ready features; see `load_table`.
 
     Returns
     -------
@@ -110,11 +107,6 @@ def load_features(path: str | Path, mapping: Mapping, *, labelled: bool = True) 
         ``transaction_id`` (str); ``event_time_ms`` and ``label_time_ms`` (int64, only with an event_time);
         ``label`` (int8: 1, 0, -1 unknown); then the features in the order of the mapping (float64, boolean,
         Categorical of str; missing where the mapping allows it).
-
-    Raises
-    ------
-    DataError
-        With the column, the rows and the count of everything that breaks the contract.
     """
     _expect_kind(mapping, "features")
     reader = _open(Path(path), mapping, labelled)

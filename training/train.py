@@ -129,6 +129,18 @@ def prepare_transactions(
     return Task(table, windows, spec, preprocessor, X, y, label_delay_ms)
 
 
+def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: Clock, progress: Progress) -> Task:
+    if mapping.kind == "features":
+        return prepare_features(table, mapping, config)
+    times = table["processing_time_ms"].to_numpy(np.int64)
+    delay = label_delay_of(table, mapping)
+    as_of = int(times[-1] - (times[-1] - times[0]) * config.test_share)
+    shares = (config.validation_share, config.calibration_share)
+    windows = split_by_time(times, delay, as_of, (as_of, int(times[-1]) + 1), shares)
+    with clock.stage("replay"):
+        return prepare_transactions(table, mapping, windows, as_of, delay, progress)
+
+
 def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> Task:
     """Return what a training needs from a table of ready features, in the order of its rows."""
     windows = split_by_order(len(table), (config.validation_share, config.calibration_share, config.test_share))
@@ -169,7 +181,7 @@ def plain_columns(spec: FeatureSpec) -> NDArray[np.int64]:
     )
 
 
-def train_transactions(
+def train(
     table: pd.DataFrame,
     mapping: Mapping,
     config: Config,
@@ -179,46 +191,22 @@ def train_transactions(
     runs: Path,
     progress: Progress = NO_PROGRESS,
 ) -> Run:
-    """Train, calibrate, evaluate and package a transaction model.
+    """Train, calibrate, evaluate and package a model of the mapping's kind.
 
-    The last share of the time is the test window; the model is trained as of its beginning.
+    Parameters
+    ----------
+    table : DataFrame
+        The canonical table, with labels. Its last share is the test window: of the time, or of the rows of a table of
+        ready features. A transaction model is trained as of the beginning of that window.
+    name : str
+        The model's.
+    dataset : dict
+        What identifies the file that the table was read from: its name and digest.
+    runs : Path
+        Where the run folder is made.
     """
     clock = Clock()
-    times = table["processing_time_ms"].to_numpy(np.int64)
-    delay = label_delay_of(table, mapping)
-    as_of = int(times[-1] - (times[-1] - times[0]) * config.test_share)
-    shares = (config.validation_share, config.calibration_share)
-    windows = split_by_time(times, delay, as_of, (as_of, int(times[-1]) + 1), shares)
-    with clock.stage("replay"):
-        task = prepare_transactions(table, mapping, windows, as_of, delay, progress)
-    return _finish(task, config, clock, name=name, dataset=dataset, runs=runs, progress=progress)
-
-
-def train_features(
-    table: pd.DataFrame,
-    mapping: Mapping,
-    config: Config,
-    *,
-    name: str,
-    dataset: dict[str, Any],
-    runs: Path,
-    progress: Progress = NO_PROGRESS,
-) -> Run:
-    """Train, calibrate, evaluate and package a feature-vector model; windows follow the order of the rows."""
-    task = prepare_features(table, mapping, config)
-    return _finish(task, config, Clock(), name=name, dataset=dataset, runs=runs, progress=progress)
-
-
-def _finish(
-    task: Task,
-    config: Config,
-    clock: Clock,
-    *,
-    name: str,
-    dataset: dict[str, Any],
-    runs: Path,
-    progress: Progress,
-) -> Run:
+    task = _prepare(table, mapping, config, clock, progress)
     with clock.stage("train"):
         trained = fit_model(task, config, progress)
     columns = plain_columns(task.spec) if task.spec.kind == "transaction" else np.arange(1, dtype=np.int64)
