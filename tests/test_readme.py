@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.servers import free_port
 from training.data import Mapping
 
 ROOT = Path(__file__).parent.parent
@@ -81,12 +81,6 @@ def running(command: list[str], environment: dict[str, str], until: str, log: Pa
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def post(url: str, body: Any) -> Any:
