@@ -103,9 +103,11 @@ class Model:
     def warm_up(self) -> None:
         """Load what the first calls would otherwise wait for: the compiled kernels, LightGBM's and NumPy's code."""
         X = np.zeros((WARM_UP_ROWS, self.n_features))
-        for rows in (X, X[:1]):
-            self.probability(self.raw_margin(rows))
-            self.contributions(rows)
+        for writeable in (True, False):  # there are kernels for either
+            X.flags.writeable = writeable
+            for rows in (X, X[:1]):
+                self.probability(self.raw_margin(rows))
+                self.contributions(rows)
 
     def _matrix(self, X: Matrix) -> Matrix:
         X = np.ascontiguousarray(X, np.float64)

@@ -58,6 +58,7 @@ class Scorer:
         """
         scorer = cls(read_bundle(model_dir, preprocessor_dir), max_ahead_ms)
         scorer.verify()
+        scorer.model.warm_up()
         return scorer
 
     def verify(self) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import lightgbm as lgb
@@ -19,6 +20,7 @@ from fraud.booster import FEW_ROWS
 from fraud.errors import BundleError
 from fraud.model import Model
 from tests.test_treeshap import KINDS, QUIET, chain_of, edited, hard_rows, table, train
+from tests.tiny import write_tiny_bundle
 
 KNOTS = {"x": [-3.0, 0.0, 2.0], "y": [0.01, 0.2, 0.9]}
 
@@ -194,3 +196,21 @@ def test_loads_and_scores_without_lightgbms_python_package(text: str) -> None:
     run = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) == lgb.Booster(model_str=text).predict(np.zeros((1, 8)), raw_score=True)[0]
+
+
+def test_a_loaded_scorer_compiles_nothing_for_a_request(tmp_path: Path) -> None:
+    """A kernel takes a second to compile, more than a caller should wait."""
+    bundle = write_tiny_bundle(tmp_path / "bundle", "transaction")
+    code = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from fraud import treeshap_kernels as kernels; from fraud.scorer import Scorer\n"
+        "scorer = Scorer.load(Path(sys.argv[1]))\n"
+        "def compiled(): return len(kernels.one_row.signatures), len(kernels.eight_rows.signatures)\n"
+        "before = compiled()\n"
+        "for n in (1, 2, 8, 40):\n"
+        "    X = np.zeros((n, len(scorer.spec.names)))\n"
+        "    for X.flags.writeable in (True, False): scorer.contributions(X)\n"
+        "assert compiled() == before, (compiled(), before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
