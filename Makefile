@@ -11,7 +11,7 @@ help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/wandb.done  ## serve the model in production on PORT, after training a first one if there is none
-	@BIN=$(BIN) PORT=$(PORT) WORK=$(WORK) sh scripts/serve.sh
+	@exec env BIN=$(BIN) PORT=$(PORT) WORK=$(WORK) sh scripts/serve.sh
 
 test: $(VENV)/dev.done  ## run every test, against real servers of Redis and PostgreSQL
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

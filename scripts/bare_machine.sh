@@ -12,7 +12,8 @@ mirror=${MIRROR:-$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/nu
   sed -n 's/^URIs: *//p; s/^deb \([^ ]*\).*/\1/p' | head -1 || true)}
 root=$(mktemp -d)
 server=
-trap '[ -z "$server" ] || kill $server 2>/dev/null || true; wait; rm -rf --one-file-system "$root"' EXIT
+# unshare hears no SIGTERM itself; killed, it takes its whole machine with it
+trap '[ -z "$server" ] || kill -KILL $server 2>/dev/null || true; wait; rm -rf --one-file-system "$root"' EXIT
 
 debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates \
   "${SUITE:-bookworm}" "$root" ${mirror:+"$mirror"} >/dev/null
@@ -24,11 +25,15 @@ git archive HEAD | tar -x -C "$root/home/fraud"
 echo "a machine of $(chroot "$root" dpkg-query -f '.\n' -W | wc -l) packages: $(chroot "$root" python3 --version), no compiler, no libgomp1"
 chroot "$root" dpkg-query -W libgomp1 gcc 2>/dev/null && { echo "it has more than it should"; exit 1; }
 
-inside() { # a command in the repository, with the machine's own processes and mounts
+inside() { # a command in the repository, with the machine's own processes and mounts; its first process passes SIGTERM on
   exec unshare --mount --pid --fork --kill-child chroot "$root" /bin/sh -c "
     mount -t proc proc /proc && mount -t devtmpfs dev /dev 2>/dev/null || mknod -m 666 /dev/null c 1 3 2>/dev/null
     mount -t tmpfs shm /dev/shm 2>/dev/null || true
-    cd /home/fraud && exec env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PIP_CERT=/etc/ssl/certs/ca-certificates.crt $*"
+    cd /home/fraud && trap 'kill -TERM \$!' TERM
+    env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PIP_CERT=/etc/ssl/certs/ca-certificates.crt $* &
+    wait \$! && status=0 || status=\$?
+    while kill -0 \$! 2>/dev/null; do wait \$! && status=0 || status=\$?; done
+    exit \$status"
 }
 
 for what in "${@:-serve test}"; do
@@ -54,8 +59,13 @@ request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/predict", json
                                  {"Content-Type": "application/json"})
 print("answered:", json.dumps(json.load(urllib.request.urlopen(request))["predictions"][0]))
 REQUEST
-      kill $server
-      wait $server 2>/dev/null || true
+      stopping=$(date +%s)
+      pkill -TERM -P $server
+      while kill -0 $server 2>/dev/null; do
+        [ $(($(date +%s) - stopping)) -lt 30 ] || { echo "make serve goes on 30 s after SIGTERM"; exit 1; }
+        sleep 0.2
+      done
+      echo "make serve: ended $(($(date +%s) - stopping)) s after SIGTERM"
       server=
     fi
     echo "make $command: done in $(($(date +%s) - started)) s"
