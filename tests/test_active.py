@@ -316,6 +316,17 @@ async def test_a_look_that_takes_too_long_is_ended_and_noted_and_all_who_ask_sha
 
 
 @in_loop
+async def test_a_look_that_breaks_says_why_and_is_noted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_WANDB_RETRIES", "soon")
+    following = Following(home.registry, [NAME])
+    said = await following.look()
+    assert said.startswith("failed: the look ended with exit code 1: ")
+    assert said.endswith("FRAUD_WANDB_RETRIES='soon': allowed is a number above 0")
+    following.read([NAME])
+    assert said == f"failed: {following.looks[NAME].error}"
+
+
+@in_loop
 async def test_a_look_under_way_does_not_keep_a_worker_from_ending(home: Home, held_up: None) -> None:
     following = Following(home.registry, [NAME])
     asked = asyncio.create_task(following.look())
