@@ -174,8 +174,8 @@ def score(
 ) -> None:
     """Score a whole file, each transaction with the ones before it in the file as its history.
 
-    Where the file has labels the scores are measured, and those of a version of the registry are a backtest in
-    W&B's lineage of it.
+    Where the file has labels, the scores are measured; for a version of the registry that is a backtest, which W&B
+    shows in the version's lineage.
     """
     table, _, X, scorer = _scored(data, mapping, model)
     margins, probabilities = scorer.score(X)

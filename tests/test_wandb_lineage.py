@@ -82,6 +82,16 @@ def test_scores_of_labelled_rows_are_measured_and_are_a_backtest_of_the_version(
     assert len(backtests(trained)) == 1
 
 
+def test_scores_of_transactions_are_measured_by_customer_as_in_training(
+    simulated: Path, transaction_run: Run, tmp_path: Path
+) -> None:
+    given = ("--data", simulated, "--mapping", EXAMPLES / "simulated.yaml", "--out", tmp_path / "scores.csv")
+    done = Machine(tmp_path, None).run("score", *given, "--model", transaction_run.folder)
+    assert done.returncode == 0, done.stdout
+    assert "card_precision_at_100" in transaction_run.metrics
+    assert all(measure in done.stdout for measure in transaction_run.metrics)
+
+
 def test_a_use_that_cannot_be_sent_waits_and_holds_up_nothing(trained: Machine) -> None:
     models = trained.models
     models.registry.register(NAME, "sha256:" + "e" * 64, "sha256:" + "f" * 64, who="a test", aliases=())
