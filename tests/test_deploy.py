@@ -109,6 +109,17 @@ def test_rules_hold_their_own_tests() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_alert_is_documented_and_raised_in_the_rules_tests() -> None:
+    alerts = {rule["alert"] for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
+    documented = set(re.findall(r"^\| (Fraud\w+) \|", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE))
+    assert documented == alerts
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yaml").read_text())["tests"]
+    raised = {a["alertname"] for test in tests for a in test.get("alert_rule_test", []) if "exp_alerts" in a}
+    asked = {e["expr"] for test in tests for e in test.get("promql_expr_test", []) if "exp_samples" in e}
+    raised |= set(re.findall(r'alertname="(\w+)"', " ".join(asked)))
+    assert raised == alerts
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("deploy")
