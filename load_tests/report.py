@@ -151,7 +151,7 @@ def _course(run: Run) -> Figure:
     rates, latency, memory = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     rates.step(seconds, [run.scenario.expected_at(s) for s in seconds], "k--", lw=0.8, label="offered", where="post")
     totals = [[recorder.histogram([outcome], s, s + 1).total() for s in seconds] for outcome in OUTCOMES]
-    rates.stackplot(seconds, totals, labels=OUTCOMES, colors=[COLOURS[o] for o in OUTCOMES], alpha=0.8)
+    rates.stackplot(seconds, totals, labels=OUTCOMES, colors=[COLOURS[o] for o in OUTCOMES], step="post", alpha=0.8)
     rates.set_ylabel("requests a second")
     for share, style in ((0.5, "-"), (0.99, "-"), (1.0, ":")):
         values = [percentile(recorder.histogram(ANSWERED, s, s + 1), share) for s in seconds]
