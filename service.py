@@ -62,6 +62,8 @@ class FraudBento:
             canary_share=settings.canary_share,
             shadow=self.operations.shadow,
             record_reasons=settings.record_reasons,
+            record_unnamed=settings.record_unnamed,
+            past=models.past,
         )
         await dataplane.store.open()
         batcher = MicroBatcher(

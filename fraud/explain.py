@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,27 +24,44 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
 
 
+class Explained(NamedTuple):
+    """A row's base value, the contribution of every feature, and the strongest of them in words; log-odds."""
+
+    base_value: float
+    contributions: dict[str, float]
+    reasons: list[Reason]
+
+
 class Explainer:
     """Words the contributions of one model's features."""
 
     def __init__(self, spec: FeatureSpec) -> None:
         self.features = spec.features
+        self._names = [feature.name for feature in spec.features]
         self._meanings = [_meaning(feature) for feature in spec.features]
-
-    def contributions(self, values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-        """Return contributions by feature name from (n_features + 1,) float64, the last being the base value."""
-        return dict(zip((f.name for f in self.features), values.tolist()[:-1], strict=True))
 
     def strongest(
         self, contributions: np.ndarray[Any, np.dtype[np.float64]], top: int = TOP_REASONS
     ) -> list[list[tuple[str, float]]]:
         """Return the largest contributions by size of each of (n, n_features + 1) rows, by feature name."""
-        order = np.argsort(-np.abs(contributions[:, :-1]), axis=1, kind="stable")[:, :top]
-        values = np.take_along_axis(contributions, order, axis=1).tolist()
-        names = [feature.name for feature in self.features]
+        rows = zip(contributions.tolist(), _ranked(contributions, top), strict=True)
+        return [[(self._names[i], row[i]) for i in order if row[i]] for row, order in rows]
+
+    def explained(
+        self, X: np.ndarray[Any, np.dtype[np.float64]], contributions: np.ndarray[Any, np.dtype[np.float64]]
+    ) -> list[Explained]:
+        """Word rows as they were scored.
+
+        Parameters
+        ----------
+        X : (n, n_features) float64
+        contributions : (n, n_features + 1) float64
+            In log-odds, the base value last.
+        """
+        ranked = _ranked(contributions, TOP_REASONS)
         return [
-            [(names[i], value) for i, value in zip(indices, some, strict=True) if value]
-            for indices, some in zip(order.tolist(), values, strict=True)
+            Explained(row[-1], dict(zip(self._names, row[:-1], strict=True)), self._reasons(x, row, order))
+            for x, row, order in zip(X.tolist(), contributions.tolist(), ranked, strict=True)
         ]
 
     def reasons(
@@ -53,7 +70,7 @@ class Explainer:
         contributions: np.ndarray[Any, np.dtype[np.float64]],
         top: int = TOP_REASONS,
     ) -> list[Reason]:
-        """Return the largest contributions by size, those of no effect left out.
+        """Return the largest contributions of one row by size, those of no effect left out.
 
         Parameters
         ----------
@@ -62,9 +79,11 @@ class Explainer:
         contributions : (n_features + 1,) float64
             In log-odds, the base value last.
         """
-        sizes = np.abs(contributions[:-1])
-        order = np.argsort(-sizes, kind="stable")[:top]
-        return [self._reason(int(i), float(x[i]), float(contributions[i])) for i in order if sizes[i] > 0]
+        (order,) = _ranked(contributions[np.newaxis], top)
+        return self._reasons(x.tolist(), contributions.tolist(), order)
+
+    def _reasons(self, x: list[float], contributions: list[float], order: list[int]) -> list[Reason]:
+        return [self._reason(i, x[i], contributions[i]) for i in order if contributions[i]]
 
     def _reason(self, i: int, number: float, contribution: float) -> Reason:
         feature = self.features[i]
@@ -72,6 +91,12 @@ class Explainer:
         direction: Literal["raises", "lowers"] = "raises" if contribution > 0 else "lowers"
         text = f"{self._meanings[i]} is {_shown(value)}, which {direction} the risk"
         return Reason(feature.name, value, contribution, direction, text)
+
+
+def _ranked(contributions: np.ndarray[Any, np.dtype[np.float64]], top: int) -> list[list[int]]:
+    """Return for each row the places of its `top` largest contributions by size; of equal ones the first."""
+    order: list[list[int]] = np.argsort(-np.abs(contributions[:, :-1]), axis=1, kind="stable")[:, :top].tolist()
+    return order
 
 
 def readable(feature: Feature, number: float) -> float | bool | str | None:

@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     record_reasons: bool = Field(
         True, description="Whether each recorded decision carries the contributions of its five strongest features."
     )
+    record_unnamed: bool = Field(
+        True,
+        description="Whether rows of ready features that carry no transaction id are recorded too, under an id that "
+        "their answer tells.",
+    )
     audit_key: SecretStr = Field(
         SecretStr(""), description="Key of the decision log's hash chain, to be kept apart from the log."
     )

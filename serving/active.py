@@ -37,6 +37,8 @@ logger = logging.getLogger("fraud.serving.active")
 
 Role = Literal["champion", "challenger"]
 MAX_RETRY_S = 60.0
+MAX_PAST = 2
+"""Versions that stay loaded though they are served no more, to explain what they decided."""
 
 
 def active_tags(settings: Settings, packed: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -171,6 +173,7 @@ class ActiveModels:
         self._on_swap = on_swap or (lambda swap: None)
         self._tags: dict[Key, str] = {}
         self._scorers: dict[Key, Scorer] = {}
+        self.past: dict[str, Scorer] = {}
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
         registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
@@ -241,6 +244,14 @@ class ActiveModels:
                 changed = True
             if changed:
                 self._install(self.champions, self.challengers)
+
+    async def load_past(self, name: str, digest: str) -> None:
+        """Put a version that is not served any more into `past`, from the Bento store, if that has it still."""
+        try:
+            with _short_turns():
+                await self._in_thread(self._load_past, name, digest)
+        except FraudError as error:
+            logger.error("decisions of %s %s cannot be explained: %s", name, digest, error)
 
     async def refresh(self) -> str:
         """Serve what the registry names, then what W&B names; returns what came of asking W&B.
@@ -327,6 +338,13 @@ class ActiveModels:
 
         model, preprocessor = bundle_paths(tag)
         return Scorer.load(model, preprocessor, max_ahead_ms=round(self._settings.max_clock_ahead_s * 1000))
+
+    def _load_past(self, name: str, digest: str) -> None:
+        if digest not in self.past:
+            scorer = self._load(f"{name}:{short(digest)}")
+            while len(self.past) >= MAX_PAST:
+                del self.past[next(iter(self.past))]
+            self.past[digest] = scorer
 
     def _failed(self, key: Key, tag: str, error: Exception) -> None:
         failure = self._failures.get(key)

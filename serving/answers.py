@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from fraud.bundle import short
 from fraud.errors import FraudError, RequestError
 from fraud.events import Decided
-from fraud.explain import Reason
+from fraud.explain import Explained, Reason
 from fraud.scorer import ModelName, Scorer
 
 
@@ -88,22 +87,19 @@ def plain_answer(scorer: Scorer, probability: float) -> Prediction:
     )
 
 
-def explain_answer(
-    decided: Decided, scorer: Scorer, x: Any, contributions: np.ndarray[Any, np.dtype[np.float64]]
-) -> Explanation:
-    explainer = scorer.explainer
+def explain_answer(decided: Decided, explained: Explained) -> Explanation:
     return Explanation(
-        transaction_id=decided.transaction_id,
-        fraud_probability=decided.fraud_probability,
-        prediction=decided.prediction,
-        risk_level=decided.risk_level,
-        decision=decided.decision,
-        model=_model(decided.model_name, decided.model_digest),
-        degraded=decided.degraded,
-        raw_margin=decided.raw_margin,
-        base_value=float(contributions[-1]),
-        contributions=explainer.contributions(contributions),
-        reasons=explainer.reasons(x, contributions),
+        decided.transaction_id,
+        decided.fraud_probability,
+        decided.prediction,
+        decided.risk_level,
+        decided.decision,
+        _model(decided.model_name, decided.model_digest),
+        decided.degraded,
+        decided.raw_margin,
+        explained.base_value,
+        explained.contributions,
+        explained.reasons,
     )
 
 

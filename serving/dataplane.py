@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fraud.errors import FraudError, RequestError, StoreError, UnknownModel
+from fraud.errors import FraudError, PastVersion, RequestError, StoreError, UnknownModel
 from fraud.events import Decided
 from fraud.features import Histories, Matrix, transactions_of
 from fraud.schema import Row, decode_envelope
@@ -36,8 +36,8 @@ from serving.answers import (
 from serving.requests import CHUNK_ROWS, INLINE_ROWS, ScoreRequest, Task, transaction_id_of
 from serving.shadow import Shade, Shadow, copy_of, in_canary
 
-INLINE_EXPLAINED = 4
-"""Rows explained on the event loop itself; more of them go to a thread."""
+NOTHING = Recalled({}, Histories.new(()))
+"""What a store knows of rows that are not asked for: their models have no history, their names were given here."""
 
 
 class DataPlane:
@@ -60,6 +60,10 @@ class DataPlane:
         Where challengers score what champions answered.
     record_reasons : bool
         Whether a recorded decision carries its strongest contributions.
+    record_unnamed : bool
+        Whether rows without a transaction id are given one and recorded.
+    past : mapping of str to Scorer, optional
+        Versions that are not served any more, and may still explain what they decided.
 
     Attributes
     ----------
@@ -78,12 +82,16 @@ class DataPlane:
         canary_share: float = 0.0,
         shadow: Shadow | None = None,
         record_reasons: bool = False,
+        record_unnamed: bool = False,
+        past: Mapping[str, Scorer] | None = None,
     ) -> None:
         self.scorers = dict(scorers)
         self.challengers: Mapping[str, Scorer] = {}
         self.canary_share = canary_share
         self.shadow = shadow
         self.record_reasons = record_reasons
+        self.record_unnamed = record_unnamed
+        self.past = {} if past is None else past
         self.store = store
         self.on_stage = on_stage
         self.on_scored = on_scored
@@ -128,7 +136,7 @@ class DataPlane:
 
     async def run(self, requests: Sequence[ScoreRequest]) -> list[bytes | FraudError]:
         """Answer a micro-batch: each caller's JSON, or the error that is its own."""
-        if all(request.is_plain for request in requests):
+        if not self.record_unnamed and all(request.is_plain for request in requests):
             return self._answer_plain(requests)
         outcomes: dict[int, bytes | FraudError] = {}
         for i, request in enumerate(requests):
@@ -139,7 +147,11 @@ class DataPlane:
             except RequestError as error:
                 outcomes[i] = error
         tasks = {
-            i: [Task(request, at, row) for at, row in enumerate(request.rows) if isinstance(row, Row)]
+            i: [
+                Task(request, at, row, self.record_unnamed)
+                for at, row in enumerate(request.rows)
+                if isinstance(row, Row)
+            ]
             for i, request in enumerate(requests)
             if i not in outcomes
         }
@@ -166,7 +178,7 @@ class DataPlane:
         again: list[Task] = []
         fresh: list[Task] = []
         for task in tasks:
-            if task.key is None:
+            if task.key is None or not task.is_named:
                 fresh.append(task)
             elif task.key in by_key:
                 again.append(task)
@@ -197,11 +209,11 @@ class DataPlane:
         return degraded
 
     async def _recall(self, tasks: Mapping[str, Task]) -> Recalled:
+        if not tasks:
+            return NOTHING
         rows = [task.row for task in tasks.values() if task.row.customer_id]
         customers = distinct(row.customer_id for row in rows)
         merchants = distinct(row.roles.get("merchant_id") for row in rows)
-        if not tasks:
-            return Recalled({}, Histories.new(()))
         started = time.perf_counter()
         recalled = await self.store.recall(list(tasks), customers, merchants)
         self._stage("recall", started)
@@ -229,17 +241,26 @@ class DataPlane:
             degraded = list(recalled.degraded) if scorer.spec.kind == "transaction" else []
             for task, x, margin, probability in zip(some, X, margins.tolist(), probabilities.tolist(), strict=True):
                 task.decided = _decided(task, scorer, x, margin, probability, degraded)
-            if self.record_reasons:
-                started = time.perf_counter()
-                reasons = scorer.explainer.strongest(scorer.contributions(X))
-                for task, strongest in zip(some, reasons, strict=True):
-                    assert task.decided is not None
-                    task.decided.reasons = strongest
-                self._stage("explain", started)
+            self._contribute(scorer, some, X)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 decided = [task.decided for task in some if task.decided]
                 self.shadow.offer(Shade(challenger, [task.row.raw for task in some], before, decided))
         self.counts["rows"] += len(tasks)
+
+    def _contribute(self, scorer: Scorer, tasks: Sequence[Task], X: Matrix) -> None:
+        """Keep what each feature added, of the rows that it is asked for or recorded of."""
+        wanted = [i for i, t in enumerate(tasks) if t.request.explain or (self.record_reasons and t.key is not None)]
+        if not wanted:
+            return
+        started = time.perf_counter()
+        contributions = scorer.contributions(X if len(wanted) == len(X) else X[wanted])
+        strongest = scorer.explainer.strongest(contributions) if self.record_reasons else None
+        for at, i in enumerate(wanted):
+            tasks[i].contributions = contributions[at]
+            decided = tasks[i].decided
+            if strongest is not None and decided is not None:
+                decided.reasons = strongest[at]
+        self._stage("explain", started)
 
     async def _record(self, tasks: list[Task], recalled: Recalled) -> tuple[str, ...]:
         degraded: tuple[str, ...] = ()
@@ -263,28 +284,34 @@ class DataPlane:
         return degraded
 
     async def _explain(self, tasks: list[Task]) -> None:
-        if len(tasks) > INLINE_EXPLAINED:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._explain_now, tasks)
-        elif tasks:
-            self._explain_now(tasks)
+        served = {s.name.digest: s for s in (*self.past.values(), *self.scorers.values(), *(t.scorer for t in tasks))}
+        by_digest: dict[str, list[Task]] = {}
+        for task in tasks:
+            if task.decided is None:
+                continue
+            digest = task.decided.model_digest
+            if digest in served:
+                by_digest.setdefault(digest, []).append(task)
+            else:
+                task.error = PastVersion(task.decided.model_name, digest, list(self.scorers))
+        for digest, some in by_digest.items():
+            if len(some) > INLINE_ROWS:
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._explain_now, served[digest], some)
+            else:
+                self._explain_now(served[digest], some)
 
-    def _explain_now(self, tasks: list[Task]) -> None:
+    def _explain_now(self, scorer: Scorer, tasks: Sequence[Task]) -> None:
         """Explain rows as they were scored, by the version that did."""
         started = time.perf_counter()
-        served = {scorer.name.digest: scorer for scorer in (*self.scorers.values(), *(t.scorer for t in tasks))}
-        by_digest: dict[str, list[tuple[Task, Decided]]] = {}
-        for task in tasks:
-            if task.decided is not None:
-                by_digest.setdefault(task.decided.model_digest, []).append((task, task.decided))
-        for digest, some in by_digest.items():
-            scorer = served.get(digest)
-            if scorer is None:
-                for task, decided in some:
-                    task.error = UnknownModel(f"{decided.model_name} {digest}", list(served))
-                continue
-            X = np.frombuffer(b"".join(decided.features for _, decided in some), "<f8").reshape(len(some), -1)
-            for (task, decided), x, contributions in zip(some, X, scorer.contributions(X), strict=True):
-                task.explanation = explain_answer(decided, scorer, x, contributions)
+        decided = [task.decided for task in tasks if task.decided is not None]
+        X = np.frombuffer(b"".join([d.features for d in decided]), "<f8").reshape(len(decided), -1)
+        if any(task.contributions is None for task in tasks):
+            contributions = scorer.contributions(X)
+        else:
+            contributions = np.array([task.contributions for task in tasks])
+        explained = scorer.explainer.explained(X, contributions)
+        for task, of_task, explanation in zip(tasks, decided, explained, strict=True):
+            task.explanation = explain_answer(of_task, explanation)
         self._stage("explain", started)
 
     async def _answer(
@@ -293,6 +320,8 @@ class DataPlane:
         rows: list[Prediction | Refused | None] = [None] * request.n_rows
         problems = {at: row for at, row in enumerate(request.rows) if isinstance(row, RequestError)}
         for task in tasks:
+            if isinstance(task.error, PastVersion) and not request.is_second_try:
+                return task.error
             self.counts["extra_fields"] += task.row.n_extra
             if task.error is not None:
                 problems[task.at] = task.error

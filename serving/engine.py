@@ -6,7 +6,7 @@ import gc
 import sys
 from typing import Any, Protocol
 
-from fraud.errors import FraudError, NotReady, Overloaded
+from fraud.errors import FraudError, NotReady, Overloaded, PastVersion
 from serving.batching import HasRows, MicroBatcher
 
 
@@ -33,6 +33,9 @@ class Follows(Protocol):
 
     async def refresh(self) -> str:
         """Look for other versions at once, on W&B too; returns what came of asking it."""
+
+    async def load_past(self, name: str, digest: str) -> None:
+        """Have a version at hand that is served no more, if it is still there."""
 
 
 class Engine:
@@ -89,7 +92,14 @@ class Engine:
             raise NotReady("no model is loaded yet")
         if batcher.full:
             raise Overloaded(f"{batcher.queued_rows} rows are waiting already; try again shortly")
-        return await batcher.submit(dataplane.decode(body, explain=explain, request_id=request_id))
+        request = dataplane.decode(body, explain=explain, request_id=request_id)
+        try:
+            return await batcher.submit(request)
+        except PastVersion as error:
+            if self._models is not None:
+                await self._models.load_past(error.name, error.digest)
+            request.is_second_try = True
+            return await batcher.submit(request)
 
     def readiness(self) -> dict[str, Any]:
         """What is served; raises `NotReady` when nothing is."""

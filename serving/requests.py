@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from fraud.errors import IdempotencyConflict, RequestError
 from fraud.events import Decided, fingerprint, key_of
@@ -22,7 +24,17 @@ INLINE_ROWS = 64
 class ScoreRequest:
     """One caller's rows, decoded as far as `decoded` says, with the model version that answers them all."""
 
-    __slots__ = ("decoded_at", "explain", "n_rows", "now_ms", "raws", "request_id", "rows", "scorer")
+    __slots__ = (
+        "decoded_at",
+        "explain",
+        "is_second_try",
+        "n_rows",
+        "now_ms",
+        "raws",
+        "request_id",
+        "rows",
+        "scorer",
+    )
 
     def __init__(
         self, scorer: Scorer, raws: Sequence[msgspec.Raw], explain: bool, now_ms: int, request_id: str
@@ -35,6 +47,7 @@ class ScoreRequest:
         self.request_id = request_id
         self.rows: list[Row | RequestError] = []
         self.decoded_at = 0.0
+        self.is_second_try = False
 
     @property
     def decoded(self) -> bool:
@@ -60,14 +73,34 @@ class ScoreRequest:
 
 
 class Task:
-    """One valid row on its way to its place in its caller's answer."""
+    """One valid row on its way to its place in its caller's answer.
 
-    __slots__ = ("at", "decided", "error", "explanation", "fingerprint", "key", "request", "row")
+    Parameters
+    ----------
+    name_it : bool
+        Whether a row without a transaction id is given one, to be recorded under.
+    """
 
-    def __init__(self, request: ScoreRequest, at: int, row: Row) -> None:
+    __slots__ = (
+        "at",
+        "contributions",
+        "decided",
+        "error",
+        "explanation",
+        "fingerprint",
+        "is_named",
+        "key",
+        "request",
+        "row",
+    )
+
+    def __init__(self, request: ScoreRequest, at: int, row: Row, name_it: bool = False) -> None:
         self.request = request
         self.at = at
         self.row = row
+        self.is_named = row.transaction_id is not None
+        if name_it and not self.is_named:
+            row.transaction_id = given_id()
         self.key: str | None = None
         self.fingerprint = b""
         if row.transaction_id is not None:
@@ -75,6 +108,7 @@ class Task:
             self.key = key_of(row.transaction_id, scope)
             self.fingerprint = fingerprint(row)
         self.decided: Decided | None = None
+        self.contributions: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self.explanation: Prediction | None = None
         self.error: RequestError | None = None
 
@@ -84,11 +118,17 @@ class Task:
 
     def take(self, decided: Decided) -> None:
         """Answer with a decision on record, if it was made of the same row."""
+        self.decided = self.contributions = None
         if decided.said_the_same(self.fingerprint, self.scorer.name.digest):
             self.decided = decided
         else:
             assert self.row.transaction_id is not None
             self.error = IdempotencyConflict(self.row.transaction_id, f"$.instances[{self.at}].transaction_id")
+
+
+def given_id() -> str:
+    """Return an id for a row that came without one."""
+    return f"given-{secrets.token_hex(12)}"
 
 
 _any = msgspec.json.Decoder(dict[str, Any])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fraud.errors import FraudError, StoreError, UnknownModel
+from fraud.errors import FraudError, PastVersion, StoreError, UnknownModel
 from fraud.features import Histories
 from fraud.scorer import Scorer
 from fraud.stores.sqlite import SqliteStore
@@ -259,8 +259,46 @@ def test_a_swap_leaves_decoded_requests_with_their_version(
     assert row["model"]["digest"] == scorers["fraud-transaction"].name.digest
     assert call(second)[0]["model"]["digest"] == other.name.digest
     assert call(first) == [row]  # a retry after the swap
-    with pytest.raises(RowsRefused, match="is not served here"):
-        call(first, explain=True)  # the version that scored it is gone
+    with pytest.raises(PastVersion, match="is not served here"):
+        call(first, explain=True)  # for the engine to load the version that scored it, and ask again
+    past = {s.name.digest: s for s in scorers.values()}
+    call.plane.past = past
+    assert call(first, explain=True)[0].items() >= row.items()
+
+
+def test_a_version_that_is_gone_explains_nothing_and_fails_alone(
+    call: Caller, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
+    first, second = transactions(2, 15)
+    call(first)
+    call.plane.scorers = {
+        "fraud-transaction": Scorer.load(write_tiny_bundle(tmp_path / "other", "transaction", seed=1))
+    }
+    request = call.plane.decode(json.dumps({"instances": [first, second]}).encode(), explain=True)
+    request.is_second_try = True
+    (answer,) = call.runner.run(call.plane.run([request]))
+    assert isinstance(answer, bytes)
+    gone, explained = json.loads(answer)["predictions"]
+    assert gone["error"]["code"] == "unknown_model"
+    assert explained["reasons"]
+
+
+def test_rows_without_an_id_are_recorded_under_one_that_the_answer_tells(call: Caller) -> None:
+    named, *unnamed = ready_rows(4, 3)
+    unnamed = [{k: v for k, v in row.items() if k != "transaction_id"} for row in unnamed]
+    silent = call(*unnamed, model="fraud-features")
+    assert [row["transaction_id"] for row in silent] == [None] * 3
+    call.plane.record_unnamed = True
+    rows = call({**named, "transaction_id": "mine"}, *unnamed, *unnamed, model="fraud-features")
+    ids = [row["transaction_id"] for row in rows]
+    assert ids[0] == "mine"
+    assert len(set(ids)) == 7
+    assert [row["fraud_probability"] for row in rows[1:4]] == [row["fraud_probability"] for row in silent]
+    again = [{**row, "transaction_id": given} for row, given in zip(unnamed, ids[1:], strict=False)]
+    explained = call(*again, explain=True, model="fraud-features")
+    assert [row["transaction_id"] for row in explained] == ids[1:4]
+    recorded = call.runner.run(call.plane.store.recall([f"fraud-features\x1f{given}" for given in ids], [], []))
+    assert len(recorded.decided) == 7
 
 
 def test_decisions_and_histories_survive_a_restart(scorers: dict[str, Scorer], tmp_path: Path) -> None:

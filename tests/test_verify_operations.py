@@ -70,12 +70,12 @@ def explained(scorer: Scorer, instance: dict[str, Any]) -> dict[str, Any]:
     rows = [scorer.decoder.decode(json.dumps(fresh(instance)).encode(), "$")]
     X = scorer.featurizer.advance(rows, Histories.new(rows))
     margins, probabilities = scorer.score(X)
-    contributions = scorer.contributions(X)[0]
+    (explained_row,) = scorer.explainer.explained(X, scorer.contributions(X))
     prediction, risk_level, decision = scorer.policy.decide(float(probabilities[0]))
     return {
         "raw_margin": float(margins[0]),
-        "base_value": float(contributions[-1]),
-        "contributions": scorer.explainer.contributions(contributions),
+        "base_value": explained_row.base_value,
+        "contributions": explained_row.contributions,
         "fraud_probability": float(probabilities[0]),
         "prediction": prediction,
         "risk_level": risk_level,
