@@ -42,11 +42,21 @@ def variants() -> dict[str, Server]:
         "API keys required": changed(keys, {"X-API-Key": secret}),
         "a rate for each caller": changed({"FRAUD_RATE_LIMIT_PER_S": "1000000"}),
         "a log line for every request": changed({"FRAUD_LOG_REQUESTS": "all"}),
-        "reasons on record": changed({"FRAUD_RECORD_REASONS": "true"}),
+        "no reasons on record": changed({"FRAUD_RECORD_REASONS": "false"}),
         "personal ids stored as keyed hashes": changed(
             {"FRAUD_PERSONAL_FIELDS": "customer_id,merchant_id", "FRAUD_PERSONAL_KEY": "k" * 32}
         ),
         "decisions not durable when answered": changed({"FRAUD_DURABLE": "false"}),
+        "no metrics": dataclasses.replace(
+            own,
+            command=lambda bin_, port: [
+                f"{bin_}/bentoml",
+                "serve",
+                "bench.without_metrics:FraudBento",
+                "--port",
+                str(port),
+            ],
+        ),
     }
 
 

@@ -30,6 +30,7 @@ from wandb_sync.store import BentoStore
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 WORK = HERE / ".work"
+BULK_ROWS = 1000
 console = Console(width=150)
 
 
@@ -75,13 +76,14 @@ def servers() -> list[Server]:
         "fraud_bento",
         None,
         lambda bin_, port: [f"{bin_}/bentoml", "serve", "service:FraudBento", "--port", str(port)],
-        both,
+        {**both, "bulk": Endpoint("/predict", [json.dumps({"instances": instances(BULK_ROWS)})])},
         cwd=HERE.parent,
-        environment=own_environment("bundle"),
+        environment=own_environment("bundle") | {"FRAUD_RECORD_UNNAMED": "false"},  # the peers record nothing
     )
     fresh = as_instances(fresh_transactions())
     return [
         own,
+        dataclasses.replace(own, name="fraud_bento_recorded", endpoints=both, environment=own_environment("bundle")),
         dataclasses.replace(
             own,
             name="fraud_bento_history",

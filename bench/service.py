@@ -16,16 +16,20 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import lightgbm
+import numpy as np
 from rich.table import Table
 
 from bench.client import Load, ceiling
 from bench.hardware import describe_hardware
-from bench.model import write_model
-from bench.servers import HERE, WORK, Endpoint, Running, console, running, servers
+from bench.model import instances, write_model
+from bench.servers import BULK_ROWS, HERE, WORK, Endpoint, Running, console, running, servers
 
 
 def measure(server: Running, endpoint: Endpoint, load: dict[str, Any], seconds: float, core: int) -> dict[str, Any]:
@@ -47,10 +51,28 @@ def measure(server: Running, endpoint: Endpoint, load: dict[str, Any], seconds: 
     return measured
 
 
-def loads(connections: list[int], rates: list[float]) -> list[tuple[str, dict[str, Any]]]:
+def loads(endpoint: str, connections: list[int], rates: list[float]) -> list[tuple[str, dict[str, Any]]]:
+    if endpoint == "bulk":
+        return [(ALONE, {"connections": 1})]
     closed = [(f"{n} connections", {"connections": n}) for n in connections]
     opened = [(f"{rate:g} a second", {"connections": 256, "rate": rate}) for rate in rates]
     return closed + opened
+
+
+ALONE = "1 connections"
+
+
+def booster_us_per_row(core: int) -> float:
+    """LightGBM's own `predict` of the bulk request's rows as a ready matrix, one thread, on the server's core."""
+    os.sched_setaffinity(0, {core})
+    booster = lightgbm.Booster(model_file=WORK / "model" / "booster.txt")
+    X = np.array([list(row.values()) for row in instances(BULK_ROWS)])
+    seconds = []
+    for _ in range(100):
+        started = time.perf_counter()
+        booster.predict(X, raw_score=True, num_threads=1)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) / BULK_ROWS * 1e6
 
 
 LIBRARIES = ("bentoml", "lightgbm", "numpy", "numba", "uvicorn", "uvloop", "httptools", "msgspec")
@@ -69,11 +91,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for server in chosen:
             with running(server, cores[0]) as process:
                 for endpoint_name, endpoint in server.endpoints.items():
-                    for load_name, load in loads(options.connections, options.rates):
+                    for load_name, load in loads(endpoint_name, options.connections, options.rates):
                         measured = measure(process, endpoint, load, options.seconds, cores[-1])
                         figures.setdefault((server.name, endpoint_name, load_name), []).append(measured)
                         console.print(f"[dim]{turn + 1} {server.name} /{endpoint_name} {load_name}: {measured}[/dim]")
                 starts[server.name].append({"start_to_ready_s": process.start_to_ready_s, **process.memory_mb()})
+    with ProcessPoolExecutor(1) as process_:
+        booster_us = process_.submit(booster_us_per_row, cores[0]).result()
     results = [
         {"server": server, "endpoint": endpoint, "load": load, **medians(several)}
         for (server, endpoint, load), several in figures.items()
@@ -82,6 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "hardware": hardware,
         "rounds": options.rounds,
         "seconds": options.seconds,
+        "booster_us_per_row": round(booster_us, 2),
         "client_ceiling_rps": ceiling(cores[0], cores[-1]).rps,
         "results": with_ratios(results),
         "processes": {name: medians(several) for name, several in starts.items()},
@@ -101,7 +126,7 @@ def with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for result in results:
         result["ratio_to"] = {
             reference: round(result["rps"] / rps[reference, result["endpoint"], result["load"]], 2)
-            for reference in REFERENCES[result["endpoint"]]
+            for reference in REFERENCES.get(result["endpoint"], ())
             if rps.get((reference, result["endpoint"], result["load"]))
         }
     return results
@@ -127,6 +152,10 @@ def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
     target("/predict, 32 connections, to idiomatic BentoML", ratio("predict", "bentoml_idiomatic"), 10)
     target("/predict, 32 connections, to bare ASGI", ratio("predict", "bare_asgi"), 1)
     target("/explain, 32 connections, to FastAPI with pred_contrib", ratio("explain", "fastapi_sklearn"), 30)
+    bulk = at.get(("bulk", "fraud_bento", ALONE))
+    if bulk:
+        per_row = bulk["p50_ms"] * 1000 / BULK_ROWS / report["booster_us_per_row"]
+        target("/predict of 1,000 rows, per row, to Booster.predict", round(per_row, 2), 3, at_least=False)
     reasons = at.get(("explain", "fraud_bento", "1000 a second"))
     target("p99 with reasons at 1,000 a second, ms", reasons and reasons["p99_ms"], 10, at_least=False)
     target("start to ready, s", own.get("start_to_ready_s"), 3, at_least=False)
@@ -177,7 +206,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Medians of {report['rounds']} rounds of {report['seconds']:g} s; {hardware}. The client alone drives "
         f"{report['client_ceiling_rps']:,.0f} a second.",
     ]
-    for endpoint in dict.fromkeys(r["endpoint"] for r in report["results"]):
+    for endpoint in dict.fromkeys(r["endpoint"] for r in report["results"] if r["endpoint"] != "bulk"):
         lines += ["", f"`/{endpoint}`, one row a call: requests a second, p99 in ms (p99.9)", ""]
         lines += ["| server | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
         for server in dict.fromkeys(s for e, s, _ in at if e == endpoint):
