@@ -51,13 +51,16 @@ class Load:
 class Measured:
     """Latencies in ms of the good answers; `rps` and `requests` count these alone.
 
-    `late` are requests of an open loop whose answer had not come when the drain was over.
+    `refused` are the errors of status 429 or 503; `late` are requests of an open loop whose answer had not come when
+    the drain was over.
     """
 
     rps: float
     requests: int
     sent: int
     errors: int
+    refused: int
+    refused_p99_ms: float
     late: int
     p50_ms: float
     p99_ms: float
@@ -79,13 +82,13 @@ def serialised(load: Load) -> list[tuple[bytes, ...]]:
 class Connection(asyncio.Protocol):
     """One keep-alive connection with at most one request under way."""
 
-    def __init__(self, answered: Callable[[Connection, bool], None]) -> None:
+    def __init__(self, answered: Callable[[Connection, bytes], None]) -> None:
         self._answered = answered
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._missing = 0
         self._chunked = False
-        self._ok = False
+        self._status = b""
         self.started = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,7 +113,7 @@ class Connection(asyncio.Protocol):
                 return
             self._received = b""
             head = data[:end].lower()
-            self._ok = data[9:12] == b"200"
+            self._status = data[9:12]
             at = head.find(b"content-length: ")
             if at < 0:
                 self._chunked = True
@@ -126,7 +129,7 @@ class Connection(asyncio.Protocol):
             self._missing -= len(data)
             if self._missing > 0:
                 return
-        self._answered(self, self._ok)
+        self._answered(self, self._status)
         if self._missing < 0:
             raise ConnectionError("the server sent more than it declared")
 
@@ -141,6 +144,7 @@ class Driver:
         self.first = int(time.time()) % 10**6 * 10**6  # no load repeats the numbers of another
         self.latencies: list[float] = []
         self.errors = 0
+        self.refusals: list[float] = []
         self.counting_from = 0.0
         self.until = 0.0
         self.free: deque[Connection] = deque()
@@ -193,15 +197,17 @@ class Driver:
             request[0] if len(request) == 1 else (b"%012d" % (self.first + self.sent)).join(request), started
         )
 
-    def _answered(self, connection: Connection, ok: bool) -> None:
+    def _answered(self, connection: Connection, status: bytes) -> None:
         done, started = now(), connection.started
         self.under_way -= 1
         connection.started = 0.0
         if started >= self.counting_from and (self.load.rate or done < self.until):
-            if ok:
+            if status == b"200":
                 self.latencies.append(done - started)
             else:
                 self.errors += 1
+                if status in (b"429", b"503"):
+                    self.refusals.append(done - started)
         if self.load.rate:
             self.free.append(connection)
             self._send_waiting()
@@ -219,6 +225,8 @@ class Driver:
             requests=len(self.latencies),
             sent=self.sent,
             errors=self.errors,
+            refused=len(self.refusals),
+            refused_p99_ms=round(float(np.percentile(self.refusals, 99)) * 1000, 3) if self.refusals else 0.0,
             late=late,
             p50_ms=round(float(p50), 3),
             p99_ms=round(float(p99), 3),

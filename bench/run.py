@@ -28,7 +28,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 # in the order of their length; what each one measures stands in its own docstring
-BENCHMARKS = ("library", "approximation", "parts", "history", "training", "service", "load")
+BENCHMARKS = ("library", "approximation", "parts", "overload", "history", "training", "service", "load")
 COMPARED = ("library",)
 NOTICED = 0.1
 
