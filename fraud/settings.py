@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         4096, ge=1000, description="Rows that may wait to be scored, small requests and large ones each; then 503."
     )
     max_wait_s: float = Field(
-        0.1, gt=0, description="Seconds that a small request may have to wait; one that would wait longer gets 503."
+        0.06, gt=0, description="Seconds that a small request may have to wait; one that would wait longer gets 503."
     )
 
     model_poll_s: float = Field(

@@ -71,7 +71,7 @@ class MicroBatcher(Generic[RequestT]):
         max_batch_rows: int = 1024,
         bulk_rows: int = 64,
         max_queued_rows: int = 4096,
-        max_wait_s: float = 0.1,
+        max_wait_s: float = 0.06,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if min(max_batch_rows, bulk_rows, max_queued_rows) < 1:

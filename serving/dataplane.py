@@ -69,7 +69,7 @@ class DataPlane:
     ----------
     counts : Counter
         Since the start: ``rows`` scored, ``rows_refused``, ``rows_recalled``, ``extra_fields`` ignored,
-        and ``degraded_<name>``.
+        ``degraded_<name>`` and ``labels_<outcome>``.
     """
 
     def __init__(
