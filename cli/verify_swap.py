@@ -20,6 +20,8 @@ from fraud.scorer import Scorer
 SWAP_LIMIT_S = 20.0
 ROWS = 3
 P99_RATIO = 1.2
+LOOK_S = 0.05
+"""Between looks at what a worker serves; each is a request beside the load."""
 
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True, highlight=False)
@@ -100,12 +102,12 @@ async def measure_swaps(box: Sandbox, cycles: int, rate: float, connections: int
     async def swaps() -> None:
         nonlocal slowest, refused
         for i in range(1, cycles + 1):
-            box.promote(box.digests[i % 2])
+            await asyncio.to_thread(box.promote, box.digests[i % 2])
             slowest = max(slowest, await seen_by_all(box, box.digests[i % 2]))
             if i == cycles // 2:
-                box.promote(broken)
+                await asyncio.to_thread(box.promote, broken)
                 refused = await refused_by_all(box)
-                box.promote(box.digests[i % 2])
+                await asyncio.to_thread(box.promote, box.digests[i % 2])
             await asyncio.sleep(0.3)
 
     during = await offered(box, scorers, rate, connections, asyncio.create_task(swaps()))
@@ -192,26 +194,26 @@ def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
 async def seen_by_all(box: Sandbox, digest: str) -> float:
     """Wait until every worker serves a version; return how long that took, seconds."""
     started = time.monotonic()
-    waiting = set(box.worker_pids())
+    waiting = set(await asyncio.to_thread(box.worker_pids))
     while waiting:
         state = await readiness(box)
         if state["models"][0]["digest"] == digest:
             waiting.discard(state["pid"])
         if time.monotonic() - started > SWAP_LIMIT_S:
             raise TimeoutError(f"workers {waiting} do not serve {digest} after {SWAP_LIMIT_S:g} s")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(LOOK_S)
     return time.monotonic() - started
 
 
 async def refused_by_all(box: Sandbox) -> bool:
     """Wait until every worker says that it could not load the version it should."""
     started = time.monotonic()
-    waiting = set(box.worker_pids())
+    waiting = set(await asyncio.to_thread(box.worker_pids))
     while waiting and time.monotonic() - started < SWAP_LIMIT_S:
         state = await readiness(box)
         if state["failed_swaps"]:
             waiting.discard(state["pid"])
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(LOOK_S)
     return not waiting
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import random
@@ -322,7 +323,7 @@ class ActiveModels:
         try:
             scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
             with _short_turns():
-                scorer = scorer or await self._in_thread(self._load, tag)
+                scorer = scorer or await self._in_thread(self._load_in_turn, tag)
         except Exception as error:
             self._failed(key, tag, error)
             self._on_swap(Swap(name, role, before, tag, time.perf_counter() - started, error))
@@ -332,6 +333,15 @@ class ActiveModels:
         seconds = time.perf_counter() - started
         logger.info("%s %s is %s after %.2f s, before it was %s", role, name, tag, seconds, before or "none")
         self._on_swap(Swap(name, role, before, tag, seconds))
+
+    def _load_in_turn(self, tag: str) -> Scorer:
+        """Load while no other worker of this server does: answering and loading on all cores at once would be felt."""
+        if self._task is None:  # at start there is nobody to answer
+            return self._load(tag)
+        self._settings.state_dir.mkdir(parents=True, exist_ok=True)
+        with (self._settings.state_dir / "load.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self._load(tag)
 
     def _load(self, tag: str) -> Scorer:
         from fraud.scorer import Scorer
