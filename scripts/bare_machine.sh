@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 mirror=${MIRROR:-$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
   sed -n 's/^URIs: *//p; s/^deb \([^ ]*\).*/\1/p' | head -1 || true)}
-root=$(mktemp -d)
+root=$(mktemp -d) && chmod 755 "$root" # as a root folder is: PostgreSQL of the tests runs as another user
 server=
 # unshare hears no SIGTERM itself; killed, it takes its whole machine with it
 trap '[ -z "$server" ] || kill -KILL $server 2>/dev/null || true; wait; rm -rf --one-file-system "$root"' EXIT
