@@ -182,6 +182,9 @@ def running(kind: type[Server]) -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="runs a curl line; on Debian: apt-get install curl")
+
+
 @contextmanager
 def bentoml_serve(environment: Mapping[str, str], log: Path) -> Iterator[str]:
     """Serve this project as `bentoml serve` does, until the end of the block; gives the URL once it is ready."""

@@ -27,7 +27,7 @@ from fraud.scorer import Scorer
 from fraud.stores import Store, StoreOptions, open_store
 from serving.labels import AT_ONCE
 from tests.conftest import PATIENT
-from tests.servers import Server, bentoml_serve, wait_until
+from tests.servers import Server, bentoml_serve, needs_curl, wait_until
 from tests.test_bento_service import Served
 from tests.test_profiles import Service
 from tests.test_store_faults import until_back
@@ -330,6 +330,7 @@ def blocks() -> dict[str, list[str]]:
     return found
 
 
+@needs_curl
 def test_the_example_of_the_docs(
     served: Served, blocks: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.servers import free_port
+from tests.servers import free_port, needs_curl
 from training.data import Mapping
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +94,7 @@ def test_the_example_mapping_is_the_one_that_is_shipped() -> None:
     assert Mapping.model_validate(yaml.safe_load(shown)) == Mapping.from_yaml(ROOT / "examples" / "sparkov.yaml")
 
 
+@needs_curl
 def test_make_serve_trains_serves_and_prints_a_curl_line_that_works(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
