@@ -84,7 +84,7 @@ class SqliteStore:
         with self._locked():
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            connection.execute("PRAGMA cache_size = -65536")
+            connection.execute("PRAGMA cache_size = -16384")
             connection.execute("PRAGMA mmap_size = 1073741824")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
