@@ -27,7 +27,7 @@ CONNECTIONS = 2048
 ACCEPTED_P99_MS = 250.0
 RECOVERY_S = 1.0
 GROWTH = 0.05
-"""SQLite's page cache fills meanwhile, to 64 MB for each of two connections."""
+"""SQLite's page cache fills meanwhile, to 16 MB for each of two connections."""
 
 
 def run(times: float, seconds: float) -> dict[str, Any]:
