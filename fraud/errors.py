@@ -9,6 +9,7 @@ FraudError
 │   ├── InvalidRequest           422  the body or a row breaks the contract
 │   ├── IdempotencyConflict      409  a transaction id came again with other contents
 │   ├── UnknownModel             404  the named model is not served here
+│   │   └── PastVersion               the version that decided is served no more
 │   ├── UnknownCustomer          404  nothing is known of a customer
 │   ├── PayloadTooLarge          413  the body is larger than allowed
 │   ├── MethodNotAllowed         405  the path does not answer this method

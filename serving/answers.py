@@ -88,19 +88,8 @@ def plain_answer(scorer: Scorer, probability: float) -> Prediction:
 
 
 def explain_answer(decided: Decided, explained: Explained) -> Explanation:
-    return Explanation(
-        decided.transaction_id,
-        decided.fraud_probability,
-        decided.prediction,
-        decided.risk_level,
-        decided.decision,
-        _model(decided.model_name, decided.model_digest),
-        decided.degraded,
-        decided.raw_margin,
-        explained.base_value,
-        explained.contributions,
-        explained.reasons,
-    )
+    prediction: tuple[Any, ...] = msgspec.structs.astuple(predict_answer(decided))
+    return Explanation(*(*prediction, decided.raw_margin, *explained))
 
 
 def encode_answer(rows: Sequence[Prediction | Refused | None]) -> bytes:
