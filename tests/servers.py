@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -224,7 +224,7 @@ class SlowPath:
         self.delay_s = 0.0
         self.port = 0
         self._server: asyncio.Server | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -234,31 +234,41 @@ class SlowPath:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await asyncio.sleep(0)  # what has been accepted becomes a task
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.ensure_future(self._pass_on(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with _closing(writer):
             there, out = await asyncio.open_connection("127.0.0.1", self.target_port)
-        except OSError:
-            writer.close()
-            return
-        for source, sink in ((reader, out), (there, writer)):
-            pump = asyncio.ensure_future(self._pump(source, sink))
-            self._pumps.add(pump)
-            pump.add_done_callback(self._pumps.discard)
+            async with _closing(out), asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, out))
+                pumps.create_task(self._pump(there, writer))
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
+        with suppress(OSError):  # one side is gone, which the other learns now
             while data := await source.read(65536):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 sink.write(data)
-        except OSError:
-            pass  # one side is gone, which the other learns now
+        sink.close()
+
+
+@asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Close a connection in the end, whether or not the other side is still there."""
+    with suppress(OSError):
+        try:
+            yield
         finally:
-            sink.close()
+            writer.close()
+            await writer.wait_closed()
 
 
 def wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:

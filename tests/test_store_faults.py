@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import time
@@ -10,16 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from fraud.errors import StoreError
 from fraud.scorer import Scorer
 from fraud.stores import Fraud, Store, StoreOptions, open_store
+from fraud.stores.postgres import PostgresStore
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import Guard, Resilient
 from fraud.stores.tiered import Tiered
 from serving.dataplane import DataPlane
-from tests.servers import Server, SlowPath
+from tests.servers import Server, SlowPath, wait_until
 from tests.test_stores import alone, assert_same_states, of_run
 from tests.tiny import START_MS, transactions
 
@@ -203,6 +206,34 @@ def test_a_worker_that_starts_while_its_store_is_off_serves_without(scorer: Scor
         await load.plane.close()
 
     asyncio.run(run())
+
+
+def test_no_connection_is_left_open_whenever_the_store_is_given_up(postgres_server: Server) -> None:
+    """A budget that ends, or a worker that stops, at any point of making the connections."""
+
+    def connections() -> int:
+        gc.collect()
+        with psycopg.connect(postgres_server.url) as db:
+            row = db.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fraud-bento'").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    async def given_up(after_s: float, *, by_closing: bool) -> None:
+        async with SlowPath(postgres_server.port) as path:
+            path.delay_s = 0.01
+            store = PostgresStore(postgres_server.url_at(path.port))
+            guard = Guard(store, BUDGET_S, store.ping)
+            opening = asyncio.ensure_future(guard.within(store.open, 5.0 if by_closing else after_s))
+            await asyncio.wait([opening], timeout=after_s)
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            del opening  # psycopg closes a connection that was never made when its last traceback is gone
+            await store.close()
+            await asyncio.to_thread(wait_until, lambda: connections() == 0, 5.0)
+
+    for after_ms in range(20, 400, 40):
+        for by_closing in (False, True):
+            asyncio.run(given_up(after_ms / 1000, by_closing=by_closing))
 
 
 def test_the_queue_is_bounded(scorer: Scorer, redis_server: Server) -> None:

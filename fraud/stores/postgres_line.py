@@ -45,7 +45,11 @@ async def connect(url: str, *, durable: bool) -> Connection:
         application_name="fraud-bento",
         options="" if durable else "-c synchronous_commit=off",
     )
-    await _migrate(db)
+    try:
+        await _migrate(db)
+    except BaseException:  # a caller that waits no longer, as well
+        await db.close()
+        raise
     return db
 
 

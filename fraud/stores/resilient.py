@@ -102,13 +102,16 @@ class Guard:
     async def within(self, operation: Callable[[], Awaitable[T]], budget_s: float) -> T:
         """Return what an operation returns, or raise `StoreDown` after `budget_s` whatever it does then."""
         task = asyncio.ensure_future(_awaited(operation))
-        await asyncio.wait({task}, timeout=budget_s)
-        for _ in range(8):  # an answer that came while the loop was busy is not late
-            if task.done():
-                return task.result()
-            await asyncio.sleep(0)
-        task.cancel()  # not awaited: cancelling may have to wait for the store as well
-        task.add_done_callback(_forget)
+        try:
+            await asyncio.wait({task}, timeout=budget_s)
+            for _ in range(8):  # an answer that came while the loop was busy is not late
+                if task.done():
+                    return task.result()
+                await asyncio.sleep(0)
+        finally:
+            if not task.done():  # not awaited: cancelling may have to wait for the store as well
+                task.cancel()
+                task.add_done_callback(_forget)
         self.counts["calls_out_of_budget"] += 1
         raise StoreDown(f"{self._remote.name} did not answer within {budget_s * 1000:g} ms")
 
