@@ -32,6 +32,8 @@ FraudError
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class FraudError(Exception):
     """Base of all errors; `http_status` and `code` are what an HTTP caller sees.
@@ -51,6 +53,15 @@ class FraudError(Exception):
         super().__init__(message)
         self.message = message
         self.path = path
+
+    def kept(self) -> Self:
+        """Return the error as something to keep: without the frames it passed and what they hold.
+
+        Kept in one of those objects it would be part of a cycle, and with it the whole request, which the garbage
+        collector frees late.
+        """
+        self.__context__ = None
+        return self.with_traceback(None)
 
 
 class RequestError(FraudError):

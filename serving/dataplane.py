@@ -145,7 +145,7 @@ class DataPlane:
                     await asyncio.sleep(0)
                     request.decode_some()
             except RequestError as error:
-                outcomes[i] = error
+                outcomes[i] = error.kept()
         tasks = {
             i: [
                 Task(request, at, row, self.record_unnamed)

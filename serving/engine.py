@@ -56,7 +56,7 @@ class Engine:
         """
         self._dataplane, self._batcher, self._models = dataplane, batcher, models
         gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        gc.set_threshold(10_000, 20, 100)
         gc.enable()
         sys.setswitchinterval(0.001)
 

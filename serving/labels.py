@@ -137,7 +137,7 @@ def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: i
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return InvalidRequest(f"the label is not JSON: {error}", path)
     except RequestError as error:
-        return error
+        return error.kept()
 
 
 async def tell_frauds(store: Store, frauds: Sequence[Fraud]) -> AsyncIterator[tuple[Sequence[Fraud], list[Told]]]:

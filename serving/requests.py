@@ -67,7 +67,7 @@ class ScoreRequest:
             try:
                 self.rows.append(decode(self.raws[i], f"$.instances[{i}]", self.now_ms))
             except RequestError as error:
-                self.rows.append(error)
+                self.rows.append(error.kept())
         if self.decoded and all(isinstance(row, RequestError) for row in self.rows):
             raise RowsRefused([row for row in self.rows if isinstance(row, RequestError)])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from fraud.features import Histories
 from fraud.scorer import Scorer
 from fraud.stores.sqlite import SqliteStore
 from serving.answers import RowsRefused
+from serving.app import scoring_routes
+from serving.batching import MicroBatcher
 from serving.dataplane import DataPlane
+from serving.engine import Engine
+from serving.http import FrontDoor, HttpLimits
 from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
 
 
@@ -359,3 +364,58 @@ def test_stages_are_timed(call: Caller) -> None:
     call(*transactions(3, 19), explain=True)
     assert set(seconds) == {"recall", "featurize", "score", "record", "explain"}
     assert np.all(np.array(list(seconds.values())) > 0)
+
+
+BAD_BODIES = {
+    "one bad row": [{**transactions(1, 3)[0], "amount": "12,50"}],
+    "a bad row among good ones": [*transactions(2, 4), {**transactions(1, 5)[0], "event_time": "yesterday"}],
+    "many bad rows": [{}] * 200,
+    "no JSON": b"{",
+    "no rows": [],
+    "not an object": ["x"],
+    "too large": b" " * 20_000,
+    "another model": b'{"instances": [{}], "model": "nobody"}',
+    "the same id, other contents": [{**transactions(1, 6)[0], "amount": 1.0}, {**transactions(1, 6)[0], "amount": 2.0}],
+}
+
+
+@pytest.mark.parametrize("bad", BAD_BODIES)
+def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller) -> None:
+    """Were it part of a reference cycle, its body would be held until the garbage collector's next run."""
+    said = BAD_BODIES[bad]
+    body = said if isinstance(said, bytes) else json.dumps({"instances": said}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "query_string": b""}
+
+    async def behind(*_: object) -> None:
+        raise AssertionError("the front door answers /predict")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def run() -> int:
+        engine = Engine()
+        engine.start(call.plane, MicroBatcher(call.plane.run))
+        gc.disable()
+        door = FrontDoor(behind, scoring_routes(engine), HttpLimits(max_body_bytes=10_000))
+        await door(scope, receive, send)
+        gc.collect()
+        for _ in range(20):
+            await asyncio.ensure_future(door(scope, receive, send))
+        return gc.collect()
+
+    statuses: list[int] = []
+    threshold = gc.get_threshold()
+    try:
+        unreachable = call.runner.run(run())
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*threshold)
+        gc.enable()
+    assert len(statuses) == 21
+    assert all(status >= 400 or bad.startswith(("a bad row among", "the same id")) for status in statuses)
+    assert unreachable < 20, unreachable
