@@ -1,4 +1,4 @@
-# Everything here sets itself up: only Python 3.11 or later and make need to be there.
+# Everything here sets itself up: only Python 3.11, 3.12 or 3.13 and make need to be there.
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format lock image image-check load bench bench-compare
 PYTHON ?= python3
@@ -49,8 +49,8 @@ lock: $(VENV)/uv.done  ## lock every dependency group of pyproject.toml with has
 	for group in uv serve train wandb follow load; do $(LOCK) --group $$group -c requirements/dev.txt -o requirements/$$group.txt; done
 
 $(VENV)/uv.done:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or later is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@touch $@

@@ -249,16 +249,17 @@ class DataPlane:
 
     def _contribute(self, scorer: Scorer, tasks: Sequence[Task], X: Matrix) -> None:
         """Keep what each feature added, of the rows that it is asked for or recorded of."""
-        wanted = [i for i, t in enumerate(tasks) if t.request.explain or (self.record_reasons and t.key is not None)]
+        recorded = [self.record_reasons and task.key is not None for task in tasks]
+        wanted = [i for i, task in enumerate(tasks) if task.request.explain or recorded[i]]
         if not wanted:
             return
         started = time.perf_counter()
         contributions = scorer.contributions(X if len(wanted) == len(X) else X[wanted])
-        strongest = scorer.explainer.strongest(contributions) if self.record_reasons else None
+        strongest = scorer.explainer.strongest(contributions) if any(recorded) else None
         for at, i in enumerate(wanted):
             tasks[i].contributions = contributions[at]
             decided = tasks[i].decided
-            if strongest is not None and decided is not None:
+            if strongest is not None and recorded[i] and decided is not None:
                 decided.reasons = strongest[at]
         self._stage("explain", started)
 

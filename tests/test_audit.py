@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def log(path: Path) -> SqliteLog:
 
 
 def tamper(path: Path, statement: str, *values: Any) -> None:
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         assert db.execute(statement, values).rowcount == 1
 
 
@@ -140,7 +141,7 @@ def test_swapped_rows_show(log: SqliteLog, path: Path) -> None:
 
 def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: SqliteLog, path: Path) -> None:
     rows = [logged.record for logged, _ in log.rows()]
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         for row in extend(Anchor(), rows, key_of("a guess")):
             db.execute("UPDATE decisions SET link = ? WHERE seq = ?", (row.link, row.sequence))
     broken = verify_chain(log, KEY).broken
@@ -151,7 +152,7 @@ def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: SqliteLo
 def test_log_cut_off_with_its_head_shows_by_a_head_noted_before(log: SqliteLog, path: Path) -> None:
     noted = log.head()
     twenty = next(logged for logged, _ in log.rows(19))
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM decisions WHERE seq > 20")
         db.execute("UPDATE chain SET seq = 20, link = ? WHERE place = 'head'", (twenty.link,))
     assert verify_chain(log, KEY).broken is None
@@ -161,7 +162,7 @@ def test_log_cut_off_with_its_head_shows_by_a_head_noted_before(log: SqliteLog, 
 
 
 def test_damaged_file_is_reported_not_raised(log: SqliteLog, path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'decisions'").fetchone()
         (size,) = db.execute("PRAGMA page_size").fetchone()

@@ -7,6 +7,7 @@ import gc
 import json
 import sqlite3
 from collections.abc import Iterator, MutableMapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -349,11 +350,11 @@ def test_two_workers_with_the_same_transactions_give_one_decision_each(
 
 
 def test_a_store_that_fails_is_an_error_of_the_request_not_of_the_service(call: Caller, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "history.db") as db:
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
         db.execute("ALTER TABLE decisions RENAME TO hidden")
     (outcome,) = call.outcomes(transactions(1, 18))
     assert isinstance(outcome, StoreError)
-    with sqlite3.connect(tmp_path / "history.db") as db:
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
         db.execute("ALTER TABLE hidden RENAME TO decisions")
     assert call(*transactions(1, 18))[0]["degraded"] == []
 

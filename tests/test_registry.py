@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,7 @@ def test_what_wandb_says_is_taken_over_unless_a_local_change_waits(three: Regist
 
 def test_a_registry_of_the_first_format_is_read_and_brought_up(registry: Registry) -> None:
     registry.path.parent.mkdir(parents=True)
-    with sqlite3.connect(registry.path) as db:
+    with closing(sqlite3.connect(registry.path)) as db, db:
         for statement in FORMATS[0].split(";\n"):
             db.execute(statement)
         db.execute("pragma user_version = 1")
@@ -204,7 +205,7 @@ def test_a_registry_of_the_first_format_is_read_and_brought_up(registry: Registr
 
 def test_a_registry_of_another_format_is_refused(registry: Registry) -> None:
     register(registry, 1)
-    with sqlite3.connect(registry.path) as db:
+    with closing(sqlite3.connect(registry.path)) as db, db:
         db.execute("pragma user_version = 9")
     db.close()
     with pytest.raises(RegistryError, match="has format 9, this release reads 2"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_shadow_records_what_the_challenger_would_have_said(scorers: list[Scorer
         return alone, answers
 
     alone, answers = asyncio.run(run())
-    with sqlite3.connect(tmp_path / "shadow.db") as db:
+    with closing(sqlite3.connect(tmp_path / "shadow.db")) as db, db:
         rows = db.execute(
             "SELECT transaction_id, champion, champion_probability, challenger, fraud_probability, decision "
             "FROM shadows"
@@ -116,7 +117,7 @@ def test_shadow_that_is_behind_leaves_out_and_counts(scorers: list[Scorer], tmp_
         shadow = Shadow(tmp_path / "shadow.db", lambda *_: None, dropped.append)
         dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db", durable=False), shadow=shadow)
         dataplane.challengers = {NAME: challenger}
-        with sqlite3.connect(tmp_path / "shadow.db", isolation_level=None) as db:
+        with closing(sqlite3.connect(tmp_path / "shadow.db", isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")  # the shadow waits for this writer
             for instance in transactions(MAX_WAITING + 20, 6):
                 await ask(dataplane, [instance])
@@ -163,7 +164,7 @@ def test_personal_ids_are_not_stored_and_change_no_score(scorers: list[Scorer], 
     names = {instance["customer_id"] for instance in instances}
     assert {row.customer_id for row in rows}.isdisjoint(names)
     assert len({row.customer_id for row in rows}) == len(names)
-    with sqlite3.connect(tmp_path / "hidden" / "history.db") as db:
+    with closing(sqlite3.connect(tmp_path / "hidden" / "history.db")) as db, db:
         for table in ("customers", "merchants"):
             assert all(len(name) == 32 for (name,) in db.execute(f"SELECT id FROM {table}"))
     assert msgspec.msgpack.encode("c1") + msgspec.msgpack.encode("merchant_id") not in stored

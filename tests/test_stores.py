@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def test_a_state_takes_less_than_2_kb_a_customer(tmp_path: Path, scorer: Scorer)
 
 def test_a_store_of_another_release_is_refused(tmp_path: Path) -> None:
     asyncio.run(SqliteStore(tmp_path / "h.db").close())
-    with sqlite3.connect(tmp_path / "h.db") as db:
+    with closing(sqlite3.connect(tmp_path / "h.db")) as db, db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="has schema 99; this release reads schema"):
         SqliteStore(tmp_path / "h.db")
