@@ -26,8 +26,7 @@ from bench.service import LIBRARIES, measure
 CONNECTIONS = 2048
 ACCEPTED_P99_MS = 250.0
 RECOVERY_S = 1.0
-GROWTH = 0.05
-"""SQLite's page cache fills meanwhile, to 16 MB for each of two connections."""
+GROWTH = 0.02
 
 
 def run(times: float, seconds: float) -> dict[str, Any]:

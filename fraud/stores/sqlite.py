@@ -78,9 +78,7 @@ class SqliteStore:
         self._read_thread = ThreadPoolExecutor(1, "store-read")
 
     def _connect(self, durable: bool) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=10.0, isolation_level=None, check_same_thread=False, cached_statements=512
-        )
+        connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
         with self._locked():
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -259,10 +257,12 @@ def _blobs(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Blobs:
 
 
 def _select(
-    db: sqlite3.Connection, query: str, values: Sequence[object], at_once: int = 500
+    db: sqlite3.Connection, query: str, values: Sequence[object], at_once: int = 512
 ) -> Iterable[tuple[str, bytes]]:
+    """Run a query over values, the last one repeated up to a power of two: so few statements are compiled and kept."""
     for start in range(0, len(values), at_once):
-        some = values[start : start + at_once]
+        some = list(values[start : start + at_once])
+        some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
         yield from db.execute(query.format(",".join("?" * len(some))), some)
 
 
