@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -225,3 +228,15 @@ def test_a_configuration_names_its_wrong_keys(tmp_path: Path) -> None:
         Config.from_yaml(path)
     assert "config.yaml: rounds: Input should be greater than or equal to 1" in refused.value.message
     assert "config.yaml: booster.leaves: Extra inputs are not permitted" in refused.value.message
+
+
+def test_the_command_trains_with_threads_that_do_not_spin() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import cli.main, training.fit"],
+        env=environment | {"OMP_DISPLAY_ENV": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in loaded.stderr
