@@ -175,3 +175,5 @@ def test_personal_fields_ask_for_a_key(tmp_path: Path) -> None:
         open_store("sqlite:", StoreOptions(state_dir=tmp_path, personal_fields=("customer_id",)))
     first, second = (Pseudonymous(SqliteStore(tmp_path / key), ["customer_id"], key) for key in "ab")
     assert first.hashed("c1") != second.hashed("c1")
+    for store in (first, second):
+        asyncio.run(store.close())

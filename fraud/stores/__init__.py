@@ -181,11 +181,13 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     Raises
     ------
     SettingsError
-        The URL names no store.
+        The URL names no store, or personal fields are to be hidden without a key.
     StoreError
         The store cannot be opened.
     """
     options = options or StoreOptions()
+    if options.personal_fields and not options.personal_key:
+        raise SettingsError("FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE")
     store = _open(url, options)
     if options.personal_fields:
         from fraud.stores.personal import Pseudonymous

@@ -8,7 +8,6 @@ from hashlib import blake2b
 
 import msgspec
 
-from fraud.errors import SettingsError
 from fraud.events import Decided
 from fraud.features import Histories, Records
 from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, Told
@@ -26,18 +25,10 @@ class Pseudonymous:
     fields : collection of str
         Of ``customer_id`` and ``merchant_id``.
     key : str
-
-    Raises
-    ------
-    SettingsError
-        There is no key: without one, whoever reads the store could test every id he can think of.
+        Secret: without one, whoever reads the store could test every id he can think of.
     """
 
     def __init__(self, store: Store, fields: Collection[str], key: str) -> None:
-        if not key:
-            raise SettingsError(
-                "FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE"
-            )
         self.store = store
         self._customers = "customer_id" in fields
         self._merchants = "merchant_id" in fields

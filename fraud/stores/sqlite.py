@@ -79,16 +79,20 @@ class SqliteStore:
 
     def _connect(self, durable: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        with self._locked():
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            connection.execute("PRAGMA cache_size = -16384")
-            connection.execute("PRAGMA mmap_size = 1073741824")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
-                raise StoreError(f"{self.path} has schema {version}; this release reads schema {SCHEMA_VERSION}")
+        try:
+            with self._locked():
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                connection.execute("PRAGMA cache_size = -16384")
+                connection.execute("PRAGMA mmap_size = 1073741824")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+                elif version != SCHEMA_VERSION:
+                    raise StoreError(f"{self.path} has schema {version}; this release reads schema {SCHEMA_VERSION}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     async def open(self) -> None:
