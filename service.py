@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import bentoml
 import orjson
 
+from fraud.models.active import active_tags, bundle_paths, pack, packed_versions
+from fraud.serving.app import FrontedService
+from fraud.serving.connections import ConnectionLimits, install
+from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
+from fraud.serving.engine import Engine
+from fraud.serving.http import Guard, HttpLimits, Observer
+from fraud.serving.security import Gate
 from fraud.settings import Settings
-from serving.active import active_tags, bundle_paths, pack, packed_versions
-from serving.app import FrontedService
-from serving.connections import ConnectionLimits, install
-from serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
-from serving.engine import Engine
-from serving.http import Guard, HttpLimits, Observer
-from serving.security import Gate
 
 settings = Settings.read()
 install(ConnectionLimits(settings.header_timeout_s, settings.max_header_bytes, settings.max_connections))
@@ -46,10 +46,10 @@ class FraudBento:
     async def start(self) -> None:
         """Load, verify and warm; the worker takes no connection before this is done."""
         gc.disable()  # until the engine starts
-        from fraud.stores import StoreOptions, open_store
-        from serving.batching import MicroBatcher
-        from serving.dataplane import DataPlane
-        from serving.operations import Operations
+        from fraud.pipeline.batching import MicroBatcher
+        from fraud.pipeline.dataplane import DataPlane
+        from fraud.serving.operations import Operations
+        from fraud.stores.opening import StoreOptions, open_store
 
         self.operations = Operations(settings, packed_versions(FraudBento))
         models = self.operations.models

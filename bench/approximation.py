@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cli.verify_history import simulated
-from fraud.features import Featurizer
+from fraud.checks.history import simulated
+from fraud.features.featurizer import Featurizer
 from fraud.schema import Feature, FeatureSpec
 from training.replay import replay
 

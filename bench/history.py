@@ -26,14 +26,16 @@ import psycopg
 import redis
 
 from bench.hardware import describe_hardware
-from cli.verify_history import scorer_for, simulated
-from fraud.events import Decided
-from fraud.features import Histories, Records
-from fraud.history import CUSTOMER, MERCHANT
+from fraud.checks.history import scorer_for, simulated
+from fraud.decisions.record import Decided
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+from fraud.history.state import CUSTOMER, MERCHANT
+from fraud.models.scorer import Scorer
+from fraud.pipeline.dataplane import DataPlane
 from fraud.schema import Row
-from fraud.scorer import Scorer
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, StoreOptions, Told, open_store
-from serving.dataplane import DataPlane
+from fraud.stores.opening import StoreOptions, open_store
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Store, Told
 from tests.servers import Postgres, Redis, Server, running
 from training.backfill import states_of
 from training.data import Mapping

@@ -31,8 +31,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from bench.hardware import describe_hardware
 from bench.model import SEED, table
-from fraud.model import Model
-from fraud.treeshap import TreeShap
+from fraud.detectors.model import Model
+from fraud.detectors.treeshap import TreeShap
 
 Matrix = NDArray[np.float64]
 Call = Callable[[Matrix], Any]
@@ -120,7 +120,7 @@ STARTED = """
 import json, sys, time
 clock = time.perf_counter
 began = clock()
-from fraud.model import Model
+from fraud.detectors.model import Model
 imported = clock()
 model = Model(sys.stdin.read(), {"x": [0.0], "y": [0.5]})
 loaded = clock()

@@ -25,9 +25,9 @@ from typing import Any
 
 from bench.hardware import describe_hardware
 from bench.servers import free_port
+from fraud.models.active import active_tags, bundle_paths
 from fraud.settings import Settings
 from load_tests.scenarios import SCENARIOS
-from serving.active import active_tags, bundle_paths
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

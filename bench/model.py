@@ -20,16 +20,16 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 
-from fraud.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
-from fraud.decision import Policy, RiskLevels
-from fraud.features import Featurizer
-from fraud.model import Model
+from fraud.decisions.policy import Policy, RiskLevels
+from fraud.detectors.model import Model
+from fraud.features.featurizer import Featurizer
+from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
+from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec
-from fraud.scorer import golden_of
+from fraud.simulation.simulate import simulate_transactions
 from training.data import Mapping, load_transactions
 from training.package import write_model as write_transaction_bundle
 from training.replay import instances_of, replay, transaction_spec
-from training.simulate import simulate_transactions
 
 NAMES = [f"f{i}" for i in range(15)]
 N_TRAIN, N_CALIBRATE = 60_000, 20_000

@@ -23,7 +23,7 @@ from bench.hardware import describe_hardware
 from bench.model import write_model
 from bench.servers import HERE, WORK, Server, console, running, servers
 from bench.service import LIBRARIES, measure
-from serving.security import new_key
+from fraud.serving.security import new_key
 
 AS_IT_COMES = "as it comes"
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from bench.client import COUNTER
 from bench.model import NAMES, instances
-from wandb_sync.store import BentoStore
+from fraud.models.bento_store import BentoStore
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"

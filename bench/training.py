@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.hardware import describe_hardware
+from fraud.simulation.simulate import simulate_transactions
 from training.config import Config
 from training.data import Mapping, load_transactions
 from training.replay import replay, transaction_spec
-from training.simulate import simulate_transactions
 from training.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ def _peer(table: object, mapping: Mapping) -> float:
     """Return the seconds of the fit alone."""
     import pandas as pd
 
-    from fraud.features import Featurizer
+    from fraud.features.featurizer import Featurizer
 
     assert isinstance(table, pd.DataFrame)
     some = slice(len(table) // 5, len(table) // 5 * 4)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import serving.telemetry
+import fraud.serving.telemetry
 
 
-class Silent(serving.telemetry.Telemetry):
+class Silent(fraud.serving.telemetry.Telemetry):
     """Shows the models it serves, and no more."""
 
     def stage(self, name: str, seconds: float) -> None: ...
@@ -21,6 +21,6 @@ class Silent(serving.telemetry.Telemetry):
         return run
 
 
-serving.telemetry.Telemetry = Silent  # type: ignore[misc]
+fraud.serving.telemetry.Telemetry = Silent  # type: ignore[misc]
 
 from service import FraudBento  # noqa: E402, F401

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fraud.bundle import short
+from fraud.models.bundle import short
 from scripts.check_image import Engine, empty_state, engine_of, open_port, stops_without_loss
 from tests.servers import free_port
 from tests.wandb_machine import Machine, collection

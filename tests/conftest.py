@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fraud.scorer import Scorer
-from fraud.stores import Store, StoreOptions, open_store
+from fraud.models.scorer import Scorer
+from fraud.simulation.simulate import simulate_features, simulate_transactions
+from fraud.stores.opening import StoreOptions, open_store
+from fraud.stores.protocol import Store
 from tests.servers import Postgres, Redis, Server, running
 from tests.tiny import write_tiny_bundle
 from training.config import Booster, Config
 from training.data import Mapping, dataset_digest, load_table
-from training.simulate import simulate_features, simulate_transactions
 from training.train import Run, train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fraud.featurize import AGE_CAP_DAYS, COUNT_CAP, EARTH_RADIUS_KM, NEW_CUSTOMER_BELOW
-from fraud.history import RING, token
+from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, EARTH_RADIUS_KM, NEW_CUSTOMER_BELOW
+from fraud.history.state import RING, token
 
 DAY, HOUR = 86_400_000, 3_600_000
 NAN = math.nan

@@ -22,15 +22,15 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from fraud.bundle import read_manifest, short
 from fraud.errors import BundleError, RegistryError
-from fraud.registry import Registry
-from fraud.scorer import Scorer
+from fraud.models.active import ActiveModels, Swap
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import read_manifest, short
+from fraud.models.following import Following
+from fraud.models.registry import Registry
+from fraud.models.scorer import Scorer
 from fraud.settings import Settings
-from serving.active import ActiveModels, Swap
-from serving.following import Following
 from tests.tiny import write_tiny_bundle
-from wandb_sync.store import BentoStore
 
 NAME = "fraud-features"
 

@@ -23,15 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli.audit import app
-from fraud.chain import GENESIS, Anchor, Logged, Verifier, extend, key_of, link_of
+from fraud.checks.audit import exported, replay, verify_chain
+from fraud.cli.audit import app
+from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, extend, key_of, link_of
+from fraud.decisions.record import Decided
 from fraud.errors import RegistryError
-from fraud.events import Decided
-from fraud.scorer import Scorer
-from fraud.stores.log import SqliteLog
+from fraud.models.scorer import Scorer
+from fraud.pipeline.dataplane import DataPlane
 from fraud.stores.sqlite import SqliteStore
-from serving.audit import exported, replay, verify_chain
-from serving.dataplane import DataPlane
+from fraud.stores.sqlite_log import SqliteLog
 from tests.tiny import transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fraud.errors import FraudError, InvalidRequest, Overloaded, SettingsError
-from serving.batching import MicroBatcher
+from fraud.pipeline.batching import MicroBatcher
 
 T = TypeVar("T")
 WEIGHTS = np.random.default_rng(0).integers(-9, 10, size=15).astype(np.float64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cli.main import main
+from fraud.cli.main import main
 from tests.conftest import EXAMPLES
 
 

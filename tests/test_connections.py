@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-from serving.connections import BoundedProtocol, ConnectionLimits
+from fraud.serving.connections import BoundedProtocol, ConnectionLimits
 
 LIMITS = ConnectionLimits(header_timeout_s=0.5, max_header_bytes=2000, max_connections=20)
 REQUEST = b"GET / HTTP/1.1\r\nhost: s\r\n\r\n"

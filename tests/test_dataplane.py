@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from fraud.errors import FraudError, PastVersion, StoreError, UnknownModel
-from fraud.features import Histories
-from fraud.scorer import Scorer
+from fraud.features.featurizer import Histories
+from fraud.models.scorer import Scorer
+from fraud.pipeline.answers import RowsRefused
+from fraud.pipeline.batching import MicroBatcher
+from fraud.pipeline.dataplane import DataPlane
+from fraud.serving.app import scoring_routes
+from fraud.serving.engine import Engine
+from fraud.serving.http import FrontDoor, HttpLimits
 from fraud.stores.sqlite import SqliteStore
-from serving.answers import RowsRefused
-from serving.app import scoring_routes
-from serving.batching import MicroBatcher
-from serving.dataplane import DataPlane
-from serving.engine import Engine
-from serving.http import FrontDoor, HttpLimits
 from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
 
 

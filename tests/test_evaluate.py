@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from fraud.decision import Policy
+from fraud.decisions.policy import Policy
 from fraud.errors import DataError
 from training.evaluate import Interval, measure, no_skill
 from training.measures import (

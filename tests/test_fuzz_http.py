@@ -29,7 +29,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serving.security import new_key
+from fraud.serving.security import new_key
 from tests.servers import bentoml_serve
 from tests.tiny import ready_rows, store_of_tiny_models, transactions
 

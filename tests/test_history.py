@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fraud.errors import StoreError
-from fraud.features import HISTORY_FEATURES, Featurizer
-from fraud.history import (
+from fraud.features.featurizer import HISTORY_FEATURES, Featurizer
+from fraud.history.state import (
     CATEGORY_SLOTS,
     CUSTOMER,
     DAYS,

@@ -19,10 +19,10 @@ import pytest
 import uvicorn
 
 from fraud.errors import FraudError, InvalidRequest, MalformedJson, Overloaded, RateLimited, StoreError
-from serving.app import scoring_routes
-from serving.batching import MicroBatcher
-from serving.engine import Engine
-from serving.http import Answer, Call, FrontDoor, HttpLimits
+from fraud.pipeline.batching import MicroBatcher
+from fraud.serving.app import scoring_routes
+from fraud.serving.engine import Engine
+from fraud.serving.http import Answer, Call, FrontDoor, HttpLimits
 
 LIMITS = HttpLimits(max_body_bytes=10_000, body_timeout_s=0.3)
 

@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli.main import main
-from cli.verify_history import recorded_features
-from fraud.features import Featurizer, Matrix
+from fraud.checks.history import recorded_features
+from fraud.cli.main import main
+from fraud.features.featurizer import Featurizer, Matrix
+from fraud.models.scorer import Scorer
 from fraud.schema import TRANSACTION_FIELDS
-from fraud.scorer import Scorer
-from fraud.stores import Store, StoreOptions, open_store
-from serving.labels import AT_ONCE
+from fraud.serving.labels import AT_ONCE
+from fraud.stores.opening import StoreOptions, open_store
+from fraud.stores.protocol import Store
 from tests.conftest import PATIENT
 from tests.servers import Server, bentoml_serve, needs_curl, wait_until
 from tests.test_bento_service import Served

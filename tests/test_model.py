@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
-from fraud.booster import FEW_ROWS
+from fraud.detectors.booster import FEW_ROWS
+from fraud.detectors.model import Model
 from fraud.errors import BundleError
-from fraud.model import Model
 from tests.test_treeshap import KINDS, QUIET, chain_of, edited, hard_rows, table, train
 from tests.tiny import write_tiny_bundle
 
@@ -188,7 +188,7 @@ def test_threads_get_the_margins_and_contributions_of_their_own_rows(model: Mode
 def test_loads_and_scores_without_lightgbms_python_package(text: str) -> None:
     """Importing it would bring pandas and scikit-learn into every worker."""
     code = (
-        "import sys; from fraud.model import Model; import numpy as np\n"
+        "import sys; from fraud.detectors.model import Model; import numpy as np\n"
         "model = Model(sys.stdin.read(), {'x': [0.0], 'y': [0.5]}); model.warm_up()\n"
         "print(float(model.raw_margin(np.zeros((1, 8)))[0]))\n"
         "assert not {'lightgbm', 'pandas', 'sklearn', 'scipy.stats', 'shap'} & set(sys.modules), sys.modules.keys()\n"
@@ -203,7 +203,7 @@ def test_a_loaded_scorer_compiles_nothing_for_a_request(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", "transaction")
     code = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from fraud import treeshap_kernels as kernels; from fraud.scorer import Scorer\n"
+        "from fraud.detectors import treeshap_kernels as kernels; from fraud.models.scorer import Scorer\n"
         "scorer = Scorer.load(Path(sys.argv[1]))\n"
         "def compiled(): return len(kernels.one_row.signatures), len(kernels.eight_rows.signatures)\n"
         "before = compiled()\n"

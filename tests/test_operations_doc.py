@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from fraud.serving.security import HEALTH_PATHS
+from fraud.serving.telemetry import METRICS
 from fraud.settings import Settings
-from serving.security import HEALTH_PATHS
-from serving.telemetry import METRICS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from cli.audit import log_of
-from fraud.chain import Anchor, key_of
+from fraud.checks.audit import exported, verify_chain
+from fraud.cli.audit import log_of
+from fraud.decisions.chain import Anchor, key_of
+from fraud.decisions.record import Decided
 from fraud.errors import StoreError
-from fraud.events import Decided
 from fraud.settings import Settings
-from fraud.stores import StoreOptions, open_store
 from fraud.stores.log import decode_record
+from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import PostgresStore
 from fraud.stores.postgres_log import PostgresLog
-from serving.audit import exported, verify_chain
 from tests.servers import Postgres, Server, running
 
 KEY = key_of("a secret")

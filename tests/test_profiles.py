@@ -11,16 +11,16 @@ from typing import Any, Self
 
 import pytest
 
-from fraud.history import CUSTOMER, new_states
-from fraud.profile import readable_profile
-from fraud.scorer import Scorer
-from fraud.stores import Fraud, Profile, Store
+from fraud.history.profile import Profile, readable_profile
+from fraud.history.state import CUSTOMER, new_states
+from fraud.models.scorer import Scorer
+from fraud.pipeline.dataplane import DataPlane
+from fraud.serving.http import FrontDoor
+from fraud.serving.labels import label_routes
+from fraud.serving.profiles import profile_routes
+from fraud.serving.security import scope_of
+from fraud.stores.protocol import Fraud, Store
 from fraud.stores.sqlite import SqliteStore
-from serving.dataplane import DataPlane
-from serving.http import FrontDoor
-from serving.labels import label_routes
-from serving.profiles import profile_routes
-from serving.security import scope_of
 from tests.tiny import START_MS, transactions
 
 

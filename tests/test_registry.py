@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from fraud.errors import RegistryError
-from fraud.registry import Registry, Version
-from fraud.registry_rows import FORMATS
+from fraud.models.registry import Registry, Version
+from fraud.models.registry_rows import FORMATS
 
 NAME = "fraud-features"
 
@@ -215,7 +215,7 @@ def test_a_registry_of_another_format_is_refused(registry: Registry) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from fraud.registry import Registry
+from fraud.models.registry import Registry
 registry, start = Registry(Path(sys.argv[1])), int(sys.argv[2])
 for n in range(start, start + int(sys.argv[3])):
     registry.register("fraud-features", f"sha256:{n:064x}", "sha256:0", who="x")

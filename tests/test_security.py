@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli.keys import app
+from fraud.cli.keys import app
 from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
+from fraud.serving import security
+from fraud.serving.security import ApiKey, Gate, Scope, TokenBucket, new_key, parse_keys, scope_of
 from fraud.settings import Settings
-from serving import security
-from serving.security import ApiKey, Gate, Scope, TokenBucket, new_key, parse_keys, scope_of
 
 
 @dataclass
@@ -122,7 +122,7 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
         compared.append((a, b))
         return bool(real(a, b))
 
-    monkeypatch.setattr("serving.security.hmac.compare_digest", counted)
+    monkeypatch.setattr("fraud.serving.security.hmac.compare_digest", counted)
     secret, key = key_of("score")
     wrong, _ = key_of("score")
     gate = Gate([key], required=True)

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from fraud.errors import FraudError, SettingsError
-from fraud.scorer import Scorer
-from fraud.stores import Store, StoreOptions, open_store
-from fraud.stores.log import SqliteLog, decode_record
+from fraud.models.scorer import Scorer
+from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.shadow import MAX_WAITING, Shadow, in_canary
+from fraud.stores.log import decode_record
+from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.personal import Pseudonymous
+from fraud.stores.protocol import Store
 from fraud.stores.sqlite import SqliteStore
-from serving.dataplane import DataPlane
-from serving.shadow import MAX_WAITING, Shadow, in_canary
+from fraud.stores.sqlite_log import SqliteLog
 from tests.tiny import transactions, write_tiny_bundle
 
 NAME = "fraud-transaction"

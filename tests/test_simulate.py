@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from fraud.errors import DataError
+from fraud.simulation.simulate import Simulated, simulate_features, simulate_transactions
+from fraud.simulation.typologies import TYPOLOGIES
 from training.data import dataset_digest, load_features, load_transactions
 from training.mapping import Mapping
-from training.simulate import Simulated, simulate_features, simulate_transactions
-from training.typologies import TYPOLOGIES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CUSTOMERS, DAYS = 400, 60

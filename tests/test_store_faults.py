@@ -15,13 +15,14 @@ import psycopg
 import pytest
 
 from fraud.errors import StoreError
-from fraud.scorer import Scorer
-from fraud.stores import Fraud, Store, StoreOptions, open_store
+from fraud.models.scorer import Scorer
+from fraud.pipeline.dataplane import DataPlane
+from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import PostgresStore
+from fraud.stores.protocol import Fraud, Store
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import Guard, Resilient
 from fraud.stores.tiered import Tiered
-from serving.dataplane import DataPlane
 from tests.servers import Server, SlowPath, wait_until
 from tests.test_stores import alone, assert_same_states, of_run
 from tests.tiny import START_MS, transactions

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cli.verify_history import (
+from fraud.checks.history import (
     measure_idempotency,
     measure_parity,
     scorer_for,
@@ -24,13 +24,14 @@ from cli.verify_history import (
     with_own_ids,
 )
 from fraud.errors import SettingsError, StoreError
-from fraud.features import Histories
-from fraud.history import CUSTOMER, encode
-from fraud.scorer import Scorer
-from fraud.stores import Fraud, States, Store, StoreOptions, open_store
+from fraud.features.featurizer import Histories
+from fraud.history.state import CUSTOMER, encode
+from fraud.models.scorer import Scorer
+from fraud.pipeline.dataplane import DataPlane
+from fraud.stores.opening import StoreOptions, open_store
+from fraud.stores.protocol import Fraud, States, Store
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.states import told_of
-from serving.dataplane import DataPlane
 from tests.conftest import EXAMPLES, PATIENT
 from tests.servers import Server
 from tests.tiny import START_MS, transactions

@@ -22,12 +22,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry, Histogram
 
-from fraud.decision import Policy, RiskLevels
-from serving import logs, telemetry
-from serving.active import Swap
-from serving.http import Answer
-from serving.telemetry import METRICS, PROBABILITIES, SECONDS, Telemetry, resident_bytes
-from serving.tracing import Tracing
+from fraud.decisions.policy import Policy, RiskLevels
+from fraud.models.active import Swap
+from fraud.serving import logs, telemetry
+from fraud.serving.http import Answer
+from fraud.serving.telemetry import METRICS, PROBABILITIES, SECONDS, Telemetry, resident_bytes
+from fraud.serving.tracing import Tracing
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,7 +157,7 @@ def _seconds(work: Any, times: int) -> float:
 
 WORKER = """
 import sys, time
-from serving.telemetry import Telemetry
+from fraud.serving.telemetry import Telemetry
 t = Telemetry()
 t.stage("score", 0.5)
 t.watch(lambda: 3, dict)
@@ -305,7 +305,7 @@ def test_traces_carry_the_callers_context_and_the_stages() -> None:
 
 
 def test_tracing_costs_nothing_where_no_endpoint_is_set() -> None:
-    script = "import sys, serving.operations; print('opentelemetry.exporter.otlp' in ' '.join(sys.modules))"
+    script = "import sys, fraud.serving.operations; print('opentelemetry.exporter.otlp' in ' '.join(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.split()[-1] == "False"
 

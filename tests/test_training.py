@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fraud.bundle import read_bundle
 from fraud.errors import BundleError, DataError
-from fraud.features import Featurizer, Histories
+from fraud.features.featurizer import Featurizer, Histories
+from fraud.models.bundle import read_bundle
+from fraud.models.scorer import Scorer
 from fraud.schema import RowDecoder
-from fraud.scorer import Scorer
 from tests.conftest import EXAMPLES, TINY
 from training.backtest import backtest
 from training.calibrate import fit_calibrator
@@ -233,7 +233,7 @@ def test_a_configuration_names_its_wrong_keys(tmp_path: Path) -> None:
 def test_the_command_trains_with_threads_that_do_not_spin() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     loaded = subprocess.run(
-        [sys.executable, "-c", "import cli.main, training.fit"],
+        [sys.executable, "-c", "import fraud.cli.main, training.fit"],
         env=environment | {"OMP_DISPLAY_ENV": "true"},
         capture_output=True,
         text=True,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fraud.booster_text import MalformedBooster
-from fraud.treeshap import TreeShap, UnsupportedModel
+from fraud.detectors.booster_text import MalformedBooster
+from fraud.detectors.treeshap import TreeShap, UnsupportedModel
 
 Matrix = NDArray[np.float64]
 QUIET = {"objective": "binary", "verbosity": -1, "num_threads": 1, "deterministic": True, "min_data_in_leaf": 5}

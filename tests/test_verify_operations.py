@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli import verify_batching, verify_log
-from cli.verify_batching import Batched
-from cli.verify_log import Kept
-from cli.verify_sandbox import fresh, harsher, sandbox
-from cli.verify_swap import made_by, measure_swaps
-from fraud.bundle import read_bundle
-from fraud.features import Histories
-from fraud.scorer import Scorer
+from fraud.checks import batching as verify_batching
+from fraud.checks import log as verify_log
+from fraud.checks.batching import Batched
+from fraud.checks.log import Kept
+from fraud.checks.sandbox import fresh, harsher, sandbox
+from fraud.checks.swap import made_by, measure_swaps
+from fraud.features.featurizer import Histories
+from fraud.models.bundle import read_bundle
+from fraud.models.scorer import Scorer
 
 
 @pytest.fixture(scope="module")

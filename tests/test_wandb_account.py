@@ -6,7 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
-from fraud.bundle import short
+from fraud.models.bundle import short
 from tests.wandb_machine import Machine
 from tests.wandb_runs import digest_of, make_run
 

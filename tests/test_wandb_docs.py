@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.registry import app
+from fraud.cli.registry import app
 from fraud.errors import SettingsError
 from wandb_sync.settings import WandbSettings
 

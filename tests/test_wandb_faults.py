@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from fraud.bundle import short
 from fraud.errors import BundleError, FraudError
+from fraud.models.bundle import short
+from fraud.models.gate import GateFailed
 from tests.wandb_machine import Machine, collection
 from tests.wandb_runs import NAME, digest_of, make_run
 from tests.wandb_server import Fault, WandbServer
 from tests.wandb_server.state import Artifact
 from wandb_sync.client import WandbError, WandbMissing, WandbOffline, WandbRefused, WandbUnreachable
-from wandb_sync.gate import GateFailed
 
 
 @pytest.fixture(scope="module")

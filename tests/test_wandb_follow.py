@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from fraud.bundle import short
-from serving.security import new_key
+from fraud.models.bundle import short
+from fraud.serving.security import new_key
 from tests.servers import bentoml_serve, wait_until
 from tests.wandb_machine import PROJECT, Machine, collection
 from tests.wandb_runs import NAME, digest_of, golden, make_run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fraud.bundle import read_manifest, short
+from fraud.models.bundle import read_manifest, short
 from tests.wandb_machine import PROJECT, Machine, assert_server_whole, collection
 from tests.wandb_runs import digest_of, make_run
 from tests.wandb_server import Fault, WandbServer

@@ -10,7 +10,7 @@ from typing import Any
 
 import bentoml
 
-from fraud.bundle import short
+from fraud.models.bundle import short
 from tests.servers import bentoml_serve
 from tests.wandb_machine import Machine
 from tests.wandb_runs import NAME, digest_of, golden, make_run

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fraud.bundle import short
-from fraud.scorer import Scorer
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import short
+from fraud.models.scorer import Scorer
 from tests.wandb_machine import PROJECT, Machine, assert_server_whole, collection
 from tests.wandb_runs import NAME, digest_of, golden, make_run
 from tests.wandb_server import WandbServer
 from tests.wandb_server.state import ENTITY
-from wandb_sync.store import BentoStore
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from fraud.bundle import canonical_json, write_bundle
-from fraud.features import HISTORY_FEATURES, Featurizer, Histories
-from fraud.model import Model
+from fraud.detectors.model import Model
+from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import canonical_json, write_bundle
+from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
-from fraud.scorer import golden_of
-from wandb_sync.store import BentoStore
 
 KINDS: tuple[Kind, ...] = ("transaction", "features")
 START_MS = 1_767_225_600_000  # 2026-01-01

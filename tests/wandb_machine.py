@@ -10,15 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fraud.bundle import read_bundle
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import read_bundle
 from tests.wandb_server import Fault, WandbServer
 from tests.wandb_server.state import ENTITY, Collection
 from wandb_sync.models import Models
 from wandb_sync.settings import WandbSettings
-from wandb_sync.store import BentoStore
 
 PROJECT = "fraud-bento"
-COMMAND = "from cli.main import main; main()"
+COMMAND = "from fraud.cli.main import main; main()"
 # Ends its own process group at the n-th audit event whose arguments contain a text, before the event happens.
 KILLED_COMMAND = """
 import os, signal, sys
@@ -30,7 +30,7 @@ def hook(name, arguments):
         if n == 0:
             os.killpg(0, signal.SIGKILL)
 sys.addaudithook(hook)
-from cli.main import main
+from fraud.cli.main import main
 main()
 """
 

@@ -14,12 +14,12 @@ import lightgbm as lgb
 import msgspec
 import numpy as np
 
-from fraud.bundle import Calibrator, Preprocessor, canonical_json, read_manifest, write_bundle
-from fraud.decision import Policy, RiskLevels
-from fraud.model import Model
+from fraud.decisions.policy import Policy, RiskLevels
+from fraud.detectors.model import Model
+from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, read_manifest, write_bundle
+from fraud.models.scorer import golden_of
+from fraud.models.verify import installed_libraries
 from fraud.schema import Feature, FeatureSpec
-from fraud.scorer import golden_of
-from wandb_sync.verify import installed_libraries
 
 NAME = "fraud-features"
 FEATURES = ("age_days", "n_failed", "amount_ratio")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from fraud.features import Featurizer
+from fraud.features.featurizer import Featurizer
 from fraud.schema import FeatureSpec
-from fraud.stores import States
+from fraud.stores.protocol import States
 from fraud.stores.states import tell_frauds
 from training.replay import PIECE, Progress, arrays_of
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
-from fraud.bundle import Calibrator
 from fraud.errors import DataError
+from fraud.models.bundle import Calibrator
 
 
 def fit_calibrator(raw_margin: NDArray[np.float64], y: NDArray[np.int8]) -> Calibrator:

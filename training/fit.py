@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fraud.errors import DataError
-from fraud.features import Matrix
+from fraud.features.featurizer import Matrix
 from fraud.schema import FeatureSpec
 from training.config import Booster, Config
 from training.splits import Windows

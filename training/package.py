@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fraud.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
-from fraud.features import Featurizer, Histories, Matrix
-from fraud.model import Model
+from fraud.detectors.model import Model
+from fraud.features.featurizer import Featurizer, Histories, Matrix
+from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
+from fraud.models.scorer import golden_of
 from fraud.schema import FeatureSpec, RowDecoder
-from fraud.scorer import golden_of
 from training.replay import instances_of
 
 LIBRARIES = ("lightgbm", "numpy", "scikit-learn", "numba", "scipy")

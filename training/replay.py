@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from fraud.features import HISTORY_FEATURES, Featurizer, Matrix, Records
-from fraud.history import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
+from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Records
+from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
 from training.mapping import BooleanColumn, CategoricalColumn, Mapping, NumericColumn
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fraud.features import HISTORY_FEATURES
+from fraud.features.featurizer import HISTORY_FEATURES
 from fraud.schema import Feature
 from training import policy
 from training.evaluate import Interval, Outcomes, Scored, reliability

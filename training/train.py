@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fraud.bundle import Calibrator, Preprocessor
-from fraud.features import Featurizer, Matrix
-from fraud.model import Model
+from fraud.detectors.model import Model
+from fraud.features.featurizer import Featurizer, Matrix
+from fraud.models.bundle import Calibrator, Preprocessor
 from fraud.schema import FeatureSpec
 from training.calibrate import fit_calibrator
 from training.config import Config

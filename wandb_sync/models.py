@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fraud.bundle import short
 from fraud.errors import BundleError, RegistryError
-from fraud.registry import Event, Pending, Registry, Version
-from wandb_sync import gate
+from fraud.models import gate
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import short
+from fraud.models.registry import Event, Pending, Registry, Version
+from fraud.models.verify import installed_libraries, verify
 from wandb_sync.client import WandbClient, WandbError, WandbOffline, WandbUnreachable
 from wandb_sync.pulling import Pulling
 from wandb_sync.runs import Outbox, RunFolder, read_run
 from wandb_sync.settings import WandbSettings
-from wandb_sync.store import BentoStore
-from wandb_sync.verify import installed_libraries, verify
 
 log = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fraud.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
 from fraud.errors import BundleError, FraudError, RegistryError
-from fraud.registry import Registry
-from wandb_sync import gate
+from fraud.models import gate
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
+from fraud.models.registry import Registry
+from fraud.models.verify import verify
 from wandb_sync.client import WandbClient, WandbMissing, WandbOffline, WandbUnreachable
 from wandb_sync.scratch import scratch
 from wandb_sync.settings import WandbSettings
-from wandb_sync.store import BentoStore
-from wandb_sync.verify import verify
 
 DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
 log = logging.getLogger(__name__)

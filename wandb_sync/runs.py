@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fraud.bundle import PREPROCESSOR_FILES, Bundle, read_bundle
 from fraud.errors import DataError
+from fraud.models.bundle import PREPROCESSOR_FILES, Bundle, read_bundle
 from wandb_sync.client import WandbClient, sdk_process
 from wandb_sync.scratch import held, scratch, was_abandoned
 from wandb_sync.settings import WandbSettings

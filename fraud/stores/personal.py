@@ -8,9 +8,10 @@ from hashlib import blake2b
 
 import msgspec
 
-from fraud.events import Decided
-from fraud.features import Histories, Records
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, Told
+from fraud.decisions.record import Decided
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Store, Told
 
 
 class Pseudonymous:

@@ -4,8 +4,8 @@ A batch is recorded in two round trips: lock the states it changes, insert what 
 commit. Locks are taken on the ids and in one order, so that the first transaction of a new customer is as
 safe as the hundredth and no two workers wait for each other.
 
-The chain of decisions (`fraud.chain`) is made behind the answer, within a second, by one worker at a time: made
-with the commit, it would let only one worker of all commit at once.
+The chain of decisions (`fraud.decisions.chain`) is made behind the answer, within a second, by one worker at a time:
+made with the commit, it would let only one worker of all commit at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import msgspec
 import psycopg
 
-from fraud.chain import Anchor, extend
+from fraud.decisions.chain import Anchor, extend
+from fraud.decisions.record import Decided
 from fraud.errors import StoreError
-from fraud.events import Decided
-from fraud.features import Histories, Records
-from fraud.history import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
 from fraud.stores.postgres_line import Connection, Line, connect
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told
 from fraud.stores.states import Blobs, Change, Written, row_key
 
 MERCHANT_LOCKS = 0x5F3759DF
@@ -65,7 +66,7 @@ _encode_record = msgspec.msgpack.Encoder().encode
 
 
 class PostgresStore:
-    """The store in PostgreSQL; see `fraud.stores.Store`. Knows no budget: `Resilient` holds it to one.
+    """The store in PostgreSQL; see `fraud.stores.protocol.Store`. Knows no budget: `Resilient` holds it to one.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ class PostgresStore:
     durable : bool
         Whether a commit waits for the server's disk.
     audit_key : bytes
-        Key of the decisions' chain; see `fraud.chain`.
+        Key of the decisions' chain; see `fraud.decisions.chain`.
     """
 
     name = "postgresql"

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from fraud.chain import Anchor, Logged
+from fraud.decisions.chain import Anchor, Logged
 from fraud.errors import StoreError
 from fraud.stores.log import DecisionLog, Entry
 

@@ -21,11 +21,12 @@ import redis.exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from fraud.decisions.record import Decided
 from fraud.errors import StoreDown, StoreError
-from fraud.events import Decided
-from fraud.features import Histories, Records
-from fraud.history import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told
 from fraud.stores.states import Blobs, Change, Written, told_of
 
 PREFIX = "fraud:1:"
@@ -77,7 +78,7 @@ _encode_record = msgspec.msgpack.Encoder().encode
 
 
 class RedisStore:
-    """The store in Redis; see `fraud.stores.Store`. Knows no budget: `Resilient` and `Tiered` hold it to one.
+    """The store in Redis; see `fraud.stores.protocol.Store`. Knows no budget: `Resilient` and `Tiered` hold it to one.
 
     Parameters
     ----------

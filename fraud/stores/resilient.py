@@ -14,11 +14,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from fraud.decisions.record import Decided
 from fraud.errors import StoreDown, StoreError
-from fraud.events import Decided
-from fraud.features import Histories, Records
-from fraud.history import CUSTOMER, MERCHANT, decode
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Store, Told
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+from fraud.history.state import CUSTOMER, MERCHANT, decode
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Store, Told
 from fraud.stores.states import Change
 
 logger = logging.getLogger("fraud.stores")
@@ -191,7 +192,7 @@ class Near:
 
 
 class Resilient:
-    """A remote store held to a budget; see `fraud.stores.Store`.
+    """A remote store held to a budget; see `fraud.stores.protocol.Store`.
 
     Parameters
     ----------

@@ -20,12 +20,13 @@ from typing import TypeVar
 
 import msgspec
 
-from fraud.chain import Anchor, extend
+from fraud.decisions.chain import Anchor, extend
+from fraud.decisions.record import Decided
 from fraud.errors import StoreError
-from fraud.events import Decided
-from fraud.features import Histories, Records
-from fraud.history import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told
 from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
 
 EXPIRE_AT_ONCE = 1000
@@ -46,7 +47,7 @@ _encode_record = msgspec.msgpack.Encoder().encode
 
 
 class SqliteStore:
-    """The store in one file; see `fraud.stores.Store`.
+    """The store in one file; see `fraud.stores.protocol.Store`.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class SqliteStore:
         Whether a commit waits for the disk. Without, a crash of the machine (not of the process) loses the
         last seconds; the file stays whole.
     audit_key : bytes
-        Key of the decisions' chain; see `fraud.chain`.
+        Key of the decisions' chain; see `fraud.decisions.chain`.
 
     Raises
     ------

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fraud.events import Decided
-from fraud.features import Records
-from fraud.history import CUSTOMER, MERCHANT, decode, encode, tell_fraud, update_customer, update_merchant
-from fraud.stores import distinct
+from fraud.decisions.record import Decided
+from fraud.features.featurizer import Records
+from fraud.history.state import CUSTOMER, MERCHANT, decode, encode, tell_fraud, update_customer, update_merchant
+from fraud.stores.protocol import distinct
 
 Blobs = Mapping[str, bytes | None]
 Written = dict[str, bytes]

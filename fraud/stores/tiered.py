@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fraud.decisions.record import Decided
 from fraud.errors import StoreDown
-from fraud.events import Decided
-from fraud.features import Records
-from fraud.history import encode
-from fraud.stores import Figures, Fraud, Profile, Recalled, Recorded, States, Told, distinct
+from fraud.features.featurizer import Records
+from fraud.history.profile import Profile
+from fraud.history.state import encode
 from fraud.stores.postgres import PostgresStore
+from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told, distinct
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import PATIENT_S, Guard, Resilient
 
@@ -23,7 +24,7 @@ MOST_STALE = 100_000
 
 
 class Tiered:
-    """A hot store before a cold one; see `fraud.stores.Store`.
+    """A hot store before a cold one; see `fraud.stores.protocol.Store`.
 
     Parameters
     ----------

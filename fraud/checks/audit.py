@@ -1,0 +1,167 @@
+"""What can be asked of the decision log: is it whole, what does it say, does it come out the same again."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fraud.decisions.chain import Anchor, Break, Verifier
+from fraud.decisions.record import Decided
+from fraud.errors import FraudError
+from fraud.models.scorer import Scorer
+from fraud.stores.log import DecisionLog, decode_record
+
+REPLAY_AT_ONCE = 1000
+
+
+@dataclass
+class Verified:
+    """How far the chain holds: `rows` of it, up to `head`."""
+
+    rows: int
+    head: Anchor
+    broken: Break | None = None
+
+
+def verify_chain(log: DecisionLog, key: bytes = b"", known: Anchor | None = None) -> Verified:
+    """Walk the whole chain.
+
+    Parameters
+    ----------
+    log : DecisionLog
+    key : bytes
+        What the service was started with; see `fraud.decisions.chain.key_of`.
+    known : Anchor, optional
+        A place and link noted down earlier, which the chain has to come through: shows a log that was cut off
+        at its end, or computed anew by someone who has the key.
+    """
+    end, start = log.head(), log.anchor()
+    verifier = Verifier(start, key)
+    rows = 0
+
+    def broken(sequence: int, reason: str) -> Verified:
+        return Verified(rows, verifier.head, Break(sequence, reason))
+
+    try:
+        for logged, row_key in log.rows(until=end.sequence):
+            wrong = verifier.check(logged)
+            if wrong is not None:
+                return Verified(rows, verifier.head, wrong)
+            try:
+                expected = decode_record(logged.record).key
+            except (msgspec.DecodeError, ValueError) as error:
+                return broken(logged.sequence, f"row {logged.sequence} cannot be read: {error}")
+            if expected != row_key:
+                return broken(logged.sequence, f"row {logged.sequence} is found under the key of another")
+            if known is not None and logged.sequence == known.sequence and logged.link != known.link:
+                return broken(logged.sequence, f"row {logged.sequence} has another link than the one noted down")
+            rows += 1
+    except sqlite3.DatabaseError as error:
+        return broken(verifier.head.sequence + 1, f"the file is damaged after row {verifier.head.sequence}: {error}")
+    if verifier.head != end:
+        return broken(
+            verifier.head.sequence + 1, f"the log ends at row {verifier.head.sequence} instead of {end.sequence}"
+        )
+    if known is not None and not start.sequence <= known.sequence <= end.sequence:
+        return broken(known.sequence, f"row {known.sequence}, noted down before, is not in the log")
+    return Verified(rows, verifier.head)
+
+
+def exported(log: DecisionLog, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield decisions as plain values, in the order of the chain, those made in [from, until) ms."""
+    for logged, _ in log.rows():
+        decided = decode_record(logged.record)
+        if (from_ms or 0) <= decided.processing_time_ms and (until_ms is None or decided.processing_time_ms < until_ms):
+            row = msgspec.to_builtins(decided)
+            row["fingerprint"] = decided.fingerprint.hex()
+            row["features"] = [None if math.isnan(x) else x for x in np.frombuffer(decided.features).tolist()]
+            for name in ("event_time", "processing_time"):
+                row[name] = datetime.fromtimestamp(row.pop(f"{name}_ms") / 1000, UTC).isoformat(timespec="milliseconds")
+            yield {"sequence": logged.sequence, "link": logged.link.hex(), **row}
+
+
+@dataclass
+class Difference:
+    """One field of one decision that came out otherwise."""
+
+    sequence: int
+    transaction_id: str | None
+    field: str
+    recorded: Any
+    replayed: Any
+
+
+@dataclass
+class Replayed:
+    """How a replay went, by model digest; what could not be replayed says why."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def replay(
+    log: DecisionLog, scorer_of: Callable[[str, str], Scorer], last: int | None = None, at_most: int = 100
+) -> Replayed:
+    """Score recorded decisions again, each by the version that made it, and compare every bit.
+
+    Parameters
+    ----------
+    log : DecisionLog
+    scorer_of : callable
+        Returns the scorer of (name, digest), or raises a `FraudError` that says why it cannot.
+    last : int, optional
+        Only so many of the latest decisions.
+    at_most : int
+        Differences that are kept.
+    """
+    result = Replayed()
+    scorers: dict[str, Scorer] = {}
+    after = 0 if last is None else max(0, log.head().sequence - last)
+    rows = ((logged.sequence, decode_record(logged.record)) for logged, _ in log.rows(after))
+    while some := list(islice(rows, REPLAY_AT_ONCE)):
+        for digest in sorted({decided.model_digest for _, decided in some}):
+            group = [(sequence, decided) for sequence, decided in some if decided.model_digest == digest]
+            if digest not in scorers and digest not in result.failures:
+                try:
+                    scorers[digest] = scorer_of(group[0][1].model_name, digest)
+                except FraudError as error:
+                    result.failures[digest] = error.message
+            if digest in scorers:
+                result.rows[digest] = result.rows.get(digest, 0) + len(group)
+                found = _differences(scorers[digest], group)
+                result.differences += islice(found, max(0, at_most - len(result.differences)))
+    return result
+
+
+def _differences(scorer: Scorer, group: Iterable[tuple[int, Decided]]) -> Iterator[Difference]:
+    group = list(group)
+    width = len(scorer.spec.features)
+    for sequence, decided in group:
+        if len(decided.features) != 8 * width:
+            yield Difference(sequence, decided.transaction_id, "features", len(decided.features) // 8, width)
+    whole = [(sequence, decided) for sequence, decided in group if len(decided.features) == 8 * width]
+    if not whole:
+        return
+    X = np.array([np.frombuffer(decided.features) for _, decided in whole])
+    margins, probabilities = scorer.score(X)
+    for (sequence, then), margin, probability in zip(whole, margins.tolist(), probabilities.tolist(), strict=True):
+        prediction, risk_level, decision = scorer.policy.decide(probability)
+        now = {
+            "raw_margin": margin,
+            "fraud_probability": probability,
+            "prediction": prediction,
+            "risk_level": risk_level,
+            "decision": decision,
+        }
+        for name, value in now.items():
+            if getattr(then, name) != value:
+                yield Difference(sequence, then.transaction_id, name, getattr(then, name), value)

@@ -1,0 +1,258 @@
+"""A server of its own for the checks that swap, break and kill: real `bentoml serve`, on copies, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httptools
+import msgspec
+import numpy as np
+import psutil
+
+import fraud
+from fraud.decisions.policy import Policy
+from fraud.detectors.model import Model
+from fraud.errors import NotReady
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import MODEL_FILES, Bundle, Calibrator, canonical_json, read_manifest, write_bundle
+from fraud.models.find import load_bundle
+from fraud.models.registry import Registry
+from fraud.settings import Settings
+
+START_S = 120.0
+ROOT = Path(fraud.__file__).parent.parent
+
+
+@dataclass
+class Sandbox:
+    """A server on a free port, with a Bento store, a registry and a state folder that go when it goes.
+
+    The store holds two versions of one model, which differ in calibrator and policy; the first is in production.
+    """
+
+    folder: Path
+    name: str
+    digests: list[str]
+    instances: list[dict[str, Any]]
+    workers: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.folder / "fraud" / "registry.db")
+
+    @property
+    def store(self) -> BentoStore:
+        return BentoStore(self.folder)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "state" / "history.db"
+
+    def promote(self, digest: str) -> None:
+        self.registry.move(self.name, digest, "production", who="fraud verify", why="")
+
+    def settings(self) -> Settings:
+        return Settings(model=self.name, BENTOML_HOME=self.folder, state_dir=self.folder / "state")
+
+    async def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        environment = {
+            **os.environ,
+            "BENTOML_HOME": str(self.folder),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "FRAUD_MODEL": self.name,
+            "FRAUD_STATE_DIR": str(self.folder / "state"),
+            "FRAUD_WORKERS": str(self.workers),
+            "FRAUD_MODEL_POLL_S": "0.2",
+            **self.environment,
+        }
+        command = [sys.executable, "-m", "bentoml", "serve", "service:FraudBento", "--host", "127.0.0.1"]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                async with connected(self.port) as client:
+                    if (await client.ask("GET", "/readyz"))[0] == 200:
+                        return
+            except OSError:
+                pass
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise NotReady(f"the server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+            await asyncio.sleep(0.1)
+
+    def worker_pids(self) -> list[int]:
+        """Return the processes that answer requests."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child.pid for child in children if any("worker" in part for part in child.cmdline())]
+
+    def kill(self) -> None:
+        """End all processes of the server at once, as a power cut would; its workers outlive it otherwise."""
+        if self.process is None:
+            return
+        server = psutil.Process(self.process.pid)
+        server.suspend()  # it would start the workers again that are killed before it
+        doomed = [*server.children(recursive=True), server]
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(doomed, timeout=10)
+        self.process = None
+
+
+@contextmanager
+def sandbox(model: str, workers: int = 2, environment: Mapping[str, str] | None = None) -> Iterator[Sandbox]:
+    """Make a sandbox from a bundle folder or NAME[:REF]; its server is not started yet, and is ended at the end."""
+    first = load_bundle(model)
+    with tempfile.TemporaryDirectory(prefix="fraud-verify-") as folder:
+        home = Path(folder)
+        digests = []
+        for i, bundle in enumerate((first, harsher(first))):
+            written = home / f"bundle{i}"
+            write_again(bundle, written)
+            digest, manifest = read_manifest(written)
+            BentoStore(home).import_bundle(written, {})
+            registry = Registry(home / "fraud" / "registry.db")
+            registry.register(manifest.name, digest, manifest.preprocessor_digest, who="fraud verify")
+            digests.append(digest)
+        instances = [json.loads(bytes(golden.instance)) for golden in first.golden]
+        box = Sandbox(home, first.manifest.name, digests, instances, workers, environment or {})
+        box.promote(digests[0])
+        try:
+            yield box
+        finally:
+            box.kill()
+
+
+def harsher(bundle: Bundle) -> Bundle:
+    """Return a bundle whose answers can be told from this one's: lower probabilities, lower thresholds."""
+    calibrator = Calibrator(bundle.calibrator.x, [0.9 * y for y in bundle.calibrator.y])
+    model = Model(bundle.booster_text, {"x": calibrator.x, "y": calibrator.y})
+    golden = tuple(
+        msgspec.structs.replace(g, fraud_probability=float(model.probability(np.array([g.raw_margin]))[0]))
+        for g in bundle.golden
+    )
+    old = bundle.policy
+    policy: Policy = msgspec.structs.replace(
+        old, review_threshold=0.5 * old.review_threshold, decline_threshold=0.5 * old.decline_threshold
+    )
+    return replace(bundle, calibrator=calibrator, golden=golden, policy=policy)
+
+
+def write_again(bundle: Bundle, folder: Path) -> None:
+    """Write a parsed bundle as a folder."""
+    parts: dict[str, bytes] = {
+        "features.json": canonical_json(bundle.spec),
+        "preprocessor.json": canonical_json(bundle.preprocessor),
+        "booster.txt": bundle.booster_text.encode(),
+        "calibrator.json": canonical_json(bundle.calibrator),
+        "policy.json": canonical_json(bundle.policy),
+        "model_card.md": b"# A copy for `fraud verify`\n",
+        "metrics.json": canonical_json(bundle.metrics),
+        "reference.json": canonical_json(bundle.reference),
+        "golden.jsonl": b"".join(msgspec.json.encode(g) + b"\n" for g in bundle.golden),
+    }
+    assert parts.keys() >= set(MODEL_FILES)
+    manifest = bundle.manifest
+    write_bundle(
+        folder,
+        parts,
+        name=manifest.name,
+        kind=manifest.kind,
+        libraries=manifest.libraries,
+        data=manifest.data,
+        seed=manifest.seed,
+        git_commit=manifest.git_commit,
+    )
+
+
+def fresh(instance: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return an instance as a transaction of its own: another id, and a customer and merchant without history."""
+    identity = uuid.uuid4().hex
+    changed = {**instance, "transaction_id": f"t-{identity}"}
+    for name in ("customer_id", "merchant_id"):
+        if name in instance:
+            changed[name] = f"{name[0]}-{identity}"
+    return {**changed, **fields}
+
+
+class Client:
+    """One connection to a server, kept open; asks one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+        self._body = bytearray()
+        self._complete = False
+
+    async def ask(self, method: str, path: str, body: bytes = b"", headers: str = "") -> tuple[int, bytes]:
+        """Send a request and return the answer's status and body.
+
+        Raises
+        ------
+        OSError
+            The server is not there, or went away.
+        """
+        head = f"{method} {path} HTTP/1.1\r\nhost: s\r\ncontent-type: application/json\r\n{headers}"
+        self.writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        return await self.answer()
+
+    async def answer(self) -> tuple[int, bytes]:
+        self._body.clear()
+        self._complete = False
+        parser = httptools.HttpResponseParser(self)
+        while not self._complete:
+            data = await self._reader.read(65536)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            parser.feed_data(data)
+        return parser.get_status_code(), bytes(self._body)
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.close()
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Return the q-quantile, the nearest value above."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0

@@ -1,0 +1,174 @@
+"""`fraud history`: who moved a model's alias; and the store: fill it with past transactions, look at a customer."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from fraud.cli import registry
+from fraud.errors import DataError, RequestError
+from fraud.history.profile import readable_profile
+from fraud.settings import Settings
+from fraud.stores.opening import StoreOptions, open_store
+from fraud.stores.protocol import Fraud, Store, Told
+
+app = typer.Typer(invoke_without_command=True)
+out = Console(soft_wrap=True)
+T = TypeVar("T")
+
+StoreUrl = Annotated[str | None, typer.Option("--store", help="The store's URL; the service's own by default.")]
+
+
+@app.callback()
+def history(
+    ctx: typer.Context, model: Annotated[str, typer.Option(help="Whose aliases.")] = "fraud-transaction"
+) -> None:
+    """Show who promoted or rolled back what, when and why, newest first; the commands below are of the store."""
+    if ctx.invoked_subcommand is None:
+        registry.history(model)
+
+
+@app.command()
+def backfill(
+    data: Annotated[Path, typer.Option("--data", help="CSV or Parquet of past transactions, all of each customer.")],
+    mapping: Annotated[Path, typer.Option("--mapping", help="YAML that names the columns, as for training.")],
+    store: StoreUrl = None,
+    as_of: Annotated[
+        datetime | None, typer.Option("--as-of", help="Labels known later than this are left out; now by default.")
+    ] = None,
+) -> None:
+    """Load past transactions and the labels known by now; the states replace what the store holds of the same ids."""
+    from training.backfill import states_of
+    from training.data import Mapping, load_transactions
+
+    started = time.perf_counter()
+    table = load_transactions(data, Mapping.from_yaml(mapping), labelled=False)
+    loaded = time.perf_counter()
+    moment = as_of.replace(tzinfo=UTC) if as_of else datetime.now(UTC)
+    with Progress(console=out) as progress:
+        task = progress.add_task("walking", total=len(table))
+        states = states_of(table, int(moment.timestamp() * 1000), lambda n: progress.update(task, completed=n))
+    walked = time.perf_counter()
+    _with_store(store, lambda opened: opened.backfill(states))
+    written = time.perf_counter()
+    seconds = (("read", loaded - started), ("walked", walked - loaded), ("written", written - walked))
+    out.print(
+        f"{len(table):,} transactions of {len(states.customer_ids):,} customers and {len(states.merchant_ids):,} "
+        f"merchants: {', '.join(f'{name} in {s:.1f} s' for name, s in seconds)}; "
+        f"{len(table) / (written - loaded):,.0f} transactions/s without reading, "
+        f"{len(table) / (written - started):,.0f} with"
+    )
+
+
+@app.command()
+def label(
+    data: Annotated[
+        Path, typer.Option("--data", help="CSV of the frauds: transaction_id and, where it is known, label_time.")
+    ],
+    store: StoreUrl = None,
+) -> None:
+    """Tell frauds: each transaction of the file was one, known from its label_time on, or from now.
+
+    Telling a file again changes nothing: what was told before is known.
+    """
+    from fraud.serving.labels import tell_frauds
+
+    frauds = _read_frauds(data)
+    told: list[Told] = []
+
+    async def tell(opened: Store) -> None:
+        async for _, outcomes in tell_frauds(opened, frauds):
+            told.extend(outcomes)
+
+    try:
+        _with_store(store, tell)
+    finally:
+        unknown = [fraud.transaction_id for fraud, outcome in zip(frauds, told, strict=False) if outcome == "unknown"]
+        out.print(
+            f"{len(told):,} of {len(frauds):,} frauds: {told.count('told'):,} told, "
+            f"{told.count('known'):,} known before, {len(unknown):,} unknown"
+            + (f": {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}" if unknown else "")
+        )
+
+
+def _read_frauds(data: Path) -> list[Fraud]:
+    """Return the frauds of a file, or say of each row what is wrong with it."""
+    from fraud.serving.labels import read_label
+
+    now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().max_clock_ahead_s * 1000)
+    rows: list[Fraud | RequestError] = []
+    try:
+        with data.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns = table.fieldnames or ()
+            if set(columns) - {"label_time"} != {"transaction_id"}:
+                raise DataError(
+                    f"{data.name}: columns {', '.join(columns) or 'none'}; "
+                    "give transaction_id and, where it is known, label_time"
+                )
+            for number, row in enumerate(table, 1):
+                if None in row:
+                    raise DataError(f"{data.name}: row {number} has more fields than the header has")
+                said = {name: value for name, value in row.items() if value or name == "transaction_id"}
+                rows.append(read_label(orjson.dumps(said | {"is_fraud": True}), f"row {number}", now_ms, max_ahead_ms))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{data.name}: cannot be read as CSV: {error}") from error
+    if not rows:
+        raise DataError(f"{data.name}: the file has no rows")
+    wrong = [row for row in rows if isinstance(row, RequestError)]
+    if wrong:
+        lines = [f"{data.name}: {len(wrong):,} of {len(rows):,} rows cannot be told, so none was"]
+        raise DataError("\n".join([*lines, *(f"{error.path}: {error.message}" for error in wrong[:10])]))
+    return [row for row in rows if isinstance(row, Fraud)]
+
+
+@app.command()
+def profile(customer_id: str, store: StoreUrl = None) -> None:
+    """Print what is kept of a customer."""
+    kept = _with_store(store, lambda opened: opened.profile(customer_id))
+    if kept is None:
+        raise DataError(f"nothing is known of customer {customer_id!r}")
+    out.print_json(orjson.dumps(readable_profile(kept)).decode())
+
+
+@app.command()
+def reset(customer_id: str, store: StoreUrl = None) -> None:
+    """Forget a customer's history; decisions stay on record."""
+    known = _with_store(store, lambda opened: opened.reset(customer_id))
+    out.print("forgotten" if known else "nothing was known")
+
+
+@app.command()
+def expire(
+    days: Annotated[
+        float | None, typer.Option("--days", min=1, help="Days without news; FRAUD_HISTORY_TTL_DAYS by default.")
+    ] = None,
+    store: StoreUrl = None,
+) -> None:
+    """Forget customers and merchants of whom nothing was heard for a long time. Redis does so by itself."""
+    days = days or Settings.read().history_ttl_days
+    before_ms = int((time.time() - days * 86_400) * 1000)
+    out.print(f"{_with_store(store, lambda opened: opened.expire(before_ms)):,} forgotten")
+
+
+def _with_store(url: str | None, use: Callable[[Store], Awaitable[T]]) -> T:
+    settings = Settings.read()
+
+    async def run() -> T:
+        store = open_store(url or settings.store, StoreOptions.of(settings))
+        try:
+            return await use(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())

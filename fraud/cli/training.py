@@ -1,0 +1,362 @@
+"""The offline commands: simulate, train, backtest, score, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fraud.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fraud.models.scorer import Scorer
+    from training.config import Config
+    from training.data import Mapping
+    from training.train import Run
+
+app = typer.Typer(no_args_is_help=True)
+out = Console(soft_wrap=True)
+
+
+class Kind(StrEnum):
+    transactions = "transactions"
+    features = "features"
+
+
+Data = Annotated[Path, typer.Option("--data", "-d", help="A CSV or Parquet file.")]
+MappingFile = Annotated[
+    Path, typer.Option("--mapping", "-m", help="Which columns play which role; see examples/ and docs/data.md.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of training options; docs/training.md lists them.")
+]
+Model = Annotated[
+    str, typer.Option("--model", help="A bundle folder, a run folder, or NAME[:ALIAS or VERSION] of the registry.")
+]
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Option("--out", "-o", help="Where to write; .parquet or .csv.")],
+    kind: Annotated[Kind, typer.Option(help="Raw transactions, or a table of ready features.")] = Kind.transactions,
+    customers: Annotated[int, typer.Option(min=10, help="Customers (transactions).")] = 1000,
+    days: Annotated[int, typer.Option(min=7, help="Days (transactions).")] = 120,
+    merchants: Annotated[int | None, typer.Option(min=12, help="Merchants; twice the customers by default.")] = None,
+    rows: Annotated[int, typer.Option(min=100, help="Rows (features).")] = 20_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 1,
+) -> None:
+    """Make labelled data: card transactions with six kinds of fraud, or a loan-application table.
+
+    [bold]fraud simulate --customers 1000 --days 120 --seed 1 --out data/simulated.parquet[/bold]
+    """
+    from fraud.simulation.simulate import simulate_features, simulate_transactions
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if kind is Kind.features:
+        made = simulate_features(rows, seed, out=file)
+    else:
+        made = simulate_transactions(customers, days, seed, merchants=merchants, out=file)
+    out.print(f"wrote {file}: {made.rows:,} rows, {made.fraud_rows / made.rows:.2%} of them fraud")
+    for typology, count in made.typologies.items():
+        out.print(f"  {count:>8,} {typology}")
+
+
+@app.command()
+def train(
+    data: Data,
+    mapping: MappingFile,
+    kind: Annotated[Kind | None, typer.Option(help="Check that the mapping is of this kind.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; fraud-transaction or fraud-features.")] = None,
+    config: ConfigFile = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
+    search: Annotated[int | None, typer.Option(min=0, help="Trials of the hyperparameter search.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+) -> None:
+    """Train, calibrate, evaluate and package a model; write its report; log it to W&B.
+
+    Without a W&B key the run is kept offline and sent later by [bold]fraud push --pending[/bold].
+
+    [bold]fraud train --data data/simulated.parquet --mapping examples/simulated.yaml[/bold]
+    """
+    import training.train as training
+    from fraud.cli.registry import models, tell
+    from training.data import Mapping, dataset_digest, load_table
+
+    mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
+    _expect_kind(mapped, kind)
+    with models().outbox.watch() as watch, _stages() as progress:
+        progress("read", 0, 1)
+        table = load_table(data, mapped)
+        dataset = _dataset(data, table, dataset_digest(data))
+        progress("read", 1, 1)
+        run = training.train(
+            table,
+            mapped,
+            configured,
+            name=name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"),
+            dataset=dataset,
+            runs=runs,
+            progress=progress,
+        )
+        watch.finish(run.folder)
+    _show(run)
+    out.print(f"report   {run.folder / 'report.html'}\nbundle   {run.folder / 'bundle'}\ndigest   {run.digest}")
+    models().log_run(run.folder)
+    tell(models(), needed=False)
+    out.print(f"next     fraud import {run.folder}", highlight=False)
+
+
+@app.command()
+def backtest(
+    data: Data,
+    mapping: MappingFile,
+    train_until: Annotated[str, typer.Option(help="When the model is trained, such as 2025-08-01 (UTC) or RFC 3339.")],
+    test_from: Annotated[str, typer.Option(help="The first moment of the test days.")],
+    test_until: Annotated[str, typer.Option(help="The end of the test days, excluded.")],
+    file: Annotated[Path, typer.Option("--out", "-o", help="Where the scores go; .parquet or .csv.")],
+    label_delay: Annotated[
+        str | None, typer.Option(help="After how long a label is known, such as 7d; the mapping's own by default.")
+    ] = None,
+    config: ConfigFile = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
+) -> None:
+    """Train as of a day with what was known then, and score later days as they came.
+
+    One row a transaction: transaction_id, event_time, customer_id, label, raw_margin, fraud_probability.
+    """
+    from training.backtest import backtest as run_backtest
+    from training.data import Mapping, load_transactions, parse_duration_ms
+    from training.train import Clock
+
+    mapped = Mapping.from_yaml(mapping)
+    _expect_kind(mapped, Kind.transactions)
+    clock = Clock()
+    with _stages() as progress:
+        with clock.stage("read"):
+            table = load_transactions(data, mapped)
+        scores, trained = run_backtest(
+            table,
+            mapped,
+            _config(config, seed, None),
+            train_until=_moment(train_until),
+            test=(_moment(test_from), _moment(test_until)),
+            label_delay_ms=None if label_delay is None else parse_duration_ms(label_delay),
+            progress=progress,
+            clock=clock,
+        )
+    _write(scores, file)
+    labelled = scores[scores["label"] >= 0]
+    out.print(f"{len(scores):,} transactions scored by {trained.fitted.n_trees} trees, wrote {file}")
+    if 0 < labelled["label"].sum() < len(labelled):
+        from sklearn.metrics import average_precision_score, roc_auc_score
+
+        for name, measure in (("ROC AUC", roc_auc_score), ("average precision", average_precision_score)):
+            out.print(f"{name:18} {measure(labelled['label'], labelled['raw_margin']):.4f}")
+    out.print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.timings_s.items()))
+
+
+@app.command()
+def score(
+    data: Data,
+    mapping: MappingFile,
+    model: Model,
+    file: Annotated[Path, typer.Option("--out", "-o", help="Where the scores go; .parquet or .csv.")],
+) -> None:
+    """Score a whole file, each transaction with the ones before it in the file as its history.
+
+    Where the file has labels, the scores are measured; for a version of the registry that is a backtest, which W&B
+    shows in the version's lineage.
+    """
+    table, _, X, scorer = _scored(data, mapping, model)
+    margins, probabilities = scorer.score(X)
+    decided = [scorer.policy.decide(p) for p in probabilities.tolist()]
+    scores = table[[c for c in ("transaction_id", "event_time_ms", "customer_id") if c in table]].assign(
+        raw_margin=margins,
+        fraud_probability=probabilities,
+        prediction=[d[0] for d in decided],
+        risk_level=[d[1] for d in decided],
+        decision=[d[2] for d in decided],
+    )
+    _write(scores, file)
+    out.print(f"{len(scores):,} rows scored by {scorer.name.name} {scorer.name.version}, wrote {file}")
+    out.print(scores["decision"].value_counts().to_frame("transactions").to_string())
+    if 0 < (table["label"] == 1).sum() < (table["label"] >= 0).sum():
+        from fraud.models.find import bundle_folder
+
+        _record_backtest(data, table, scores, scorer, registered=bundle_folder(model) is None)
+
+
+@app.command()
+def explain(
+    data: Data,
+    mapping: MappingFile,
+    model: Model,
+    transaction: Annotated[
+        str | None, typer.Option(help="Which transaction (or row number of a features table); the riskiest if none.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many reasons.")] = 10,
+) -> None:
+    """Say why a transaction of a file scores as it does: what each feature adds to the log-odds."""
+    import numpy as np
+
+    _, rows, X, scorer = _scored(data, mapping, model)
+    margins, probabilities = scorer.score(X)
+    at = int(np.argmax(margins))
+    if transaction is not None:
+        found = np.flatnonzero((rows == transaction).to_numpy())
+        if not len(found):
+            raise DataError(f"{data.name} has no transaction {transaction!r}")
+        at = int(found[0])
+    contributions = scorer.contributions(X[at : at + 1])[0]
+    _, level, decision = scorer.policy.decide(float(probabilities[at]))
+    out.print(f"transaction {rows.iloc[at]}  probability {probabilities[at]:.4f}  risk {level}  decision {decision}")
+    shown = Table("reason", "log-odds", box=None)
+    for reason in scorer.explainer.reasons(X[at], contributions, top):
+        shown.add_row(reason.text, f"{reason.contribution:+.3f}")
+    shown.add_row("base value", f"{contributions[-1]:+.3f}", style="dim")
+    shown.add_row("sum", f"{contributions.sum():+.3f} = raw margin {margins[at]:+.3f}", style="bold")
+    out.print(shown)
+
+
+def _scored(data: Path, mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Series[Any], Any, Scorer]:
+    """Return a table, its rows' names, their features, and the model."""
+    import numpy as np
+
+    from fraud.models.find import load_scorer
+    from training.data import Mapping, load_table
+    from training.replay import replay, requested_columns
+
+    scorer, mapped = load_scorer(model), Mapping.from_yaml(mapping)
+    kind = Kind.transactions if scorer.spec.kind == "transaction" else Kind.features
+    _expect_kind(mapped, kind)
+    table = load_table(data, mapped, labelled=False)
+    if kind is Kind.transactions:
+        _expect_columns(table, [role.name for role in scorer.spec.roles], data)
+        with _stages() as progress:
+            X = replay(table, scorer.featurizer, slice(None), lambda done: progress("replay", done, len(table)))
+        return table, table["transaction_id"], X, scorer
+    _expect_columns(table, [f.name for f in scorer.spec.requested], data)
+    X = np.empty((len(table), len(scorer.spec.features)))
+    requested_columns(table, scorer.spec, X)
+    return table, table.index.to_series().astype(str), X, scorer
+
+
+def _record_backtest(
+    data: Path, table: pd.DataFrame, scores: pd.DataFrame, scorer: Scorer, *, registered: bool
+) -> None:
+    """Measure the scores of the labelled rows, show it, and let W&B know of it if the model is `registered`."""
+    import msgspec
+    import numpy as np
+
+    from fraud.cli.registry import models, tell
+    from training.config import Config
+    from training.data import dataset_digest
+    from training.evaluate import Scored
+    from training.train import measure_window
+
+    known = (table["label"] >= 0).to_numpy()
+    rows, given, config = table[known], scores[known], Config()
+    policy = msgspec.to_builtins(scorer.policy)
+    scored = Scored(
+        given["raw_margin"].to_numpy(),
+        given["fraud_probability"].to_numpy(),
+        policy | {"costs": policy["costs"] or config.costs},
+    )
+    amounts = rows["amount"].to_numpy() if scorer.spec.kind == "transaction" else np.ones(len(rows))
+    measures = measure_window(scored, rows, amounts, config).intervals()
+    digest = dataset_digest(data)
+    trained_on_it = scorer.bundle.manifest.data.get("digest") == digest
+    shown = Table("measure", "value", title=f"{len(rows):,} labelled rows, with 95% intervals", box=None)
+    for name, interval in measures.items():
+        shown.add_row(name, f"{interval.value:.4f}  [{interval.low:.4f}, {interval.high:.4f}]")
+    out.print(shown)
+    if trained_on_it:
+        out.print("The model was trained on this file: rows that it knows flatter it.")
+    if registered:
+        facts = {"data": _dataset(data, table, digest), "labelled_rows": len(rows), "trained_on_it": trained_on_it}
+        facts["metrics"] = {name: interval._asdict() for name, interval in measures.items()}
+        models().record_use(scorer.name.name, scorer.name.digest, "backtest", facts)
+        tell(models(), needed=False)
+
+
+def _expect_columns(table: pd.DataFrame, needed: list[str], data: Path) -> None:
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise DataError(f"{data.name}: the model needs {', '.join(missing)}, which the mapping does not name")
+
+
+def _expect_kind(mapping: Mapping, kind: Kind | None) -> None:
+    if kind is not None and mapping.kind != kind:
+        raise DataError(f"the mapping is of kind {mapping.kind}, {kind} is needed; set 'kind: {kind}' in it")
+
+
+def _config(file: Path | None, seed: int | None, search: int | None) -> Config:
+    from training.config import Config
+
+    config = Config() if file is None else Config.from_yaml(file)
+    given = {"seed": seed, "search_trials": search}
+    return config.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def _dataset(path: Path, table: pd.DataFrame, digest: str) -> dict[str, Any]:
+    from training.splits import moment
+
+    facts: dict[str, Any] = {"name": path.name, "digest": digest, "rows": len(table)}
+    if "event_time_ms" in table:
+        facts |= {"from": moment(int(table["event_time_ms"].min())), "to": moment(int(table["event_time_ms"].max()))}
+    if table.attrs.get("dropped_zero_amounts"):
+        facts["dropped_zero_amounts"] = table.attrs["dropped_zero_amounts"]
+    return facts
+
+
+def _moment(text: str) -> int:
+    import pandas as pd
+
+    try:
+        moment = pd.Timestamp(text)
+    except ValueError:
+        raise DataError(f"{text!r} is no moment; give 2025-08-01 (midnight UTC) or 2025-08-01T12:00:00+02:00") from None
+    return int((moment.tz_localize("UTC") if moment.tzinfo is None else moment).timestamp() * 1000)
+
+
+def _write(scores: pd.DataFrame, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".csv":
+        scores.to_csv(file, index=False)
+    elif file.suffix == ".parquet":
+        scores.to_parquet(file, index=False)
+    else:
+        raise DataError(f"{file.name}: scores are written as .parquet or .csv")
+
+
+def _show(run: Run) -> None:
+    table = Table("measure", "model", "request's own fields alone", title="test window, with 95% intervals", box=None)
+    for name, interval in run.metrics.items():
+        cells = [f"{i.value:.4f}  [{i.low:.4f}, {i.high:.4f}]" for i in (interval, run.baseline[name])]
+        table.add_row(name, *cells)
+    out.print(table)
+    out.print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in run.timings_s.items()))
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one progress bar a stage; what is yielded takes the stage, how much is done and of how much."""
+    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress

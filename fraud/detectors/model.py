@@ -1,0 +1,138 @@
+"""One trained model: LightGBM's margin, the calibrated probability, and what each feature contributed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fraud.detectors.booster import FEW_ROWS, Booster
+from fraud.detectors.treeshap import TreeShap, UnsupportedModel
+from fraud.errors import BundleError
+
+TOLERANCE = 1e-9  # log-odds
+WARM_UP_ROWS = FEW_ROWS + 1  # one more than the booster takes row by row
+MAX_GOLDEN_ROWS = 32  # compared with LightGBM's own contributions, which take a millisecond a row
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+
+class Model:
+    """LightGBM's booster and the isotonic knots behind it; safe to use from several threads.
+
+    Parameters
+    ----------
+    booster_text : str
+        LightGBM's text model, of one output.
+    calibrator : mapping
+        ``{"x": [...], "y": [...]}``: the knots, margins strictly rising and their probabilities not falling.
+
+    Attributes
+    ----------
+    n_features : int
+    contributions_fallback : str or None
+        Why contributions come from LightGBM's slow `pred_contrib`; None when the fast ones are in use.
+
+    Raises
+    ------
+    BundleError
+        The text is no consistent model of one output, or the knots are no calibration.
+    """
+
+    contributions_fallback: str | None
+
+    def __init__(self, booster_text: str, calibrator: Mapping[str, Sequence[float]]) -> None:
+        self._knots_x, self._knots_y = _knots(calibrator)
+        self._shap: TreeShap | None = None
+        self.contributions_fallback = None
+        try:
+            self._shap = TreeShap(booster_text)  # first: it refuses a text that LightGBM would crash on
+        except UnsupportedModel as error:
+            self.contributions_fallback = error.message
+        self._booster = Booster(booster_text)
+        self.n_features = self._booster.n_features
+
+    def raw_margin(self, X: Matrix) -> Vector:
+        """Return raw scores (n,) float64 in log-odds: bit for bit LightGBM's ``predict(X, raw_score=True)``.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, n_features)
+            Read as float64; NaN is missing, a categorical feature holds its code.
+        """
+        return self._booster.raw_margin(self._matrix(X))
+
+    def probability(self, raw_margin: Vector) -> Vector:
+        """Return calibrated probabilities (n,) float64: between the knots a straight line, beyond them their ends."""
+        return np.interp(raw_margin, self._knots_x, self._knots_y)
+
+    def contributions(self, X: Matrix) -> Matrix:
+        """Return SHAP values (n, n_features + 1) float64 in log-odds, the base value last; rows sum to the margin."""
+        X = self._matrix(X)
+        if self._shap is None:
+            return self._booster.contributions(X)
+        return self._shap.contributions(X)
+
+    def verify_contributions(self, X_golden: Matrix) -> None:
+        """Compare the fast contributions with LightGBM's own; from the first that differs, use LightGBM's.
+
+        Takes up to 32 golden rows and one variant of each: missing values, zeros, infinities, and the very values
+        that the model's splits compare with.
+
+        Raises
+        ------
+        BundleError
+            Base value and contributions in use don't sum to the margin within 1e-9.
+        """
+        X = self._matrix(X_golden)[:MAX_GOLDEN_ROWS]
+        if self._shap is not None:
+            X = np.concatenate([X, _variants(X, self._shap.thresholds)])
+            fast, own = self._shap.contributions(X), self._booster.contributions(X)
+            difference = np.abs(fast - own).max(initial=0.0)
+            if not difference <= TOLERANCE:
+                self._shap = None
+                self.contributions_fallback = f"differ from pred_contrib by {difference:.3g} on golden rows"
+        difference = np.abs(self.contributions(X).sum(axis=1) - self.raw_margin(X)).max(initial=0.0)
+        if not difference <= TOLERANCE:
+            raise BundleError(
+                f"base value and contributions miss the raw margin by {difference:.3g}; allowed: {TOLERANCE}"
+            )
+
+    def warm_up(self) -> None:
+        """Load what the first calls would otherwise wait for: the compiled kernels, LightGBM's and NumPy's code."""
+        X = np.zeros((WARM_UP_ROWS, self.n_features))
+        for writeable in (True, False):  # there are kernels for either
+            X.flags.writeable = writeable
+            for rows in (X, X[:1]):
+                self.probability(self.raw_margin(rows))
+                self.contributions(rows)
+
+    def _matrix(self, X: Matrix) -> Matrix:
+        X = np.ascontiguousarray(X, np.float64)
+        if X.ndim != 2 or X.shape[1] != self.n_features:
+            raise ValueError(f"X has the shape {X.shape}; the model takes (n, {self.n_features})")
+        return X
+
+
+def _knots(calibrator: Mapping[str, Sequence[float]]) -> tuple[Vector, Vector]:
+    x, y = (np.asarray(calibrator[key], np.float64) for key in ("x", "y"))
+    if not (x.ndim == 1 and x.shape == y.shape and x.size and np.isfinite(x).all() and (np.diff(x) > 0).all()):
+        raise BundleError("the calibrator's x must be finite margins, strictly rising, with one y each")
+    if not ((np.diff(y) >= 0).all() and y[0] >= 0 and y[-1] <= 1):
+        raise BundleError("the calibrator's y must be probabilities from 0 to 1 that don't fall")
+    return x, y
+
+
+def _variants(X: Matrix, thresholds: Sequence[Vector]) -> Matrix:
+    """Return rows like X (n, n_features) with half of their values replaced by what is easily gotten wrong."""
+    rng = np.random.default_rng(0)
+    replaced = X.copy()
+    for j, values in enumerate(thresholds):
+        with np.errstate(over="ignore"):  # a threshold may be the largest number there is
+            above = np.nextafter(values, np.inf)
+        candidates = np.concatenate([values, above, [np.nan, np.nan, 0.0, -1.0, np.inf, -np.inf]])
+        chosen = rng.choice(candidates, len(X))
+        replaced[:, j] = np.where(rng.random(len(X)) < 0.5, chosen, replaced[:, j])
+    return replaced

@@ -1,0 +1,387 @@
+"""Which models are served: named by a setting, versioned by the registry, kept in the Bento store.
+
+Every worker follows the registry by itself. A new version is loaded, verified and warmed in a thread beside
+the one that answers, which is then replaced in one step; a request is answered to its end by the version
+it found, and a version that nobody refers to any more is freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import bentoml
+import msgspec
+
+from fraud.errors import FraudError, RegistryError
+from fraud.models.bundle import read_manifest, short
+from fraud.models.following import ASKED, Following
+from fraud.models.registry import Registry
+from fraud.settings import Settings
+
+if TYPE_CHECKING:  # a worker imports it when it loads; the process that only starts workers never does
+    from fraud.models.scorer import Scorer
+
+logger = logging.getLogger("fraud.serving.active")
+
+Role = Literal["champion", "challenger"]
+MAX_RETRY_S = 60.0
+MAX_PAST = 2
+"""Versions that stay loaded though they are served no more, to explain what they decided."""
+
+
+def active_tags(settings: Settings, packed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Bento store tags of the models to serve, by the name a request may ask for; the first is the default.
+
+    ``name:version`` in the settings is a tag already. A name alone is the version packed into the Bento that runs,
+    else the one in production by the registry, else the only one that the store has.
+
+    Parameters
+    ----------
+    packed : mapping of str to str, optional
+        Versions by name of the models in the Bento.
+
+    Raises
+    ------
+    RegistryError
+        A name has no version in production, and not exactly one in the store.
+    """
+    registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
+    tags = {}
+    for wanted in settings.model.split(","):
+        name, _, version = wanted.strip().partition(":")
+        if not version and packed and name in packed:
+            version = packed[name]
+        if not version:
+            digest = registry.digest_of(name, "production")
+            version = short(digest) if digest else _only_version(name)
+        tags[name] = f"{name}:{version}"
+    return tags
+
+
+def _only_version(name: str) -> str:
+    try:
+        found = sorted(str(model.tag.version) for model in bentoml.models.list(name))
+    except bentoml.exceptions.NotFound:
+        found = []
+    if len(found) != 1:
+        versions = f"versions {', '.join(found)}, none of them in production" if found else "no version"
+        raise RegistryError(
+            f"the Bento store has {versions} of {name!r}; train, import and promote one, "
+            "or pin one with FRAUD_MODEL=name:version"
+        )
+    return found[0]
+
+
+def bundle_paths(tag: str) -> tuple[Path, Path]:
+    """Folders of a model and of its preprocessor in the Bento store.
+
+    Raises
+    ------
+    RegistryError
+        The store lacks one of them.
+    """
+    model = _folder(tag)
+    name = tag.partition(":")[0]
+    return model, _folder(f"{name}-preprocessor:{short(read_manifest(model)[1].preprocessor_digest)}")
+
+
+def _folder(tag: str) -> Path:
+    try:
+        return Path(bentoml.models.get(tag).path)
+    except bentoml.exceptions.NotFound:
+        raise RegistryError(f"the Bento store has no {tag}") from None
+
+
+def packed_versions(service: Any) -> dict[str, str]:
+    """Versions by name of the models in the Bento that runs; none when the service runs from its source."""
+    bento = service.bento
+    return {} if bento is None else {model.tag.name: model.tag.version for model in bento.info.all_models}
+
+
+def pack(service: Any, settings: Settings) -> None:
+    """Name the models that `bentoml build` puts into the Bento; none while there is none to serve."""
+    with contextlib.suppress(RegistryError):  # serving says what is missing
+        for tag in active_tags(settings).values():
+            for folder in bundle_paths(tag):
+                service.models.append(bentoml.models.BentoModel(f"{folder.parent.name}:{folder.name}"))
+
+
+def challenger_tags(settings: Settings, champions: Mapping[str, str]) -> dict[str, str]:
+    """Bento store tags of the versions that the registry's challenger alias names, by the model they challenge."""
+    if not settings.shadow and not settings.canary_share:
+        return {}
+    registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
+    digests = {name: registry.digest_of(name, "challenger") for name in champions}
+    tags = {name: f"{name}:{short(digest)}" for name, digest in digests.items() if digest}
+    return {name: tag for name, tag in tags.items() if tag != champions[name]}
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One attempt to serve another version; `error` says why the old one stays, `seconds` how long it took."""
+
+    name: str
+    role: Role
+    before: str | None
+    tag: str
+    seconds: float
+    error: Exception | None = None
+
+
+@dataclass
+class _Failure:
+    tag: str
+    code: str
+    since: float
+    retry_at: float
+    attempts: int = 1
+
+
+Install = Callable[[dict[str, "Scorer"], dict[str, "Scorer"]], None]
+Key = tuple[str, Role]
+
+
+class ActiveModels:
+    """The models that one worker serves; `load` at start, then `follow`.
+
+    Parameters
+    ----------
+    settings : Settings
+    packed : mapping of str to str
+        Versions by name of the models in the Bento that runs.
+    on_swap : callable
+        Is told of every `Swap`, those at start included.
+    """
+
+    def __init__(
+        self, settings: Settings, packed: Mapping[str, str] | None = None, on_swap: Callable[[Swap], None] | None = None
+    ) -> None:
+        self._settings = settings
+        self._packed = packed
+        self._on_swap = on_swap or (lambda swap: None)
+        self._tags: dict[Key, str] = {}
+        self._scorers: dict[Key, Scorer] = {}
+        self.past: dict[str, Scorer] = {}
+        self._failures: dict[Key, _Failure] = {}
+        self._registry_error = ""
+        registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
+        named = [name.strip() for name in settings.model.split(",")]
+        self.following = Following(registry, [n for n in named if ":" not in n and n not in (packed or {})])
+        self._install: Install = lambda champions, challengers: None
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "load")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def champions(self) -> dict[str, Scorer]:
+        return {name: scorer for (name, role), scorer in self._scorers.items() if role == "champion"}
+
+    @property
+    def challengers(self) -> dict[str, Scorer]:
+        return {name: scorer for (name, role), scorer in self._scorers.items() if role == "challenger"}
+
+    async def load(self) -> None:
+        """Load, verify and warm every model.
+
+        Raises
+        ------
+        BundleError, RegistryError
+            A champion cannot be served. A challenger that cannot be is only reported.
+        """
+        for key, tag in (await self._in_thread(self._wanted)).items():
+            try:
+                await self._swap(key, tag)
+            except Exception:
+                if key[1] == "champion":
+                    raise
+
+    def follow(self, install: Install) -> None:
+        """Hand the scorers to `install`, now and after every change, in one call on the event loop."""
+        self._install = install
+        install(self.champions, self.challengers)
+        self._task = asyncio.get_running_loop().create_task(self._poll())
+
+    async def check(self, *, now: bool = False) -> None:
+        """Serve what the registry names; a version that cannot be served leaves the old one.
+
+        Parameters
+        ----------
+        now : bool
+            Also try again what failed a moment ago.
+        """
+        async with self._lock:
+            try:
+                wanted = await self._in_thread(self._wanted)
+                await self._in_thread(self.following.read, [name for name, role in wanted if role == "champion"])
+            except (FraudError, OSError, sqlite3.Error) as error:
+                if not self._registry_error:
+                    logger.error("the registry cannot be read; what is served stays: %s", error)
+                self._registry_error = str(error)
+                return
+            self._registry_error = ""
+            changed = False
+            for key in [key for key in self._failures if wanted.get(key) != self._failures[key].tag]:
+                del self._failures[key]
+            for key, tag in wanted.items():
+                if self._tags.get(key) != tag and (now or self._may_try(key)):
+                    with contextlib.suppress(Exception):  # _swap has told everyone
+                        await self._swap(key, tag)
+                        changed = True
+            for key in [key for key in self._scorers if key not in wanted]:  # no longer challenged
+                del self._scorers[key], self._tags[key]
+                changed = True
+            if changed:
+                self._install(self.champions, self.challengers)
+
+    async def load_past(self, name: str, digest: str) -> None:
+        """Put a version that is not served any more into `past`, from the Bento store, if that has it still."""
+        try:
+            with _short_turns():
+                await self._in_thread(self._load_past, name, digest)
+        except FraudError as error:
+            logger.error("decisions of %s %s cannot be explained: %s", name, digest, error)
+
+    async def refresh(self) -> str:
+        """Serve what the registry names, then what W&B names; returns what came of asking W&B.
+
+        The registry comes first: a swap that needs no network waits for none.
+        """
+        await self.check(now=True)
+        asked = await self.following.look()
+        await self.check(now=True)
+        errors = [f"{name}: {look.error}" for name, look in self.following.looks.items() if look.error]
+        return f"failed: {'; '.join(errors)}" if asked == ASKED and errors else asked
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is served and what could not be, for ``/readyz``; no text of an error, which is in the log."""
+        failed = [
+            {
+                "name": name,
+                "role": role,
+                "wanted": f.tag,
+                "code": f.code,
+                "attempts": f.attempts,
+                "since": round(f.since),
+            }
+            for (name, role), f in self._failures.items()
+        ]
+        challengers = [msgspec.to_builtins(scorer.name) for scorer in self.challengers.values()]
+        return {
+            "challengers": challengers,
+            "failed_swaps": failed,
+            "wandb": {
+                name: {"checked": look.checked, "failed": bool(look.error)}
+                for name, look in self.following.looks.items()
+            },
+            "registry_readable": not self._registry_error,
+            "pid": os.getpid(),
+        }
+
+    async def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.following.close()
+        self._thread.shutdown()
+
+    async def _poll(self) -> None:
+        while True:
+            await self.check()
+            served = {name: scorer.name.digest for name, scorer in self.champions.items()}
+            await self._in_thread(self.following.tell_served, served)
+            await asyncio.sleep(self._settings.model_poll_s * random.uniform(0.8, 1.2))
+
+    def _wanted(self) -> dict[Key, str]:
+        champions = active_tags(self._settings, self._packed)
+        challengers = challenger_tags(self._settings, champions)
+        return {(name, "champion"): tag for name, tag in champions.items()} | {
+            (name, "challenger"): tag for name, tag in challengers.items()
+        }
+
+    def _may_try(self, key: Key) -> bool:
+        failure = self._failures.get(key)
+        return failure is None or time.monotonic() >= failure.retry_at
+
+    async def _swap(self, key: Key, tag: str) -> None:
+        """Replace one scorer by that of `tag`, or leave it and raise what is wrong with the new one."""
+        name, role = key
+        before, started = self._tags.get(key), time.perf_counter()
+        try:
+            scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
+            with _short_turns():
+                scorer = scorer or await self._in_thread(self._load_in_turn, tag)
+        except Exception as error:
+            self._failed(key, tag, error)
+            self._on_swap(Swap(name, role, before, tag, time.perf_counter() - started, error))
+            raise
+        self._failures.pop(key, None)
+        self._tags[key], self._scorers[key] = tag, scorer
+        seconds = time.perf_counter() - started
+        logger.info("%s %s is %s after %.2f s, before it was %s", role, name, tag, seconds, before or "none")
+        self._on_swap(Swap(name, role, before, tag, seconds))
+
+    def _load_in_turn(self, tag: str) -> Scorer:
+        """Load while no other worker of this server does: answering and loading on all cores at once would be felt."""
+        if self._task is None:  # at start there is nobody to answer
+            return self._load(tag)
+        self._settings.state_dir.mkdir(parents=True, exist_ok=True)
+        with (self._settings.state_dir / "load.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self._load(tag)
+
+    def _load(self, tag: str) -> Scorer:
+        from fraud.models.scorer import Scorer
+
+        model, preprocessor = bundle_paths(tag)
+        return Scorer.load(model, preprocessor, max_ahead_ms=round(self._settings.max_clock_ahead_s * 1000))
+
+    def _load_past(self, name: str, digest: str) -> None:
+        if digest not in self.past:
+            scorer = self._load(f"{name}:{short(digest)}")
+            while len(self.past) >= MAX_PAST:
+                del self.past[next(iter(self.past))]
+            self.past[digest] = scorer
+
+    def _failed(self, key: Key, tag: str, error: Exception) -> None:
+        failure = self._failures.get(key)
+        attempts = failure.attempts + 1 if failure else 1
+        wait_s = min(MAX_RETRY_S, self._settings.model_poll_s * 2.0**attempts)
+        since = failure.since if failure else time.time()
+        code = error.code if isinstance(error, FraudError) else "internal"
+        self._failures[key] = _Failure(tag, code, since, time.monotonic() + wait_s, attempts)
+        expected = isinstance(error, FraudError)
+        logger.error(
+            "%s %s is not served, what was stays: %s", key[1], tag, error, exc_info=None if expected else error
+        )
+
+    async def _in_thread(self, job: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, job, *arguments)
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let the interpreter change between threads 50 times as often, so that who answers does not wait for who loads.
+
+    A request changes threads several times, and would wait for the usual 5 ms each time. To load at a lower
+    priority of the system instead makes it worse: a thread that holds the interpreter must not be made to wait.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 50)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)

@@ -1,0 +1,183 @@
+"""Bundles in the Bento store: two models each, put there by one rename so that no half of one is ever seen."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fraud.errors import BundleError, RegistryError
+from fraud.models.bundle import (
+    MANIFEST,
+    MODEL_FILES,
+    PREPROCESSOR_FILES,
+    Manifest,
+    read_bundle,
+    read_manifest,
+    sha256,
+    short,
+)
+
+_MODEL_YAML = "model.yaml"
+
+
+def tags_of(digest: str, manifest: Manifest) -> tuple[str, str]:
+    """Bento store tags of a bundle: (model, preprocessor)."""
+    model = f"{manifest.name}:{short(digest)}"
+    return model, f"{manifest.name}-preprocessor:{short(manifest.preprocessor_digest)}"
+
+
+class BentoStore:
+    """The bundles in the Bento store of one BENTOML_HOME.
+
+    Parameters
+    ----------
+    bentoml_home : Path
+        Its ``models`` folder is the store; ``fraud/staging`` beside it holds what is not finished.
+    """
+
+    def __init__(self, bentoml_home: Path) -> None:
+        self.models = bentoml_home / "models"
+        self.staging = bentoml_home / "fraud" / "staging"
+
+    def bundle_paths(self, tag: str) -> tuple[Path, Path]:
+        """Folders of the model and of its preprocessor, for ``read_bundle(*bundle_paths(tag))``.
+
+        Raises
+        ------
+        RegistryError
+            The store does not hold the model, or not its preprocessor.
+        """
+        model = self._folder(tag)
+        if not (model / MANIFEST).is_file():
+            raise RegistryError(f"the Bento store {self.models} has no bundle {tag}")
+        digest, manifest = read_manifest(model)
+        _, preprocessor_tag = tags_of(digest, manifest)
+        preprocessor = self._folder(preprocessor_tag)
+        if not preprocessor.is_dir():
+            raise RegistryError(f"the Bento store {self.models} has {tag}, but not its {preprocessor_tag}")
+        return model, preprocessor
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of a model in the store, 16 hexadecimal digits each; a damaged one counts."""
+        folder = self.models / name
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+    def holds(self, name: str, digest: str) -> bool:
+        """Whether the store has the bundle whole and unchanged; reads every byte of it, needs no network."""
+        tag = f"{name}:{short(digest)}"
+        if not self._folder(tag).is_dir():
+            return False
+        try:
+            return read_bundle(*self.bundle_paths(tag)).digest == digest
+        except (BundleError, RegistryError):
+            return False
+
+    def import_bundle(self, bundle: Path, facts: Mapping[str, str], preprocessor: Path | None = None) -> str:
+        """Put an audited bundle into the store and return its tag; twice changes nothing.
+
+        Parameters
+        ----------
+        bundle : Path
+            A whole bundle, or its model part; each of its files has been checked by the caller.
+        facts : mapping of str to str
+            Labels that lead back: run, wandb (the version's path) and so on.
+        preprocessor : Path, optional
+            The preprocessor part where it lies in another folder.
+        """
+        digest, manifest = read_manifest(bundle)
+        tag, preprocessor_tag = tags_of(digest, manifest)
+        labels = {key: value for key, value in facts.items() if value} | {"kind": manifest.kind}
+        metadata = {
+            "bundle_digest": digest,
+            "preprocessor": preprocessor_tag,
+            "preprocessor_digest": manifest.preprocessor_digest,
+            "features_digest": manifest.features_digest,
+            "libraries": dict(manifest.libraries),
+            "git_commit": manifest.git_commit,
+        }
+        parts = (
+            (preprocessor_tag, preprocessor or bundle, PREPROCESSOR_FILES),
+            (tag, bundle, (MANIFEST, *MODEL_FILES)),
+        )
+        with self._alone():
+            for part, source, files in parts:
+                if not self._has(part, {name: sha256((source / name).read_bytes()) for name in files}):
+                    self._put(part, source, files, labels, metadata if part == tag else preprocessor_metadata(manifest))
+        return tag
+
+    def label(self, tag: str, facts: Mapping[str, str]) -> None:
+        """Add labels to a model in the store: what W&B called it, once that is known."""
+        with self._alone():
+            path = self._folder(tag) / _MODEL_YAML
+            description = yaml.safe_load(path.read_text())
+            if facts.items() <= description["labels"].items():
+                return
+            description["labels"] |= dict(facts)
+            with tempfile.NamedTemporaryFile("w", dir=self.staging, delete=False) as file:
+                yaml.safe_dump(description, file, sort_keys=False)
+            os.replace(file.name, path)
+
+    def _folder(self, tag: str) -> Path:
+        name, _, version = tag.partition(":")
+        return self.models / name / version
+
+    def _has(self, tag: str, digests: Mapping[str, str]) -> bool:
+        folder = self._folder(tag)
+        return (folder / _MODEL_YAML).is_file() and all(
+            (folder / name).is_file() and sha256((folder / name).read_bytes()) == digest
+            for name, digest in digests.items()
+        )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the one process that changes the store; what a killed one left in staging is removed."""
+        self.staging.mkdir(parents=True, exist_ok=True)
+        with (self.staging.parent / "import.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in self.staging.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield
+
+    def _put(
+        self,
+        tag: str,
+        source: Path,
+        files: tuple[str, ...],
+        labels: dict[str, str],
+        metadata: dict[str, Any],
+    ) -> None:
+        """Build one model in a private store on the same disk, then rename it into the real one."""
+        os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+        # bentoml takes over a second to import, and a bundle that the store holds already needs none of it
+        import bentoml
+        from bentoml._internal.models import ModelStore
+
+        private = Path(tempfile.mkdtemp(dir=self.staging))
+        with bentoml.models.create(
+            tag,
+            labels=dict(labels),
+            metadata=dict(metadata),
+            context=bentoml.models.ModelContext(framework_name="fraud-bento", framework_versions={}),
+            _model_store=ModelStore(private),
+        ) as model:
+            for file in files:
+                shutil.copyfile(source / file, model.path_of(file))
+        target = self._folder(tag)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # damaged, or half of it is missing: the import was asked to mend it
+            os.rename(target, Path(tempfile.mkdtemp(dir=self.staging)) / "damaged")
+        name, _, version = tag.partition(":")
+        os.rename(private / name / version, target)
+        os.replace(private / name / "latest", target.parent / "latest")
+
+
+def preprocessor_metadata(manifest: Manifest) -> dict[str, Any]:
+    return {"preprocessor_digest": manifest.preprocessor_digest, "features_digest": manifest.features_digest}

@@ -1,0 +1,378 @@
+"""The local registry: which versions of a model exist, and which of them each alias names.
+
+It means the same as W&B's registry of artifacts (one alias names one version, an unchanged bundle makes no
+new version), works without a network, and is what a running service reads. One SQLite file, safe under
+several processes and a kill at any point: each public call is one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fraud.errors import RegistryError
+from fraud.models import registry_rows as rows
+from fraud.models.registry_rows import Event, EventKind, Following, Pending, Version
+
+__all__ = ["ALIASES", "Event", "Following", "Pending", "Registry", "Version"]
+
+ALIASES = ("candidate", "challenger", "production", "previous")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class Registry:
+    """The registry in the SQLite file `path`, made on first use.
+
+    Parameters
+    ----------
+    path : Path
+        Beside the Bento store: ``$BENTOML_HOME/fraud/registry.db``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("pragma foreign_keys = on")
+            db.execute("begin immediate")
+            found = db.execute("pragma user_version").fetchone()[0]
+            if found > len(rows.FORMATS):
+                raise RegistryError(f"{self.path} has format {found}, this release reads {len(rows.FORMATS)}")
+            for step in rows.FORMATS[found:]:
+                for statement in step.split(";\n"):
+                    db.execute(statement)
+            db.execute(f"pragma user_version = {len(rows.FORMATS)}")
+            yield db
+            db.execute("commit")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+        finally:
+            db.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection to read from, or None where nothing was ever registered.
+
+        It may write, since what a killed writer left half done is first taken back by whoever opens it next.
+        """
+        if not self.path.is_file():
+            yield None
+            return
+        with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=10)) as db:
+            db.row_factory = sqlite3.Row
+            yield db if db.execute("pragma user_version").fetchone()[0] else None
+
+    # Versions
+
+    def register(
+        self,
+        name: str,
+        digest: str,
+        preprocessor_digest: str,
+        *,
+        run: str = "",
+        metrics: dict[str, dict[str, float]] | None = None,
+        facts: dict[str, Any] | None = None,
+        who: str,
+        aliases: tuple[str, ...] = ("candidate",),
+        wandb_version: str | None = None,
+    ) -> Version:
+        """Add a version, or return the one that already has `digest`; `aliases` then name it.
+
+        Parameters
+        ----------
+        digest, preprocessor_digest : str
+            ``"sha256:<hex>"`` of the bundle and of its preprocessor part.
+        run : str
+            Name of the run that made it; empty when unknown.
+        facts : dict
+            What the promotion gate compares: kind, features_digest, libraries.
+        """
+        if not _NAME.fullmatch(name):
+            raise RegistryError(f"model name {name!r}: allowed are letters, digits, - and _, at most 64")
+        with self._transaction() as db:
+            row = db.execute("select version from versions where name = ? and digest = ?", (name, digest)).fetchone()
+            if row is None:
+                last = db.execute("select max(version) from versions where name = ?", (name,)).fetchone()[0]
+                version = 0 if last is None else last + 1
+                db.execute(
+                    "insert into versions values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(name, version, digest, preprocessor_digest, run, wandb_version),
+                        *(json.dumps(metrics or {}), json.dumps(facts or {}), rows.now()),
+                    ),
+                )
+                rows.record(db, Event(name, "register", "", version, None, who, run, False, rows.now()))
+            else:
+                version = row["version"]
+            if wandb_version is not None:
+                db.execute(
+                    "update versions set wandb_version = ? where name = ? and version = ?",
+                    (wandb_version, name, version),
+                )
+            for alias in aliases:
+                rows.point(db, name, alias, version)
+            return rows.read(db, name, version)
+
+    def versions(self, name: str | None = None) -> list[Version]:
+        """All versions, by name and newest first."""
+        with self._reading() as db:
+            if db is None:
+                return []
+            found = db.execute(
+                "select name, version from versions where name = ifnull(?, name) order by name, version desc",
+                (name,),
+            ).fetchall()
+            return [rows.read(db, row["name"], row["version"]) for row in found]
+
+    def resolve(self, name: str, reference: str) -> Version:
+        """The version that `reference` names: an alias, ``vN``, or a digest of at least 12 hex digits.
+
+        Raises
+        ------
+        RegistryError
+            Nothing, or more than one version, answers to it.
+        """
+        with self._reading() as db:
+            found = [] if db is None else rows.find(db, name, reference)
+            if db is None or len(found) != 1:
+                raise self._unresolved(db, name, reference, found)
+            return rows.read(db, name, found[0])
+
+    def digest_of(self, name: str, alias: str) -> str | None:
+        """Digest of the bundle that `alias` names, or None: one indexed read, for a service to poll."""
+        with self._reading() as db:
+            if db is None:
+                return None
+            row = db.execute(
+                "select digest from aliases join versions using (name, version) where name = ? and alias = ?",
+                (name, alias),
+            ).fetchone()
+            return None if row is None else str(row["digest"])
+
+    def set_wandb_version(self, name: str, digest: str, wandb_version: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "update versions set wandb_version = ? where name = ? and digest = ?",
+                (wandb_version, name, digest),
+            )
+
+    def _unresolved(self, db: sqlite3.Connection | None, name: str, reference: str, found: list[int]) -> RegistryError:
+        if len(found) > 1:
+            versions = ", ".join(f"v{v}" for v in found)
+            return RegistryError(f"{name}:{reference} could be any of {versions}; give more digits")
+        names = [] if db is None else [r["name"] for r in db.execute("select distinct name from versions")]
+        if name not in names:
+            return RegistryError(f"no model {name!r} in the registry; known: {', '.join(sorted(names)) or 'none'}")
+        assert db is not None
+        aliases = [r["alias"] for r in db.execute("select alias from aliases where name = ? order by 1", (name,))]
+        return RegistryError(f"{name} has no version {reference!r}; its aliases: {', '.join(aliases) or 'none'}")
+
+    # Aliases
+
+    def move(
+        self,
+        name: str,
+        reference: str,
+        alias: str,
+        *,
+        who: str,
+        why: str,
+        forced: bool = False,
+    ) -> Version:
+        """Let `alias` name the version of `reference`; moving ``production`` keeps the old one as ``previous``.
+
+        Nothing changes, and nothing is recorded, when it names that version already.
+        """
+        if alias not in ALIASES or alias == "previous":
+            raise RegistryError(f"alias {alias!r} cannot be set; allowed: candidate, challenger, production")
+        with self._transaction() as db:
+            found = rows.find(db, name, reference)
+            if len(found) != 1:
+                raise self._unresolved(db, name, reference, found)
+            version, before = found[0], rows.target(db, name, alias)
+            if version != before:
+                rows.point(db, name, alias, version)
+                if alias == "production" and before is not None:
+                    rows.point(db, name, "previous", before)
+                kind: EventKind = "promote" if alias == "production" else "alias"
+                self._moved(db, Event(name, kind, alias, version, before, who, why, forced, rows.now()))
+            return rows.read(db, name, version)
+
+    def rollback(self, name: str, *, who: str, why: str) -> Version:
+        """Put the version that was in production before back, and ``previous`` on the one before that.
+
+        Raises
+        ------
+        RegistryError
+            There is no earlier version to go back to.
+        """
+        with self._transaction() as db:
+            before, version = rows.target(db, name, "production"), rows.target(db, name, "previous")
+            if before is None or version is None:
+                raise RegistryError(f"{name} has no previous version to roll back to")
+            rows.point(db, name, "production", version)
+            stack = rows.production_stack(db, name)
+            earlier = stack[-3] if len(stack) >= 3 else None
+            if earlier is None:
+                db.execute("delete from aliases where name = ? and alias = 'previous'", (name,))
+            else:
+                rows.point(db, name, "previous", earlier)
+            self._moved(db, Event(name, "rollback", "production", version, before, who, why, False, rows.now()))
+            return rows.read(db, name, version)
+
+    def adopt(self, name: str, targets: dict[str, str | None], *, who: str, why: str) -> bool:
+        """Take over where W&B's aliases point: ``{alias: digest or None}``, digests registered before.
+
+        Does nothing while a local move still waits to be sent, which is then the newer one. Returns whether
+        anything moved.
+        """
+        with self._transaction() as db:
+            if db.execute("select 1 from pending where name = ? and kind = 'alias'", (name,)).fetchone():
+                return False
+            changed = False
+            for alias, digest in targets.items():
+                found = [None] if digest is None else rows.find(db, name, digest)
+                before = rows.target(db, name, alias)
+                if found[0] == before:
+                    continue
+                changed = True
+                rows.point(db, name, alias, found[0])
+                if alias == "production" and found[0] is not None:
+                    rows.record(db, Event(name, "follow", alias, found[0], before, who, why, False, rows.now()))
+            return changed
+
+    def events(self, name: str | None = None) -> list[Event]:
+        """What happened, newest first."""
+        with self._reading() as db:
+            if db is None:
+                return []
+            found = db.execute("select * from events where name = ifnull(?, name) order by id desc", (name,)).fetchall()
+        return [
+            Event(
+                r["name"],
+                r["kind"],
+                r["alias"],
+                r["version"],
+                r["before"],
+                r["who"],
+                r["why"],
+                bool(r["forced"]),
+                r["at"],
+            )
+            for r in found
+        ]
+
+    def note_following(self, name: str, error: str) -> None:
+        """Record a look at where W&B's aliases point, for a service to show; `error` is empty when it went well."""
+        with self._transaction() as db:
+            db.execute("insert or replace into following values (?, ?, ?)", (name, rows.now(), error))
+
+    def following(self, name: str) -> Following | None:
+        """The last look at W&B's aliases of this model, or None when nobody follows."""
+        with self._reading() as db:
+            if db is None or not db.execute("select 1 from sqlite_master where name = 'following'").fetchone():
+                return None
+            row = db.execute("select checked, error from following where name = ?", (name,)).fetchone()
+            return None if row is None else Following(row["checked"], row["error"])
+
+    # What W&B has not been told yet
+
+    def pend_run(self, name: str, payload: dict[str, Any]) -> int:
+        """Queue a run with its artifacts, once by its ``payload["key"]``; the caller put its files in the outbox."""
+        with self._transaction() as db:
+            known = db.execute(
+                "select id from pending where kind = 'run' and payload ->> 'key' = ?", (payload["key"],)
+            ).fetchone()
+            if known is None:
+                return rows.pend(db, name, "run", payload)
+            db.execute("update pending set payload = ? where id = ?", (json.dumps(payload), known["id"]))
+            return int(known["id"])
+
+    def record_use(
+        self, name: str, reference: str, kind: str, facts: dict[str, Any], *, who: str, key: str = ""
+    ) -> bool:
+        """Queue the record of a run that used a version: a backtest, or a service in production.
+
+        Parameters
+        ----------
+        key : str
+            What is recorded once in the life of this registry, however often it is told; empty: each time anew.
+
+        Returns
+        -------
+        bool
+            Whether it was not known yet.
+
+        Raises
+        ------
+        RegistryError
+            There is no such version.
+        """
+        used = self.resolve(name, reference)
+        key = key or secrets.token_hex(6)
+        with self._reading() as db:
+            if db is not None and rows.is_recorded(db, name, key):
+                return False
+        with self._transaction() as db:
+            if rows.is_recorded(db, name, key):
+                return False
+            rows.record(db, Event(name, "use", "", used.version, None, who, key, False, rows.now()))
+            rows.pend(db, name, "use", {"key": key, "kind": kind, "digest": used.digest, "facts": facts})
+            return True
+
+    def pending(self) -> list[Pending]:
+        """What waits, in the order to send it."""
+        with self._reading() as db:
+            found = [] if db is None else db.execute("select * from pending order by id").fetchall()
+        return [
+            Pending(
+                r["id"],
+                r["name"],
+                r["kind"],
+                json.loads(r["payload"]),
+                r["created"],
+                r["attempts"],
+                r["last_error"],
+            )
+            for r in found
+        ]
+
+    def delivered(self, pending_id: int) -> None:
+        with self._transaction() as db:
+            db.execute("delete from pending where id = ?", (pending_id,))
+
+    def failed(self, pending_id: int, error: str) -> None:
+        with self._transaction() as db:
+            db.execute("update pending set attempts = attempts + 1, last_error = ? where id = ?", (error, pending_id))
+
+    def _moved(self, db: sqlite3.Connection, event: Event) -> None:
+        event_id = rows.record(db, event)
+        digests: dict[str, str | None] = {}
+        for alias in (event.alias, "previous") if event.alias == "production" else (event.alias,):
+            target = rows.target(db, event.name, alias)
+            digests[alias] = None if target is None else rows.read(db, event.name, target).digest
+        payload = {
+            "key": f"{event.kind}-{event_id}-{event.at}",
+            "kind": event.kind,
+            "aliases": digests,
+            "who": event.who,
+            "why": event.why,
+            "forced": event.forced,
+            "at": event.at,
+        }
+        rows.pend(db, event.name, "alias", payload)

@@ -1,0 +1,127 @@
+"""A challenger beside the champion: some customers are answered by it, or it scores in the shadow of the answers."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from fraud.decisions.record import Decided
+from fraud.errors import RequestError
+from fraud.features.featurizer import Histories
+from fraud.models.scorer import Scorer
+
+logger = logging.getLogger("fraud.serving.shadow")
+
+MAX_WAITING = 256
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS shadows (
+    processing_time_ms INTEGER NOT NULL, transaction_id TEXT, request_id TEXT NOT NULL,
+    champion TEXT NOT NULL, champion_probability REAL NOT NULL, champion_decision TEXT NOT NULL,
+    challenger TEXT NOT NULL, raw_margin REAL NOT NULL, fraud_probability REAL NOT NULL, decision TEXT NOT NULL
+) STRICT
+"""
+
+
+def in_canary(customer_id: str, share: float) -> bool:
+    """Tell whether a customer is among the share whom the challenger answers: always the same ones."""
+    return int.from_bytes(blake2b(customer_id.encode(), digest_size=8).digest(), "big") < share * 2**64
+
+
+class Shade(NamedTuple):
+    """What was answered, and what it takes to score it again: rows of one model and their histories before."""
+
+    scorer: Scorer
+    raws: Sequence[bytes]
+    histories: Histories
+    decided: Sequence[Decided]
+
+
+class Shadow:
+    """Scores with challengers in a thread of its own, behind the answers, and records what they would have said.
+
+    Parameters
+    ----------
+    path : Path
+        A SQLite file, shared by all workers.
+    on_scored : callable
+        Is called with a model's name, and how many rows were decided alike and otherwise.
+    on_dropped : callable
+        Is called with how many rows were left out because too many waited.
+    """
+
+    def __init__(
+        self, path: Path, on_scored: Callable[[str, int, int], None], on_dropped: Callable[[int], None]
+    ) -> None:
+        self._on_scored = on_scored
+        self._on_dropped = on_dropped
+        self._waiting: queue.Queue[Shade | None] = queue.Queue(MAX_WAITING)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=30)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(SCHEMA)
+        self._thread = threading.Thread(target=self._work, args=(path,), name="shadow", daemon=True)
+        self._thread.start()
+
+    def offer(self, shade: Shade) -> None:
+        """Queue rows; never waits."""
+        try:
+            self._waiting.put_nowait(shade)
+        except queue.Full:
+            self._on_dropped(len(shade.raws))
+
+    def close(self) -> None:
+        """Score what waits, and stop."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self, path: Path) -> None:
+        with closing(sqlite3.connect(path, timeout=30)) as db:
+            db.execute("PRAGMA synchronous = NORMAL")
+            while (shade := self._waiting.get()) is not None:
+                try:
+                    self._score(db, shade)
+                except RequestError:  # the challenger asks for more than these callers send
+                    self._on_dropped(len(shade.raws))
+                except Exception:
+                    logger.exception("the shadow of %d rows failed", len(shade.raws))
+                    self._on_dropped(len(shade.raws))
+
+    def _score(self, db: sqlite3.Connection, shade: Shade) -> None:
+        scorer = shade.scorer
+        rows = [scorer.decoder.decode(raw, "$") for raw in shade.raws]
+        if scorer.spec.kind == "features":
+            X = scorer.featurizer.ready(rows)
+        else:
+            X = scorer.featurizer.advance(rows, shade.histories)
+        margins, probabilities = scorer.score(X)
+        agreed = 0
+        records = []
+        for d, margin, probability in zip(shade.decided, margins.tolist(), probabilities.tolist(), strict=True):
+            decision = scorer.policy.decide(probability)[2]
+            agreed += decision == d.decision
+            then = (
+                d.processing_time_ms,
+                d.transaction_id,
+                d.request_id,
+                d.model_digest,
+                d.fraud_probability,
+                d.decision,
+            )
+            records.append((*then, scorer.name.digest, margin, probability, decision))
+        with db:
+            db.executemany(f"INSERT INTO shadows VALUES ({','.join('?' * 10)})", records)
+        self._on_scored(scorer.name.name, agreed, len(records) - agreed)
+
+
+def copy_of(histories: Histories) -> Histories:
+    """Return histories that stay as they are while the champion walks the first ones."""
+    return Histories(
+        histories.customer_ids, histories.merchant_ids, histories.customers.copy(), histories.merchants.copy()
+    )

@@ -1,0 +1,170 @@
+"""Labels: what turned out to be fraud, told to the histories by whoever learned of it. Who did so is in the log.
+
+Telling asks for the scope score (`fraud.serving.security`): who may have transactions scored may label them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+import msgspec
+
+from fraud.errors import InvalidRequest, RequestError
+from fraud.pipeline.answers import Refused, RowsRefused, problem_of
+from fraud.pipeline.requests import transaction_id_of
+from fraud.schema import Id, Moment, decode_body, expect_count, explained, refuse_controls, time_ms
+from fraud.serving.http import Answer, Call, Routes
+from fraud.stores.protocol import Fraud, Store, Told
+
+logger = logging.getLogger("fraud.serving.labels")
+
+LABELS = "/v1/labels"
+AT_ONCE = 50
+"""Labels told in one call of the store, so that no score waits long for them and no call outlives its budget."""
+
+
+class Label(msgspec.Struct, forbid_unknown_fields=True):
+    """One label as a caller sends it."""
+
+    transaction_id: Id
+    is_fraud: bool
+    label_time: Moment | None = None
+
+
+class _Envelope(msgspec.Struct):
+    labels: list[msgspec.Raw] = []
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    transaction_id: str
+    outcome: Told
+
+
+class _Answer(msgspec.Struct):
+    labels: Sequence[Outcome | Refused]
+
+
+class Plane(Protocol):
+    """What is needed of the data plane: its store, and the counts that telemetry shows."""
+
+    store: Store
+    counts: Counter[str]
+
+
+_decode = msgspec.json.Decoder(Label).decode
+_decode_envelope = msgspec.json.Decoder(_Envelope)
+_encode = msgspec.json.Encoder().encode
+_REQUIRED = ("transaction_id", "is_fraud")
+
+
+def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> Routes:
+    """`POST /v1/labels`."""
+
+    async def tell(call: Call) -> Answer:
+        raws = decode_labels(await call.json_body())
+        serving = plane()
+        now_ms = time.time_ns() // 1_000_000
+        rows = [read_label(raw, f"$.labels[{i}]", now_ms, max_ahead_ms) for i, raw in enumerate(raws)]
+        problems = [row for row in rows if isinstance(row, RequestError)]
+        serving.counts["labels_refused"] += len(problems)
+        if len(problems) == len(rows):
+            raise RowsRefused(problems)
+        outcomes: list[Told] = []
+        async for frauds, told in tell_frauds(serving.store, [row for row in rows if isinstance(row, Fraud)]):
+            for outcome, n in Counter(told).items():
+                serving.counts[f"labels_{outcome}"] += n
+            _note(call, frauds, told)
+            outcomes += told
+        in_order = iter(outcomes)
+        answers = [
+            Outcome(row.transaction_id, next(in_order))
+            if isinstance(row, Fraud)
+            else Refused(transaction_id_of(raw), problem_of(row))
+            for raw, row in zip(raws, rows, strict=True)
+        ]
+        return Answer(_encode(_Answer(answers)))
+
+    return {LABELS: {"POST": tell}}
+
+
+def decode_labels(body: bytes) -> list[msgspec.Raw]:
+    """Return the labels of a body, each still JSON.
+
+    Raises
+    ------
+    MalformedJson
+        The body is no JSON.
+    InvalidRequest
+        It is, but is no object with 1 to 1000 labels.
+    """
+    labels = decode_body(_decode_envelope, body, '{"labels": [{"transaction_id": "t-1", "is_fraud": true}]}').labels
+    expect_count(len(labels), "labels")
+    return labels
+
+
+def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: int) -> Fraud | RequestError:
+    """Return what a label says, or why it cannot be taken.
+
+    Parameters
+    ----------
+    raw : bytes
+        The label as JSON.
+    path : str
+        Where it stood, such as ``$.labels[2]``.
+    now_ms : int
+        The clock, ms since the epoch: the time of a label that names none.
+    max_ahead_ms : int
+        How far a label's time may lie ahead of the clock, ms.
+    """
+    try:
+        label = _decode(raw)
+        refuse_controls(label.transaction_id, f"{path}.transaction_id")
+        if not label.is_fraud:
+            raise InvalidRequest(
+                "only frauds are told: a transaction that nobody tells counts as legitimate, so leave this one out",
+                f"{path}.is_fraud",
+            )
+        moment = label.label_time
+        at_ms = now_ms if moment is None else time_ms(moment, "label_time", path, now_ms, max_ahead_ms)
+        return Fraud(label.transaction_id, at_ms)
+    except msgspec.ValidationError as error:
+        return explained(raw, path, str(error), _REQUIRED, frozenset(Label.__struct_fields__), "a label")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return InvalidRequest(f"the label is not JSON: {error}", path)
+    except RequestError as error:
+        return error.kept()
+
+
+async def tell_frauds(store: Store, frauds: Sequence[Fraud]) -> AsyncIterator[tuple[Sequence[Fraud], list[Told]]]:
+    """Tell a store of frauds, some at a time; yields those with what became of each.
+
+    Raises
+    ------
+    StoreError
+        The store does not take them now. What was yielded is told; telling all of them again changes nothing of it.
+    """
+    for start in range(0, len(frauds), AT_ONCE):
+        some = frauds[start : start + AT_ONCE]
+        yield some, await store.tell_frauds(some)
+
+
+def _note(call: Call, frauds: Sequence[Fraud], told: Sequence[Told]) -> None:
+    """Log who told of which transactions; they stand in the log as hashes, as a customer does."""
+    logger.info(
+        "labels told: %d of %d, transactions %s, key %s, request %s",
+        told.count("told"),
+        len(told),
+        ",".join(
+            blake2b(fraud.transaction_id.encode(), digest_size=8).hexdigest()
+            for fraud, outcome in zip(frauds, told, strict=True)
+            if outcome == "told"
+        )
+        or "none",
+        call.scope.get("fraud.key_id", "none"),
+        call.request_id,
+    )

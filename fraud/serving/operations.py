@@ -1,0 +1,95 @@
+"""What surrounds the scoring of one worker: its models, its gate, and what it shows of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fraud.models.active import ActiveModels
+from fraud.pipeline.batching import MicroBatcher
+from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.shadow import Shadow
+from fraud.serving import logs
+from fraud.serving.http import Call, Guard, Observer
+from fraud.serving.security import Gate
+from fraud.serving.telemetry import Telemetry
+from fraud.settings import Settings
+
+
+class Operations:
+    """Made once a worker, before its models are loaded.
+
+    Parameters
+    ----------
+    settings : Settings
+    packed : mapping of str to str
+        Versions by name of the models in the Bento that runs.
+
+    Raises
+    ------
+    SettingsError
+        An API key cannot be read, or keys are required and there is none.
+    """
+
+    def __init__(self, settings: Settings, packed: Mapping[str, str]) -> None:
+        logs.configure_logging(settings.log_level, settings.log_format)
+        self.telemetry = Telemetry()
+        self.models = ActiveModels(settings, packed, self.telemetry.swapped)
+        self.gate = Gate.of(settings)
+        self.guards: list[Guard] = [_name_request]
+        self.observers: list[Observer] = [self.telemetry.answered]
+        self.shadow: Shadow | None = None
+        if settings.shadow:
+            path = settings.state_dir / "shadow.db"
+            self.shadow = Shadow(path, self.telemetry.shadowed, self.telemetry.shadow_dropped)
+        self.tracing: Any = None
+        if settings.otlp_endpoint:
+            from fraud.serving.tracing import Tracing
+
+            self.tracing = Tracing(settings.otlp_endpoint, settings.trace_share)
+            self.guards.append(self.tracing.begin)
+            self.observers.append(self.tracing.end)
+        self.guards.append(self.gate)
+        if settings.log_requests != "none":
+            self.observers.append(logs.RequestLog(settings.log_requests, settings.log_format))
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Tell what a batch spent in a stage; `DataPlane.on_stage`."""
+        self.telemetry.stage(name, seconds)
+        if self.tracing is not None:
+            self.tracing.stage(name, seconds)
+
+    def timed(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Wrap what scores a batch."""
+        return self.telemetry.timed(run if self.tracing is None else self.tracing.traced(run))
+
+    def start(self, dataplane: DataPlane, batcher: MicroBatcher[Any]) -> None:
+        """Follow the registry and show what happens, from now on."""
+
+        def install(champions: dict[str, Any], challengers: dict[str, Any]) -> None:
+            dataplane.scorers, dataplane.challengers = champions, challengers
+            self.telemetry.serving(champions, challengers)
+
+        self.models.follow(install)
+        self.telemetry.watch(
+            lambda: batcher.queued_rows,
+            lambda: dict(dataplane.counts),
+            dataplane.store.figures,
+            lambda: self.models.following.looks,
+        )
+        self.telemetry.start()
+
+    async def stop(self) -> None:
+        """Stop following and say the last that there is to say."""
+        await self.models.close()
+        if self.shadow is not None:
+            await asyncio.to_thread(self.shadow.close)
+        self.telemetry.stop()
+        if self.tracing is not None:
+            self.tracing.close()
+
+
+def _name_request(call: Call) -> None:
+    """Let every log record of this request carry its id."""
+    logs.request_id.set(call.request_id)

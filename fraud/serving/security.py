@@ -1,0 +1,260 @@
+"""Who may call what, and how often: API keys, their scopes and their rates.
+
+A key is ``fk_<id>_<secret>``, made by `fraud keys create`; the service knows only the hash of it. A secret
+has 256 bits from the operating system, so one pass of SHA-256 is as good as a slow hash, and costs a
+request one microsecond instead of a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
+from fraud.settings import Settings
+
+Scope = Literal["score", "read", "admin"]
+SCOPES: tuple[Scope, ...] = ("score", "read", "admin")
+HEALTH_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
+SCORE_PATHS = frozenset({"/predict", "/explain", "/v1/labels"})
+MAX_CALLERS = 10_000
+_KEY = re.compile(r"fk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
+_LINE = re.compile(
+    r"([0-9a-f]{8}):([0-9a-f]{64}):((?:score|read|admin)(?:\+(?:score|read|admin))*)(?::([0-9.]+)(?::([0-9.]+))?)?"
+)
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key as the service knows it; `rate` and `burst` in requests a second and requests, None for the default."""
+
+    id: str
+    sha256: str
+    scopes: frozenset[Scope]
+    rate: float | None = None
+    burst: float | None = None
+
+    def line(self) -> str:
+        """Return the key as one entry of the setting FRAUD_API_KEYS."""
+        scopes = "+".join(scope for scope in SCOPES if scope in self.scopes)
+        given = [limit for limit in (self.rate, self.burst) if limit is not None]
+        limits = "".join(f":{limit:.6f}".rstrip("0").rstrip(".") for limit in given)
+        return f"{self.id}:{self.sha256}:{scopes}{limits}"
+
+
+def new_key(scopes: Iterable[Scope], rate: float | None = None, burst: float | None = None) -> tuple[str, ApiKey]:
+    """Make a key; the first part of the answer is the only copy of its secret."""
+    identity = secrets.token_hex(4)
+    secret = f"fk_{identity}_{secrets.token_urlsafe(32)}"
+    return secret, ApiKey(identity, _sha256(secret), frozenset(scopes), rate, burst)
+
+
+def parse_keys(text: str) -> list[ApiKey]:
+    """Read keys, ``id:sha256:scope+scope[:rate[:burst]]``, separated by commas or white space; # comments a line.
+
+    Raises
+    ------
+    SettingsError
+        Says which entry cannot be read, and shows none of it.
+    """
+    keys: list[ApiKey] = []
+    entries = re.split(r"[\s,]+", re.sub(r"#.*", "", text).strip())
+    for number, entry in enumerate(filter(None, entries), 1):
+        match = _LINE.fullmatch(entry)
+        if match is None:
+            raise SettingsError(
+                f"API key {number} of {len(entries)} is not id:sha256:scope+scope[:rate[:burst]] with the scopes "
+                f"{', '.join(SCOPES)}; `fraud keys create` prints such an entry"
+            )
+        identity, digest, scopes, rate, burst = match.groups()
+        if identity in {key.id for key in keys}:
+            raise SettingsError(f"API key {identity} is given twice")
+        keys.append(
+            ApiKey(
+                identity,
+                digest,
+                frozenset(scope for scope in SCOPES if scope in scopes.split("+")),
+                None if rate is None else _positive(rate, identity),
+                None if burst is None else _positive(burst, identity),
+            )
+        )
+    return keys
+
+
+class TokenBucket:
+    """A caller's right to make requests: `burst` at once, refilled at `rate` a second."""
+
+    __slots__ = ("_burst", "_rate", "_then", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = max(burst, 1.0)
+        self._tokens = self._burst
+        self._then = now
+
+    def take(self, now: float) -> float:
+        """Use one token; return 0, or the seconds until there is one."""
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
+        self._then = now
+        if self._tokens >= 1.0:
+            self._tokens -= 1.0
+            return 0.0
+        return (1.0 - self._tokens) / self._rate
+
+
+class Asks(Protocol):
+    """What is needed to know of a request: `fraud.serving.http.Call` is one."""
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]: ...
+
+    @property
+    def scope(self) -> MutableMapping[str, Any]: ...
+
+
+class Gate:
+    """Lets a request pass, or refuses it by raising; called once for each, before its body is read.
+
+    Parameters
+    ----------
+    keys : iterable of ApiKey
+    required : bool
+        Whether everything but health asks for a key. Paths of administration always do.
+    rate, burst : float
+        Requests a second and at once for one caller: a key, or without one an address. 0 for no limit.
+    clock : callable
+        Seconds, monotonic.
+
+    Notes
+    -----
+    Each worker counts for itself.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[ApiKey],
+        *,
+        required: bool = False,
+        rate: float = 0.0,
+        burst: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = {key.id: key for key in keys}
+        self._required = required
+        self._rate = rate
+        self._burst = burst or rate
+        self._clock = clock
+        self._buckets: OrderedDict[str, TokenBucket | None] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Gate:
+        """Return the gate that the settings describe.
+
+        Raises
+        ------
+        SettingsError
+            A key cannot be read, or keys are required and there is none.
+        """
+        keys = parse_keys(settings.api_keys.get_secret_value())
+        if settings.require_keys and not keys:
+            raise SettingsError("FRAUD_REQUIRE_KEYS is on and FRAUD_API_KEYS has no key; `fraud keys create` makes one")
+        return cls(
+            keys, required=settings.require_keys, rate=settings.rate_limit_per_s, burst=settings.rate_limit_burst
+        )
+
+    def __call__(self, call: Asks) -> None:
+        """Check one request.
+
+        Raises
+        ------
+        Unauthenticated
+            No key, or none that is known.
+        Forbidden
+            The key lacks the scope of the path.
+        RateLimited
+            The caller has no request left now.
+        """
+        scope = scope_of(call.scope["path"], call.scope["method"])
+        if scope is None:
+            return
+        presented = presented_key(call.headers)
+        if presented is None and not self._required and scope != "admin":
+            if self._rate:
+                client = call.scope.get("client")
+                self._limit(f"address {client[0]}" if client else "address unknown")
+            return
+        key = self.identify(presented)
+        call.scope["fraud.key_id"] = key.id
+        self._limit(key.id, key)
+        if scope not in key.scopes:
+            raise Forbidden(
+                f"the key {key.id} has the scope {'+'.join(sorted(key.scopes))}; this path asks for {scope}"
+            )
+
+    def identify(self, presented: bytes | None) -> ApiKey:
+        """Return the key that was presented, or raise `Unauthenticated`; takes the same time for any wrong secret."""
+        if presented is None:
+            raise Unauthenticated("no API key arrived; send it as Authorization: Bearer fk_… or as X-API-Key")
+        text = presented.decode("latin-1")
+        match = _KEY.fullmatch(text)
+        key = self._keys.get(match[1]) if match else None
+        known = hmac.compare_digest(_sha256(text), key.sha256 if key else "0" * 64)
+        if key is None or not known:
+            raise Unauthenticated("this API key is not known here")
+        return key
+
+    def _limit(self, caller: str, key: ApiKey | None = None) -> None:
+        now = self._clock()
+        if caller in self._buckets:
+            bucket = self._buckets[caller]
+            self._buckets.move_to_end(caller)
+        else:
+            rate = key.rate if key and key.rate is not None else self._rate
+            burst = key.burst if key and key.burst is not None else (self._burst if rate == self._rate else rate)
+            bucket = self._buckets[caller] = TokenBucket(rate, burst, now) if rate else None
+            if len(self._buckets) > MAX_CALLERS:
+                self._buckets.popitem(last=False)
+        wait_s = bucket.take(now) if bucket else 0.0
+        if wait_s:
+            raise RateLimited(wait_s)
+
+
+def scope_of(path: str, method: str) -> Scope | None:
+    """Return the scope that a path asks for; None for health."""
+    if path in SCORE_PATHS:
+        return "score"
+    if path in HEALTH_PATHS:
+        return None
+    if path.startswith("/admin/") or method not in ("GET", "HEAD", "OPTIONS", "POST"):
+        return "admin"
+    return "read" if method != "POST" else "score"
+
+
+def presented_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the key in a request's headers; their names are in lower case."""
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        kind, _, value = authorization.partition(b" ")
+        return value.strip() if kind.lower() == b"bearer" else b""
+    return headers.get(b"x-api-key")
+
+
+def _sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _positive(text: str, identity: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise SettingsError(f"API key {identity}: a rate or burst of {text} is not a number above zero")
+    return value

@@ -1,0 +1,375 @@
+"""Prometheus metrics of the service, right over several workers, at less than a microsecond a value.
+
+Every worker writes its values into files of its own, which BentoML's `/metrics` adds up. A write to such a
+file costs more than a score may, so a worker counts in its own memory and moves the counts to the files
+twice a second; what is scraped is at most that old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import os
+import re
+import time
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+
+from fraud.models.active import Swap
+
+if TYPE_CHECKING:
+    from fraud.models.registry import Following
+    from fraud.stores.protocol import Figures
+
+FLUSH_S = 0.5
+SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
+    *(0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+PROBABILITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98, 0.99, 1.0)
+MODEL = ("name", "version")
+
+
+class Metric(NamedTuple):
+    """One metric as docs/operations.md lists it."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    meaning: str
+    buckets: tuple[float, ...] = SECONDS
+    mode: Literal["livesum", "livemax", "liveall"] = "livesum"
+
+
+METRICS = (
+    Metric("fraud_requests_total", "counter", ("route", "status"), "Requests answered, by route and HTTP status."),
+    Metric("fraud_request_seconds", "histogram", ("route",), "From the headers' arrival to the answer, seconds."),
+    Metric("fraud_errors_total", "counter", ("code",), "Requests answered with an error, by its code."),
+    Metric(
+        "fraud_stage_seconds",
+        "histogram",
+        ("stage",),
+        "Time in a stage, seconds: queue, one value a request; recall, featurize, score, record, explain, one a batch.",
+    ),
+    Metric("fraud_batch_rows", "histogram", (), "Rows scored in one batch.", ROWS),
+    Metric("fraud_rows_total", "counter", (*MODEL, "decision"), "Rows scored, by the decision made."),
+    Metric("fraud_score", "histogram", MODEL, "Calibrated probabilities given.", PROBABILITIES),
+    Metric("fraud_rows_refused_total", "counter", (), "Rows that could not be scored, in requests where others could."),
+    Metric("fraud_rows_recalled_total", "counter", (), "Rows answered with the decision they had before."),
+    Metric("fraud_extra_fields_total", "counter", (), "Fields that were sent and that no model reads."),
+    Metric("fraud_degraded_rows_total", "counter", ("reason",), "Rows scored or recorded without something."),
+    Metric(
+        "fraud_labels_total",
+        "counter",
+        ("outcome",),
+        "Labels that arrived: told, known before, of an unknown transaction, or refused.",
+    ),
+    Metric("fraud_store_waiting", "gauge", (), "Decisions that wait for a store that does not answer, all workers."),
+    Metric("fraud_store_outages_total", "counter", ("store",), "Times a worker took a store off, by the store."),
+    Metric("fraud_store_late_calls_total", "counter", ("store",), "Calls that took longer than the store's budget."),
+    Metric("fraud_model_info", "gauge", (*MODEL, "digest", "role"), "Workers that serve this version in this role."),
+    Metric("fraud_swaps_total", "counter", ("name", "role", "result"), "Loads of another version: ok or refused."),
+    Metric(
+        "fraud_swap_seconds",
+        "histogram",
+        (),
+        "Time to load, verify and warm a version, seconds.",
+        (0.05, *SECONDS[-5:]),
+    ),
+    Metric(
+        "fraud_failed_swaps", "gauge", ("name", "role"), "Workers that could not load the version they should serve."
+    ),
+    Metric(
+        "fraud_following_failed", "gauge", ("name",), "1 while the last look at W&B's aliases failed.", mode="livemax"
+    ),
+    Metric(
+        "fraud_following_look_timestamp_seconds",
+        "gauge",
+        ("name",),
+        "When W&B's aliases were last looked at, seconds since 1970; nothing where nobody follows.",
+        mode="livemax",
+    ),
+    Metric(
+        "fraud_shadow_rows_total",
+        "counter",
+        ("name", "agreed"),
+        "Rows that a shadow scored, by whether it decided alike.",
+    ),
+    Metric("fraud_shadow_dropped_total", "counter", (), "Rows that a shadow did not score because it was behind."),
+    Metric("fraud_queue_rows", "gauge", (), "Rows that wait to be scored, all workers together."),
+    Metric(
+        "fraud_memory_bytes",
+        "gauge",
+        (),
+        "Memory of each worker without the files that it maps, bytes.",
+        mode="liveall",
+    ),
+)
+_CODE = re.compile(rb'"code":"([a-z_]{1,40})"')
+
+
+class _Histogram(Histogram):
+    """A histogram that takes counts instead of values."""
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Add `counts[i]` values of bucket i, which add up to `total`."""
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._sum.inc(total)
+
+
+class _Tally:
+    """What one histogram or counter has gained since the last flush."""
+
+    __slots__ = ("_child", "_counts", "_edges", "_total")
+
+    def __init__(self, child: Any, edges: tuple[float, ...] | None) -> None:
+        self._child = child
+        self._edges = edges
+        self._counts = [0] * (len(edges) + 1 if edges else 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        assert self._edges is not None
+        self._counts[bisect_left(self._edges, value)] += 1
+        self._total += value
+
+    def increase(self, by: float = 1.0) -> None:
+        self._total += by
+
+    def flush(self) -> None:
+        if self._edges is None:
+            if self._total:
+                self._child.inc(self._total)
+        elif any(self._counts):
+            self._child.add(self._counts, self._total)
+            self._counts = [0] * len(self._counts)
+        self._total = 0.0
+
+
+class _Called(Protocol):
+    scope: Any
+
+
+class _Answered(Protocol):
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+
+class Telemetry:
+    """The metrics of one worker.
+
+    Parameters
+    ----------
+    registry : CollectorRegistry
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        forget_dead_workers()
+        self._metrics: dict[str, Any] = {}
+        for metric in METRICS:
+            name = metric.name.removesuffix("_total")
+            if metric.type == "counter":
+                made: Any = Counter(name, metric.meaning, metric.labels, registry=registry)
+            elif metric.type == "gauge":
+                made = Gauge(name, metric.meaning, metric.labels, registry=registry, multiprocess_mode=metric.mode)
+            else:
+                made = _Histogram(name, metric.meaning, metric.labels, registry=registry, buckets=metric.buckets)
+            self._metrics[metric.name] = made
+        self._edges = {
+            metric.name: tuple(map(float, metric.buckets)) for metric in METRICS if metric.type == "histogram"
+        }
+        self._tallies: dict[tuple[str, ...], _Tally] = {}
+        self._lock = Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sources: list[Callable[[], None]] = []
+        self._counts_seen: dict[tuple[str, ...], int] = {}
+        self._served: dict[tuple[str, str], tuple[str, str, str, str]] = {}
+
+    # what the parts of the service tell
+
+    def answered(self, call: _Called, answer: _Answered, seconds: float) -> None:
+        """Count one request; an observer of the front door."""
+        route = call.scope["fraud.route"]
+        with self._lock:
+            self._tally("fraud_request_seconds", route).observe(seconds)
+            self._tally("fraud_requests_total", route, str(answer.status)).increase()
+            if answer.status >= 400:
+                code = _CODE.search(answer.body, 0, 200)
+                self._tally("fraud_errors_total", code[1].decode() if code else "unknown").increase()
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Count what a batch, or in the queue a request, spent in a stage."""
+        with self._lock:
+            self._tally("fraud_stage_seconds", name).observe(seconds)
+
+    def timed(self, run: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """Wrap what scores a batch: counts its rows and how long each request has waited for it."""
+
+        async def run_timed(requests: Sequence[Any]) -> Any:
+            now = time.perf_counter()
+            with self._lock:
+                queue = self._tally("fraud_stage_seconds", "queue")
+                for request in requests:
+                    queue.observe(now - request.decoded_at)
+                self._tally("fraud_batch_rows").observe(sum([request.n_rows for request in requests]))
+            return await run(requests)
+
+        return run_timed
+
+    def scored(self, scorer: Any, probabilities: Sequence[float]) -> None:
+        """Count the scores that a model gave to a batch."""
+        name, version = scorer.name.name, scorer.name.version
+        thresholds = (scorer.policy.review_threshold, scorer.policy.decline_threshold)
+        decisions = [0, 0, 0]
+        with self._lock:
+            scores = self._tally("fraud_score", name, version)
+            for probability in probabilities:
+                scores.observe(probability)
+                decisions[(probability >= thresholds[0]) + (probability >= thresholds[1])] += 1
+            for decision, count in zip(("approve", "review", "decline"), decisions, strict=True):
+                if count:
+                    self._tally("fraud_rows_total", name, version, decision).increase(count)
+
+    def swapped(self, swap: Swap) -> None:
+        """Count a swap, and show which version is served."""
+        failed = self._metrics["fraud_failed_swaps"].labels(swap.name, swap.role)
+        with self._lock:
+            result = "refused" if swap.error else "ok"
+            self._tally("fraud_swaps_total", swap.name, swap.role, result).increase()
+            self._tally("fraud_swap_seconds").observe(swap.seconds)
+        failed.set(1 if swap.error else 0)
+
+    def serving(self, champions: dict[str, Any], challengers: dict[str, Any]) -> None:
+        """Show which versions this worker serves now."""
+        now = {
+            (name, role): (name, scorer.name.version, scorer.name.digest, role)
+            for role, scorers in (("champion", champions), ("challenger", challengers))
+            for name, scorer in scorers.items()
+        }
+        info = self._metrics["fraud_model_info"]
+        for labels in set(self._served.values()) - set(now.values()):
+            info.labels(*labels).set(0)
+        for labels in now.values():
+            info.labels(*labels).set(1)
+        for key in self._served.keys() - now.keys():
+            self._metrics["fraud_failed_swaps"].labels(*key).set(0)
+        self._served = now
+
+    def shadowed(self, name: str, agreed: int, differed: int) -> None:
+        """Count the rows that a shadow scored."""
+        with self._lock:
+            for label, count in (("true", agreed), ("false", differed)):
+                if count:
+                    self._tally("fraud_shadow_rows_total", name, label).increase(count)
+
+    def shadow_dropped(self, rows: int) -> None:
+        with self._lock:
+            self._tally("fraud_shadow_dropped_total").increase(rows)
+
+    # what is asked of the parts of the service, at each flush
+
+    def watch(
+        self,
+        queued_rows: Callable[[], int],
+        counts: Callable[[], dict[str, int]],
+        store: Callable[[], Figures] | None = None,
+        looks: Callable[[], Mapping[str, Following]] | None = None,
+    ) -> None:
+        """Read the queue's length, the data plane's counts, how its store and the following do from now on."""
+        self._sources = [
+            lambda: self._metrics["fraud_queue_rows"].set(queued_rows()),
+            lambda: self._take_counts(counts()),
+        ]
+        if store is not None:
+            self._sources.append(lambda: self._take_store(store()))
+        if looks is not None:
+            self._sources.append(lambda: self._take_looks(looks()))
+
+    def start(self) -> None:
+        """Flush regularly from now on, on the running event loop."""
+        self.flush()
+        self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.start)
+
+    def stop(self) -> None:
+        """Flush a last time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.flush()
+
+    def flush(self) -> None:
+        """Move what was counted to where it is scraped."""
+        for read in self._sources:
+            read()
+        self._metrics["fraud_memory_bytes"].set(resident_bytes())
+        with self._lock:
+            for tally in self._tallies.values():
+                tally.flush()
+
+    def _take_counts(self, counts: dict[str, int]) -> None:
+        for name, count in counts.items():
+            key: tuple[str, ...] = (f"fraud_{name}_total",)
+            if name.startswith("degraded_"):
+                key = ("fraud_degraded_rows_total", name.removeprefix("degraded_"))
+            elif name.startswith("labels_"):
+                key = ("fraud_labels_total", name.removeprefix("labels_"))
+            if key[0] in self._metrics and name != "rows":  # rows are counted by decision
+                self._take(count, *key)
+
+    def _take_store(self, figures: Figures) -> None:
+        self._metrics["fraud_store_waiting"].set(figures.waiting)
+        for name, count in figures.outages.items():
+            self._take(count, "fraud_store_outages_total", name)
+        for name, count in figures.late_calls.items():
+            self._take(count, "fraud_store_late_calls_total", name)
+
+    def _take_looks(self, looks: Mapping[str, Following]) -> None:
+        for name, look in looks.items():
+            self._metrics["fraud_following_failed"].labels(name).set(1 if look.error else 0)
+            looked = datetime.fromisoformat(look.checked).timestamp()
+            self._metrics["fraud_following_look_timestamp_seconds"].labels(name).set(looked)
+
+    def _take(self, count: int, *key: str) -> None:
+        """Add what a count has gained since it was last seen."""
+        gained = count - self._counts_seen.get(key, 0)
+        self._counts_seen[key] = count
+        if gained:
+            with self._lock:
+                self._tally(*key).increase(gained)
+
+    def _tally(self, *key: str) -> _Tally:
+        tally = self._tallies.get(key)
+        if tally is None:
+            name, *labels = key
+            metric = self._metrics[name]
+            tally = self._tallies[key] = _Tally(metric.labels(*labels) if labels else metric, self._edges.get(name))
+        return tally
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is in the machine's, bytes.
+
+    Pages of mapped files, such as a history that grows, are left out: the kernel drops them when it needs them.
+    """
+    _, resident, of_files, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_dead_workers() -> None:
+    """Take the gauges of workers that are gone out of the sums."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    for path in glob.glob(f"{glob.escape(folder)}/gauge_live*_*.db") if folder else ():
+        pid = int(Path(path).stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():
+            multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

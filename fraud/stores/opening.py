@@ -1,0 +1,128 @@
+"""The store, and the decision log, that a URL names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fraud.decisions.chain import key_of
+from fraud.errors import SettingsError, StoreError
+from fraud.settings import Settings
+from fraud.stores.log import DecisionLog
+from fraud.stores.protocol import Store
+
+if TYPE_CHECKING:
+    from fraud.stores.resilient import Resilient
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a store is to work; `Settings` says what each means."""
+
+    state_dir: Path = Path(".fraud")
+    cold_store: str | None = None
+    budget_ms: float = 5.0
+    cold_budget_ms: float = 100.0
+    queue: int = 20_000
+    durable: bool = True
+    audit_key: bytes = b""
+    personal_fields: tuple[str, ...] = ()
+    personal_key: str = ""
+    history_ttl_days: float = 90.0
+    decision_ttl_days: float = 7.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> StoreOptions:
+        return cls(
+            state_dir=settings.state_dir,
+            cold_store=settings.cold_store,
+            budget_ms=settings.store_budget_ms,
+            cold_budget_ms=settings.cold_budget_ms,
+            queue=settings.store_queue,
+            durable=settings.durable,
+            audit_key=key_of(settings.audit_key.get_secret_value()),
+            personal_fields=tuple(filter(None, settings.personal_fields.split(","))),
+            personal_key=settings.personal_key.get_secret_value(),
+            history_ttl_days=settings.history_ttl_days,
+            decision_ttl_days=settings.decision_ttl_days,
+        )
+
+
+def open_store(url: str, options: StoreOptions | None = None) -> Store:
+    """Return the store that a URL names.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:`` (the file ``history.db`` in the state folder), ``sqlite:path``, ``redis://host:port/db`` or
+        ``postgresql://user@host/db``. With Redis, `options.cold_store` may name a PostgreSQL behind it.
+
+    Raises
+    ------
+    SettingsError
+        The URL names no store, or personal fields are to be hidden without a key.
+    StoreError
+        The store cannot be opened.
+    """
+    options = options or StoreOptions()
+    if options.personal_fields and not options.personal_key:
+        raise SettingsError("FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE")
+    store = _open(url, options)
+    if options.personal_fields:
+        from fraud.stores.personal import Pseudonymous
+
+        return Pseudonymous(store, options.personal_fields, options.personal_key)
+    return store
+
+
+def _open(url: str, options: StoreOptions) -> Store:
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite":
+        from fraud.stores.sqlite import SqliteStore
+
+        path = Path(rest.removeprefix("//")) if rest else options.state_dir / "history.db"
+        return SqliteStore(path, durable=options.durable, audit_key=options.audit_key)
+    if scheme in ("redis", "rediss", "unix"):
+        from fraud.stores.redis import RedisStore
+        from fraud.stores.resilient import Resilient
+        from fraud.stores.tiered import Tiered
+
+        hot = RedisStore(url, history_ttl_days=options.history_ttl_days, decision_ttl_days=options.decision_ttl_days)
+        if options.cold_store is None:
+            return Resilient(hot, options.budget_ms / 1000, options.queue)
+        return Tiered(hot, _postgres(options.cold_store, options), options.budget_ms / 1000)
+    if scheme in ("postgresql", "postgres"):
+        return _postgres(url, options)
+    raise SettingsError(f"store {scheme}:…; allowed: sqlite:, sqlite:path, redis://…, postgresql://…")
+
+
+def _postgres(url: str, options: StoreOptions) -> Resilient:
+    from fraud.stores.postgres import PostgresStore
+    from fraud.stores.resilient import Resilient
+
+    return Resilient(
+        PostgresStore(url, durable=options.durable, audit_key=options.audit_key),
+        options.cold_budget_ms / 1000,
+        options.queue,
+    )
+
+
+def open_log(url: str, state_dir: Path) -> DecisionLog:
+    """Return the log of the store that a URL names, as for `open_store`.
+
+    Raises
+    ------
+    StoreError
+        That store keeps no log, or is not there.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite":
+        from fraud.stores.sqlite_log import SqliteLog
+
+        return SqliteLog(Path(rest.removeprefix("//")) if rest else state_dir / "history.db")
+    if scheme in ("postgresql", "postgres"):
+        from fraud.stores.postgres_log import PostgresLog
+
+        return PostgresLog(url)
+    raise StoreError(f"{scheme}: keeps no chain of decisions; decisions are kept by sqlite: and postgresql: stores")

@@ -1,0 +1,125 @@
+"""Where histories and decisions live: the protocol that every store keeps to, and its types.
+
+A store keeps three things: the states of customers and merchants, the decisions, and which transactions
+were told as fraud. `record` writes a decision and tells the two states of its transaction in one atomic
+step, so that a transaction id counts once, whoever sends it how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from fraud.decisions.record import Decided
+from fraud.features.featurizer import Histories, Records
+from fraud.history.profile import Profile
+
+Base = tuple[dict[str, bytes | None], dict[str, bytes | None]]
+
+
+@dataclass
+class Recalled:
+    """What a store knew before a batch; `degraded` names what it could not say within its budget.
+
+    `base` is what it had stored, by customer and by merchant, for it to build on when the batch is recorded.
+    """
+
+    decided: dict[str, Decided]
+    histories: Histories
+    degraded: tuple[str, ...] = ()
+    base: Base | None = None
+
+
+@dataclass
+class Recorded:
+    """What now stands for each decision: itself, or the one that another worker recorded first.
+
+    `written` are the encoded states of customers and of merchants after it, where they changed.
+    """
+
+    decided: list[Decided]
+    degraded: tuple[str, ...] = ()
+    written: tuple[dict[str, bytes], dict[str, bytes]] = field(default_factory=lambda: ({}, {}))
+
+
+@dataclass(frozen=True)
+class Fraud:
+    """The news that a transaction was fraud, known from `label_time_ms` on."""
+
+    transaction_id: str
+    label_time_ms: int
+
+
+Told = Literal["told", "known", "unknown"]
+"""What became of a `Fraud`: told to the states now, told before, or of no recorded transaction."""
+
+
+@dataclass
+class States:
+    """States to be written as they are, for a backfill."""
+
+    customer_ids: Sequence[str]
+    merchant_ids: Sequence[str]
+    customers: Records
+    merchants: Records
+
+
+@dataclass
+class Figures:
+    """How a store is doing: decisions that wait for it, and since the start, by the name of each server,
+    the times it was taken off and the calls that took longer than their budget."""
+
+    waiting: int = 0
+    outages: dict[str, int] = field(default_factory=dict)
+    late_calls: dict[str, int] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """What the service asks of a store. All methods are safe to call concurrently on one event loop."""
+
+    def figures(self) -> Figures:
+        """Return how the store is doing."""
+
+    async def open(self) -> None:
+        """Make the connections ahead of the first call; those that fail are tried again, in the background."""
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        """Return the decisions known by `keys` (`Decided.key`) and the states of customers and merchants."""
+
+    async def record(
+        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
+        """Record decisions, each with its own key, and tell the states.
+
+        Parameters
+        ----------
+        decided : sequence of Decided, n of them
+        transactions : (n,) records of `fraud.history.state.TRANSACTION`, or None
+            What the states are told of each; None where the decisions have no history.
+        recalled : Recalled, optional
+            What `recall` returned for them: saves a look at the states if nobody changed them since.
+        """
+
+    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+        """Tell the states of frauds among the recorded transactions, each once."""
+
+    async def profile(self, customer_id: str) -> Profile | None:
+        """Return what is kept of a customer, or None."""
+
+    async def reset(self, customer_id: str) -> bool:
+        """Forget a customer's history; return whether there was one. Decisions stay."""
+
+    async def backfill(self, states: States) -> None:
+        """Write states as they are, in place of what stood there."""
+
+    async def expire(self, before_ms: int) -> int:
+        """Forget customers and merchants of whom nothing was heard since; return how many. Works in small steps."""
+
+    async def close(self) -> None:
+        """Write what is waiting and let go of files and connections."""
+
+
+def distinct(values: Iterable[str | None]) -> list[str]:
+    """Return the values that are not None, each once, in the order they come."""
+    return [value for value in dict.fromkeys(values) if value is not None]

@@ -1,0 +1,64 @@
+"""The decision log in SQLite, as auditors read it."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from fraud.decisions.chain import Anchor, Logged
+from fraud.errors import StoreError
+from fraud.stores.log import DecisionLog, Entry
+
+
+class SqliteLog(DecisionLog):
+    """The decisions in a SQLite store.
+
+    Parameters
+    ----------
+    path : Path
+        The store's file.
+
+    Raises
+    ------
+    StoreError
+        There is no such store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise StoreError(
+                f"there is no decision log at {path}; set FRAUD_STATE_DIR or FRAUD_STORE as for the service"
+            )
+        self.path = path
+
+    def rows(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
+        query = "SELECT seq, record, link, key FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq"
+        with closing(self._read()) as db:
+            for sequence, record, link, key in db.execute(query, (after, 2**62 if until is None else until)):
+                yield Entry(Logged(sequence, bytes(record), bytes(link)), str(key))
+
+    def _remove(self, last: Anchor, keys: list[str]) -> None:
+        with self._writing() as db:
+            db.execute("DELETE FROM decisions WHERE seq <= ?", (last.sequence,))
+            db.executemany("DELETE FROM frauds WHERE key = ?", [(key,) for key in keys])
+            db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'anchor'", last)
+
+    def _place(self, place: str) -> Anchor:
+        with closing(self._read()) as db:
+            sequence, link = db.execute("SELECT seq, link FROM chain WHERE place = ?", (place,)).fetchone()
+        return Anchor(sequence, bytes(link))
+
+    def _read(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, in turn with the workers of a running service, which use the same lock."""
+        with open(f"{self.path}-lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with closing(sqlite3.connect(self.path, timeout=10)) as db, db:
+                db.execute("PRAGMA synchronous = FULL")
+                yield db
