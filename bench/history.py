@@ -27,7 +27,7 @@ import redis
 
 from bench.hardware import describe_hardware
 from fraud.checks.history import scorer_for, simulated
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT
@@ -35,7 +35,7 @@ from fraud.models.scorer import Scorer
 from fraud.pipeline.dataplane import DataPlane
 from fraud.schema import Row
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Store, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
 from tests.servers import Postgres, Redis, Server, running
 from training.backfill import states_of
 from training.data import Mapping
@@ -58,11 +58,11 @@ class NoHistory:
         return Recalled({}, Histories.new(rows))
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         return Recorded(list(decided))
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         return ["unknown"] * len(frauds)
 
     async def profile(self, customer_id: str) -> Profile | None:
@@ -77,8 +77,8 @@ class NoHistory:
     async def expire(self, before_ms: int) -> int:
         return 0
 
-    def figures(self) -> Figures:
-        return Figures()
+    def stats(self) -> StoreStats:
+        return StoreStats()
 
     async def close(self) -> None:
         pass

@@ -107,7 +107,7 @@ def write_report(run: Run, out: Path) -> Path:
 
 
 def _plain(figures: dict[str, float]) -> dict[str, float | None]:
-    """Figures as JSON has them, to four digits; null for what was not measured."""
+    """StoreStats as JSON has them, to four digits; null for what was not measured."""
     return {name: None if math.isnan(value) else float(f"{value:.4g}") for name, value in figures.items()}
 
 

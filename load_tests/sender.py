@@ -102,7 +102,7 @@ class Sender:
     traffic : Traffic
     recorder : Recorder
     report : callable
-        Told (path, latency in ms, length of the answer, error or None) of every request.
+        LabelOutcome (path, latency in ms, length of the answer, error or None) of every request.
     connections : int
         The most requests under way; a request that has to wait for one is charged for it.
     timeout_s : float

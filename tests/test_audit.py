@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from fraud.checks.audit import exported, replay, verify_chain
 from fraud.cli.audit import app
 from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, extend, key_of, link_of
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import RegistryError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.dataplane import DataPlane
@@ -38,8 +38,8 @@ ROOT = Path(__file__).parent.parent
 KEY = key_of("a secret")
 
 
-def decided(n: int, made_ms: int = 1_000, transaction_id: str | None = None) -> Decided:
-    return Decided(
+def decided(n: int, made_ms: int = 1_000, transaction_id: str | None = None) -> DecisionRecord:
+    return DecisionRecord(
         transaction_id or f"t{n}",
         bytes(16),
         "m",
@@ -57,7 +57,7 @@ def decided(n: int, made_ms: int = 1_000, transaction_id: str | None = None) -> 
     )
 
 
-def write(path: Path, records: list[Decided], key: bytes = KEY) -> SqliteLog:
+def write(path: Path, records: list[DecisionRecord], key: bytes = KEY) -> SqliteLog:
     async def record() -> None:
         store = SqliteStore(path, durable=False, audit_key=key)
         for some in (records[i : i + 7] for i in range(0, len(records), 7)):

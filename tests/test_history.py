@@ -29,7 +29,7 @@ from fraud.history.state import (
     token,
 )
 from fraud.schema import Feature, FeatureSpec
-from fraud.stores.states import tell_frauds, tell_transactions
+from fraud.stores.states import apply_labels, tell_transactions
 from tests.oracle import DAY, Event, Oracle
 
 START = 1_767_225_600_000
@@ -219,7 +219,7 @@ def told(stream: list[Arrival]) -> tuple[bytes, bytes]:
         times = np.array([a.event.time for a in frauds])
         amounts = np.array([a.event.amount for a in frauds])
         label_times = np.array([a.label_time for a in frauds], np.int64)
-        tell_frauds(customers, merchants, zeros, zeros, times, amounts, label_times)
+        apply_labels(customers, merchants, zeros, zeros, times, amounts, label_times)
     return customers.tobytes(), merchants.tobytes()
 
 

@@ -147,13 +147,13 @@ def test_a_thousand_labels_are_told_in_small_steps(opened: Callable[[], Store], 
         instances = of_run(f"many{id(service)}", transactions(120, 46, customers=5, merchants=3))
         service.score(instances)
         calls = []
-        tell_frauds = service.plane.store.tell_frauds
+        apply_labels = service.plane.store.apply_labels
 
         async def counted(frauds: Any) -> Any:
             calls.append(len(frauds))
-            return await tell_frauds(frauds)
+            return await apply_labels(frauds)
 
-        service.plane.store.tell_frauds = counted  # type: ignore[method-assign]
+        service.plane.store.apply_labels = counted  # type: ignore[method-assign]
         ids = [instance["transaction_id"] for instance in instances]
         ids += [f"nobody's{i}" for i in range(880)]
         labels = [{"transaction_id": name, "is_fraud": True} for name in ids]

@@ -11,7 +11,7 @@ import pytest
 from fraud.checks.audit import exported, verify_chain
 from fraud.cli.audit import log_of
 from fraud.decisions.chain import Anchor, key_of
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.settings import Settings
 from fraud.stores.log import decode_record
@@ -38,8 +38,8 @@ def url(server: Server) -> str:
     return server.url.replace("/postgres", "/log")
 
 
-def decided(i: int) -> Decided:
-    return Decided(f"t{i}", b"f", "m", "sha256:0", b"", 0.0, 0.5, False, "low", "approve", [], 0, 1000 + i, "")
+def decided(i: int) -> DecisionRecord:
+    return DecisionRecord(f"t{i}", b"f", "m", "sha256:0", b"", 0.0, 0.5, False, "low", "approve", [], 0, 1000 + i, "")
 
 
 async def record(url: str, first: int, last: int, *, step: int = 10) -> None:

@@ -109,7 +109,7 @@ def test_windows_end_with_the_last_transaction_and_not_with_a_label(service: Ser
     before = service.call("GET", "/v1/users/cara/profile")[1]["windows"]
     for days in (3, 60):
         label_time_ms = START_MS + days * 86_400_000
-        told = service.plane.store.tell_frauds([Fraud(instances[days % 2]["transaction_id"], label_time_ms)])
+        told = service.plane.store.apply_labels([Fraud(instances[days % 2]["transaction_id"], label_time_ms)])
         assert service.runner.run(told) == ["told"]
         profile = service.call("GET", "/v1/users/cara/profile")[1]
         frauds = {"transactions": 2, "frauds": 1} if days == 3 else {"transactions": 0, "frauds": 0}

@@ -21,7 +21,7 @@ from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import PostgresStore
 from fraud.stores.protocol import Fraud, Store
 from fraud.stores.redis import RedisStore
-from fraud.stores.resilient import Guard, Resilient
+from fraud.stores.resilient import CircuitBreaker, Resilient
 from fraud.stores.tiered import Tiered
 from tests.servers import Server, SlowPath, wait_until
 from tests.test_stores import alone, assert_same_states, of_run
@@ -56,11 +56,11 @@ class Load:
         return rows, longest
 
 
-def guards(store: Store) -> list[Guard]:
+def guards(store: Store) -> list[CircuitBreaker]:
     if isinstance(store, Tiered):
-        return [store.guard, store.cold.guard]
+        return [store.breaker, store.cold.breaker]
     assert isinstance(store, Resilient)
-    return [store.guard]
+    return [store.breaker]
 
 
 async def until_back(store: Store) -> None:
@@ -103,7 +103,7 @@ def test_a_fault_costs_no_answer_and_no_update(
             assert longest < 4 * BUDGET_S + 0.5, longest  # each of two stores read and written, on a busy machine
             degraded = [row["degraded"] for row in rows]
             if faulty == "redis before postgresql":  # which has all that Redis had
-                assert degraded == [[]] * 60 or store.figures().outages["postgresql"]
+                assert degraded == [[]] * 60 or store.stats().outages["postgresql"]
             elif faulty == "postgresql behind redis":
                 assert all("record" in of_row for of_row in degraded)
             else:
@@ -126,7 +126,7 @@ def test_a_fault_costs_no_answer_and_no_update(
             await assert_same_states(of_record, states)
             decided = (await of_record.recall([i["transaction_id"] for i in load.sent], [], [])).decided
             assert len(decided) == 190
-            figures = store.figures()
+            figures = store.stats()
             assert figures.waiting == 0
             name = "postgresql" if faulty.startswith("postgresql") else "redis"
             assert figures.outages[name] >= 1
@@ -159,7 +159,7 @@ def test_a_retry_during_an_outage_gets_the_decision_that_waits(scorer: Scorer, r
         load.waiting = load.sent[-10:]
         again, _ = await load.send(10)
         assert [{**row, "degraded": []} for row in again] == [{**row, "degraded": []} for row in first]
-        assert store.figures().waiting == 10
+        assert store.stats().waiting == 10
         redis_server.thaw()
         await until_back(store)
         assert store.waiting == 0
@@ -223,7 +223,7 @@ def test_no_connection_is_left_open_whenever_the_store_is_given_up(postgres_serv
         async with SlowPath(postgres_server.port) as path:
             path.delay_s = 0.01
             store = PostgresStore(postgres_server.url_at(path.port))
-            guard = Guard(store, BUDGET_S, store.ping)
+            guard = CircuitBreaker(store, BUDGET_S, store.ping)
             opening = asyncio.ensure_future(guard.within(store.open, 5.0 if by_closing else after_s))
             await asyncio.wait([opening], timeout=after_s)
             opening.cancel()
@@ -247,7 +247,7 @@ def test_the_queue_is_bounded(scorer: Scorer, redis_server: Server) -> None:
         with pytest.raises(AssertionError, match="5 decisions wait for redis already"):
             await load.send(1)
         with pytest.raises(StoreError, match="redis does not answer"):
-            await store.tell_frauds([Fraud(load.sent[0]["transaction_id"], START_MS)])
+            await store.apply_labels([Fraud(load.sent[0]["transaction_id"], START_MS)])
         redis_server.thaw()
         await until_back(store)
         rows, _ = await load.send(5)

@@ -116,9 +116,9 @@ def test_a_fraud_is_told_once_and_only_of_what_was_scored(opened: Callable[[], S
         await score(plane, instances)
         first = Fraud(instances[0]["transaction_id"], START_MS + 86_400_000)
         unknown = Fraud("never scored", START_MS)
-        assert await store.tell_frauds([first, unknown]) == ["told", "unknown"]
-        assert await store.tell_frauds([first]) == ["known"]
-        assert await store.tell_frauds([unknown]) == ["unknown"]
+        assert await store.apply_labels([first, unknown]) == ["told", "unknown"]
+        assert await store.apply_labels([first]) == ["known"]
+        assert await store.apply_labels([unknown]) == ["unknown"]
         recalled = await store.recall([], [instances[0]["customer_id"]], [instances[0]["merchant_id"]])
         assert recalled.histories.customers["fraud_count"].tolist() == [1]
         assert recalled.histories.merchants["fraud_count"].tolist() == [1]

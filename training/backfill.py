@@ -8,7 +8,7 @@ import pandas as pd
 from fraud.features.featurizer import Featurizer
 from fraud.schema import FeatureSpec
 from fraud.stores.protocol import States
-from fraud.stores.states import tell_frauds
+from fraud.stores.states import apply_labels
 from training.replay import PIECE, Progress, arrays_of
 
 
@@ -22,7 +22,7 @@ def states_of(table: pd.DataFrame, as_of_ms: int, progress: Progress | None = No
     as_of_ms : int
         Frauds whose label time is later than this stay unknown, ms.
     progress : callable, optional
-        Told the number of rows walked, again and again.
+        LabelOutcome the number of rows walked, again and again.
     """
     arrays = arrays_of(table)
     n = len(table)
@@ -45,7 +45,7 @@ def states_of(table: pd.DataFrame, as_of_ms: int, progress: Progress | None = No
             progress(end)
     known = arrays.label_times <= as_of_ms
     frauds = arrays.fraud_of[known]
-    tell_frauds(
+    apply_labels(
         arrays.customers,
         arrays.merchants,
         arrays.customer_of[frauds],

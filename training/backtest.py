@@ -8,7 +8,7 @@ import pandas as pd
 from training.config import Config
 from training.data import Mapping
 from training.splits import split_by_time
-from training.train import NO_PROGRESS, Clock, Progress, Trained, fit_model, label_delay_of, prepare_transactions
+from training.train import NO_PROGRESS, Progress, StageTimer, Trained, fit_model, label_delay_of, prepare_transactions
 
 
 def backtest(
@@ -20,7 +20,7 @@ def backtest(
     test: tuple[int, int],
     label_delay_ms: int | None = None,
     progress: Progress = NO_PROGRESS,
-    clock: Clock | None = None,
+    clock: StageTimer | None = None,
 ) -> tuple[pd.DataFrame, Trained]:
     """Return one row for each transaction of the test days, and the model.
 
@@ -45,7 +45,7 @@ def backtest(
         transaction_id, event_time, customer_id, label, raw_margin, fraud_probability; in order of arrival.
     trained : Trained
     """
-    clock = clock or Clock()
+    clock = clock or StageTimer()
     if label_delay_ms is not None and mapping.label_time is None:
         table = table.assign(label_time_ms=table["event_time_ms"] + label_delay_ms)
     delay = label_delay_of(table, mapping) if label_delay_ms is None else label_delay_ms

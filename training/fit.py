@@ -53,7 +53,7 @@ def fit_booster(
     spec : FeatureSpec
     config : Config
     progress : callable, optional
-        Told a stage, a boosting round and the most rounds there can be.
+        LabelOutcome a stage, a boosting round and the most rounds there can be.
     columns : (k,) int64, optional
         Train on these columns of `X` alone, for a baseline.
 

@@ -40,7 +40,7 @@ DEFAULT_LABEL_DELAY_MS = 7 * 86_400_000
 
 
 @dataclass
-class Clock:
+class StageTimer:
     """What took how long, seconds a stage."""
 
     timings_s: dict[str, float] = field(default_factory=dict)
@@ -129,7 +129,7 @@ def prepare_transactions(
     return Task(table, windows, spec, preprocessor, X, y, label_delay_ms)
 
 
-def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: Clock, progress: Progress) -> Task:
+def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: StageTimer, progress: Progress) -> Task:
     if mapping.kind == "features":
         return prepare_features(table, mapping, config)
     times = table["processing_time_ms"].to_numpy(np.int64)
@@ -205,7 +205,7 @@ def train(
     runs : Path
         Where the run folder is made.
     """
-    clock = Clock()
+    clock = StageTimer()
     task = _prepare(table, mapping, config, clock, progress)
     with clock.stage("train"):
         trained = fit_model(task, config, progress)

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.chain import Anchor, Break, Verifier
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import FraudError
 from fraud.models.scorer import Scorer
 from fraud.stores.log import DecisionLog, decode_record
@@ -142,7 +142,7 @@ def replay(
     return result
 
 
-def _differences(scorer: Scorer, group: Iterable[tuple[int, Decided]]) -> Iterator[Difference]:
+def _differences(scorer: Scorer, group: Iterable[tuple[int, DecisionRecord]]) -> Iterator[Difference]:
     group = list(group)
     width = len(scorer.spec.features)
     for sequence, decided in group:

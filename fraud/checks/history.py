@@ -162,7 +162,7 @@ async def measure_parity(
         due = [fraud for fraud in frauds[told : told + 100] if fraud.label_time_ms <= arrivals[i]]
         if due:
             told += len(due)
-            if await store.tell_frauds(due) != ["told"] * len(due):
+            if await store.apply_labels(due) != ["told"] * len(due):
                 raise ValueError("a label was not taken though its transaction had been scored")
         answer = await _score(plane, instances[i], int(arrivals[i]))
         degraded += b'"degraded":[]' not in answer

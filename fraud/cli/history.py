@@ -20,7 +20,7 @@ from fraud.errors import DataError, RequestError
 from fraud.history.profile import readable_profile
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.protocol import Fraud, Store, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Store
 
 app = typer.Typer(invoke_without_command=True)
 out = Console(soft_wrap=True)
@@ -81,13 +81,13 @@ def label(
 
     Telling a file again changes nothing: what was told before is known.
     """
-    from fraud.serving.labels import tell_frauds
+    from fraud.serving.labels import apply_labels
 
     frauds = _read_frauds(data)
-    told: list[Told] = []
+    told: list[LabelOutcome] = []
 
     async def tell(opened: Store) -> None:
-        async for _, outcomes in tell_frauds(opened, frauds):
+        async for _, outcomes in apply_labels(opened, frauds):
             told.extend(outcomes)
 
     try:

@@ -135,11 +135,11 @@ def backtest(
     """
     from training.backtest import backtest as run_backtest
     from training.data import Mapping, load_transactions, parse_duration_ms
-    from training.train import Clock
+    from training.train import StageTimer
 
     mapped = Mapping.from_yaml(mapping)
     _expect_kind(mapped, Kind.transactions)
-    clock = Clock()
+    clock = StageTimer()
     with _stages() as progress:
         with clock.stage("read"):
             table = load_transactions(data, mapped)

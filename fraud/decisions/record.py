@@ -9,7 +9,7 @@ import msgspec
 from fraud.schema import Row
 
 
-class Decided(msgspec.Struct):
+class DecisionRecord(msgspec.Struct):
     """One decision: enough to repeat the answer, to replay the score and to tell the history.
 
     `reasons` are the features that moved the score most, each with its contribution in log-odds.

@@ -2,7 +2,7 @@
 
 One of them, `advance`, serves both flows: offline it walks a whole table with its labels, online the few
 transactions of a request. A row that is trained on is therefore computed by the code that serves it.
-Amounts inside are in hundredths and times in ms; what is written to a row is in the units of
+Amounts inside are in minor units and times in ms; what is written to a row is in the units of
 `fraud.features.featurizer.HISTORY_FEATURES`.
 """
 
@@ -27,9 +27,9 @@ from fraud.history.state import (
     amount_bin,
     customer_as_of,
     hour_of_day,
-    hundredths,
     log_units,
     merchant_as_of,
+    minor_units,
     tell_fraud,
     update_customer,
     update_merchant,
@@ -133,7 +133,7 @@ def _percentile(c: Any, minor: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _transaction_features(t: Any, amount_quantiles: Any, row: Any) -> Any:
     row.amount = t.amount
-    row.amount_log = log_units(hundredths(t.amount)) / LOG_UNIT
+    row.amount_log = log_units(minor_units(t.amount)) / LOG_UNIT
     top = len(amount_quantiles) - 1
     row.amount_global_percentile = np.searchsorted(amount_quantiles, t.amount) / (top + 1.0)
     row.amount_is_globally_unusual = 1.0 if t.amount > amount_quantiles[top] else 0.0
@@ -210,7 +210,7 @@ def _customer_place(c: Any, t: Any, row: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _customer_features(c: Any, t: Any, row: Any) -> Any:
     day = t.time // MS_PER_DAY
-    minor = hundredths(t.amount)
+    minor = minor_units(t.amount)
     n = float(c.count)
     mean = c.amount_sum / n if n > 0 else NAN
     age_days = _days(c.first_time, t.time) if n > 0 else NAN
@@ -304,7 +304,7 @@ def _merchant_features(m: Any, t: Any, row: Any) -> Any:
     row.merchant_amount_mean_7d = _share(_window(m.day_amount, m.last_day, day, 7) / 100.0, float(n_7d))
     row.merchant_amount_mean_30d = _share(_window(m.day_amount, m.last_day, day, 30) / 100.0, float(n_30d))
     row.merchant_amount_max_30d = _window_max(m.day_max, m.last_day, day, 30) / 100.0 if n_30d > 0 else NAN
-    row.merchant_amount_log_zscore = _log_zscore(m, log_units(hundredths(t.amount)))
+    row.merchant_amount_log_zscore = _log_zscore(m, log_units(minor_units(t.amount)))
     _merchant_risk(m, t, row)
 
 

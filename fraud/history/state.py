@@ -1,6 +1,6 @@
 """What is remembered of a customer and of a merchant, and how one transaction or label changes it.
 
-Both states are records of fixed size, all counters whole numbers (money in hundredths, logarithms in
+Both states are records of fixed size, all counters whole numbers (money in minor units, logarithms in
 1/65536), so that a state depends on the set of what it was told and not on the order: concurrent
 writers, retries after a fault and a serial run end in the same bytes.
 
@@ -84,7 +84,7 @@ CUSTOMER = np.dtype(
         ("day_amount", "u4", (DAYS,)),
         ("day_count", "u2", (DAYS,)),
         ("amount_sum", "i8"),
-        ("amount_square_high", "i8"),  # squares of hundredths need more than 64 bits: high * 2**32 + low
+        ("amount_square_high", "i8"),  # squares of minor units need more than 64 bits: high * 2**32 + low
         ("amount_square_low", "i8"),
         ("ring_time", "i8", (RING,)),
         ("ring_id", "u4", (RING,)),
@@ -182,8 +182,8 @@ def decode(blobs: Sequence[bytes | None], dtype: np.dtype[np.void]) -> np.ndarra
 
 
 @njit(cache=True, nogil=True)
-def hundredths(amount: Any) -> Any:
-    """Return an amount in hundredths as the states keep it, from 1 to 2**32 - 1."""
+def minor_units(amount: Any) -> Any:
+    """Return an amount in minor units as the states keep it, from 1 to 2**32 - 1."""
     return np.int64(min(max(math.floor(amount * 100.0 + 0.5), 1.0), 4294967295.0))
 
 
@@ -302,7 +302,7 @@ def _count_day(state: Any, time: Any, minor: Any) -> Any:
 @njit(cache=True, nogil=True)
 def update_customer(c: Any, t: Any) -> Any:
     """Tell a customer's state one transaction."""
-    minor = hundredths(t.amount)
+    minor = minor_units(t.amount)
     c.first_time = min(c.first_time, t.time)
     c.last_time = max(c.last_time, t.time)
     _count_habits(c, t.time, minor, t.merchant, t.category, 1)
@@ -324,7 +324,7 @@ def update_customer(c: Any, t: Any) -> Any:
 @njit(cache=True, nogil=True)
 def update_merchant(m: Any, t: Any) -> Any:
     """Tell a merchant's state one transaction."""
-    minor = hundredths(t.amount)
+    minor = minor_units(t.amount)
     m.first_time = min(m.first_time, t.time)
     m.last_time = max(m.last_time, t.time)
     _count_totals(m, minor, 1)
@@ -343,7 +343,7 @@ def update_merchant(m: Any, t: Any) -> Any:
 @njit(cache=True, nogil=True)
 def tell_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
     """Tell a customer's or a merchant's state that its transaction of `time` and `amount` was fraud."""
-    minor = hundredths(amount)
+    minor = minor_units(amount)
     if (time, minor) > (state.last_fraud_time, np.int64(state.last_fraud_amount)):
         state.last_fraud_time = time
         state.last_fraud_amount = minor

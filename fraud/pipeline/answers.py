@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.detectors.explain import Explained, Reason
 from fraud.errors import FraudError, RequestError
 from fraud.models.bundle import short
@@ -67,7 +67,7 @@ _encode = msgspec.json.Encoder().encode
 _models: dict[str, msgspec.Raw] = {}
 
 
-def predict_answer(decided: Decided) -> Prediction:
+def predict_answer(decided: DecisionRecord) -> Prediction:
     return Prediction(
         decided.transaction_id,
         decided.fraud_probability,
@@ -87,7 +87,7 @@ def plain_answer(scorer: Scorer, probability: float) -> Prediction:
     )
 
 
-def explain_answer(decided: Decided, explained: Explained) -> Explanation:
+def explain_answer(decided: DecisionRecord, explained: Explained) -> Explanation:
     prediction: tuple[Any, ...] = msgspec.structs.astuple(predict_answer(decided))
     return Explanation(*(*prediction, decided.raw_margin, *explained))
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import FraudError, PastVersion, RequestError, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Matrix, transactions_of
 from fraud.models.scorer import Scorer
@@ -32,7 +32,7 @@ from fraud.pipeline.answers import (
     problem_of,
 )
 from fraud.pipeline.requests import CHUNK_ROWS, INLINE_ROWS, ScoreRequest, Task, transaction_id_of
-from fraud.pipeline.shadow import Shade, Shadow, copy_of, in_canary
+from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of, in_canary
 from fraud.schema import Row, decode_envelope
 from fraud.stores.protocol import Recalled, Store, distinct
 
@@ -244,7 +244,7 @@ class DataPlane:
             self._contribute(scorer, some, X)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 decided = [task.decided for task in some if task.decided]
-                self.shadow.offer(Shade(challenger, [task.row.raw for task in some], before, decided))
+                self.shadow.offer(ShadowJob(challenger, [task.row.raw for task in some], before, decided))
         self.counts["rows"] += len(tasks)
 
     def _contribute(self, scorer: Scorer, tasks: Sequence[Task], X: Matrix) -> None:
@@ -372,10 +372,12 @@ def _featurize(scorer: Scorer, rows: Sequence[Row], histories: Histories) -> Mat
     return scorer.featurizer.advance(rows, histories)
 
 
-def _decided(task: Task, scorer: Scorer, x: Any, margin: float, probability: float, degraded: list[str]) -> Decided:
+def _decided(
+    task: Task, scorer: Scorer, x: Any, margin: float, probability: float, degraded: list[str]
+) -> DecisionRecord:
     row, request = task.row, task.request
     is_fraud, risk_level, decision = scorer.policy.decide(probability)
-    return Decided(
+    return DecisionRecord(
         row.transaction_id,
         task.fingerprint,
         scorer.name.name,

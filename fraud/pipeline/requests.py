@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fraud.decisions.record import Decided, fingerprint, key_of
+from fraud.decisions.record import DecisionRecord, fingerprint, key_of
 from fraud.errors import IdempotencyConflict, RequestError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.answers import Prediction, RowsRefused
@@ -107,7 +107,7 @@ class Task:
             scope = None if row.customer_id else request.scorer.name.name
             self.key = key_of(row.transaction_id, scope)
             self.fingerprint = fingerprint(row)
-        self.decided: Decided | None = None
+        self.decided: DecisionRecord | None = None
         self.contributions: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self.explanation: Prediction | None = None
         self.error: RequestError | None = None
@@ -116,7 +116,7 @@ class Task:
     def scorer(self) -> Scorer:
         return self.request.scorer
 
-    def take(self, decided: Decided) -> None:
+    def take(self, decided: DecisionRecord) -> None:
         """Answer with a decision on record, if it was made of the same row."""
         self.decided = self.contributions = None
         if decided.said_the_same(self.fingerprint, self.scorer.name.digest):

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import RequestError
 from fraud.features.featurizer import Histories
 from fraud.models.scorer import Scorer
@@ -34,13 +34,13 @@ def in_canary(customer_id: str, share: float) -> bool:
     return int.from_bytes(blake2b(customer_id.encode(), digest_size=8).digest(), "big") < share * 2**64
 
 
-class Shade(NamedTuple):
+class ShadowJob(NamedTuple):
     """What was answered, and what it takes to score it again: rows of one model and their histories before."""
 
     scorer: Scorer
     raws: Sequence[bytes]
     histories: Histories
-    decided: Sequence[Decided]
+    decided: Sequence[DecisionRecord]
 
 
 class Shadow:
@@ -61,7 +61,7 @@ class Shadow:
     ) -> None:
         self._on_scored = on_scored
         self._on_dropped = on_dropped
-        self._waiting: queue.Queue[Shade | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[ShadowJob | None] = queue.Queue(MAX_WAITING)
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=30)) as db:
             db.execute("PRAGMA journal_mode = WAL")
@@ -69,12 +69,12 @@ class Shadow:
         self._thread = threading.Thread(target=self._work, args=(path,), name="shadow", daemon=True)
         self._thread.start()
 
-    def offer(self, shade: Shade) -> None:
+    def offer(self, job: ShadowJob) -> None:
         """Queue rows; never waits."""
         try:
-            self._waiting.put_nowait(shade)
+            self._waiting.put_nowait(job)
         except queue.Full:
-            self._on_dropped(len(shade.raws))
+            self._on_dropped(len(job.raws))
 
     def close(self) -> None:
         """Score what waits, and stop."""
@@ -84,26 +84,26 @@ class Shadow:
     def _work(self, path: Path) -> None:
         with closing(sqlite3.connect(path, timeout=30)) as db:
             db.execute("PRAGMA synchronous = NORMAL")
-            while (shade := self._waiting.get()) is not None:
+            while (job := self._waiting.get()) is not None:
                 try:
-                    self._score(db, shade)
+                    self._score(db, job)
                 except RequestError:  # the challenger asks for more than these callers send
-                    self._on_dropped(len(shade.raws))
+                    self._on_dropped(len(job.raws))
                 except Exception:
-                    logger.exception("the shadow of %d rows failed", len(shade.raws))
-                    self._on_dropped(len(shade.raws))
+                    logger.exception("the shadow of %d rows failed", len(job.raws))
+                    self._on_dropped(len(job.raws))
 
-    def _score(self, db: sqlite3.Connection, shade: Shade) -> None:
-        scorer = shade.scorer
-        rows = [scorer.decoder.decode(raw, "$") for raw in shade.raws]
+    def _score(self, db: sqlite3.Connection, job: ShadowJob) -> None:
+        scorer = job.scorer
+        rows = [scorer.decoder.decode(raw, "$") for raw in job.raws]
         if scorer.spec.kind == "features":
             X = scorer.featurizer.ready(rows)
         else:
-            X = scorer.featurizer.advance(rows, shade.histories)
+            X = scorer.featurizer.advance(rows, job.histories)
         margins, probabilities = scorer.score(X)
         agreed = 0
         records = []
-        for d, margin, probability in zip(shade.decided, margins.tolist(), probabilities.tolist(), strict=True):
+        for d, margin, probability in zip(job.decided, margins.tolist(), probabilities.tolist(), strict=True):
             decision = scorer.policy.decide(probability)[2]
             agreed += decision == d.decision
             then = (

@@ -19,7 +19,7 @@ from fraud.pipeline.answers import Refused, RowsRefused, problem_of
 from fraud.pipeline.requests import transaction_id_of
 from fraud.schema import Id, Moment, decode_body, expect_count, explained, refuse_controls, time_ms
 from fraud.serving.http import Answer, Call, Routes
-from fraud.stores.protocol import Fraud, Store, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Store
 
 logger = logging.getLogger("fraud.serving.labels")
 
@@ -42,7 +42,7 @@ class _Envelope(msgspec.Struct):
 
 class Outcome(msgspec.Struct, frozen=True):
     transaction_id: str
-    outcome: Told
+    outcome: LabelOutcome
 
 
 class _Answer(msgspec.Struct):
@@ -74,8 +74,8 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> Routes:
         serving.counts["labels_refused"] += len(problems)
         if len(problems) == len(rows):
             raise RowsRefused(problems)
-        outcomes: list[Told] = []
-        async for frauds, told in tell_frauds(serving.store, [row for row in rows if isinstance(row, Fraud)]):
+        outcomes: list[LabelOutcome] = []
+        async for frauds, told in apply_labels(serving.store, [row for row in rows if isinstance(row, Fraud)]):
             for outcome, n in Counter(told).items():
                 serving.counts[f"labels_{outcome}"] += n
             _note(call, frauds, told)
@@ -140,7 +140,9 @@ def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: i
         return error.kept()
 
 
-async def tell_frauds(store: Store, frauds: Sequence[Fraud]) -> AsyncIterator[tuple[Sequence[Fraud], list[Told]]]:
+async def apply_labels(
+    store: Store, frauds: Sequence[Fraud]
+) -> AsyncIterator[tuple[Sequence[Fraud], list[LabelOutcome]]]:
     """Tell a store of frauds, some at a time; yields those with what became of each.
 
     Raises
@@ -150,10 +152,10 @@ async def tell_frauds(store: Store, frauds: Sequence[Fraud]) -> AsyncIterator[tu
     """
     for start in range(0, len(frauds), AT_ONCE):
         some = frauds[start : start + AT_ONCE]
-        yield some, await store.tell_frauds(some)
+        yield some, await store.apply_labels(some)
 
 
-def _note(call: Call, frauds: Sequence[Fraud], told: Sequence[Told]) -> None:
+def _note(call: Call, frauds: Sequence[Fraud], told: Sequence[LabelOutcome]) -> None:
     """Log who told of which transactions; they stand in the log as hashes, as a customer does."""
     logger.info(
         "labels told: %d of %d, transactions %s, key %s, request %s",

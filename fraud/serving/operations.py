@@ -75,7 +75,7 @@ class Operations:
         self.telemetry.watch(
             lambda: batcher.queued_rows,
             lambda: dict(dataplane.counts),
-            dataplane.store.figures,
+            dataplane.store.stats,
             lambda: self.models.following.looks,
         )
         self.telemetry.start()

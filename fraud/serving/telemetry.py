@@ -25,7 +25,7 @@ from fraud.models.active import Swap
 
 if TYPE_CHECKING:
     from fraud.models.registry import Following
-    from fraud.stores.protocol import Figures
+    from fraud.stores.protocol import StoreStats
 
 FLUSH_S = 0.5
 SECONDS = (
@@ -284,7 +284,7 @@ class Telemetry:
         self,
         queued_rows: Callable[[], int],
         counts: Callable[[], dict[str, int]],
-        store: Callable[[], Figures] | None = None,
+        store: Callable[[], StoreStats] | None = None,
         looks: Callable[[], Mapping[str, Following]] | None = None,
     ) -> None:
         """Read the queue's length, the data plane's counts, how its store and the following do from now on."""
@@ -327,7 +327,7 @@ class Telemetry:
             if key[0] in self._metrics and name != "rows":  # rows are counted by decision
                 self._take(count, *key)
 
-    def _take_store(self, figures: Figures) -> None:
+    def _take_store(self, figures: StoreStats) -> None:
         self._metrics["fraud_store_waiting"].set(figures.waiting)
         for name, count in figures.outages.items():
             self._take(count, "fraud_store_outages_total", name)

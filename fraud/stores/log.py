@@ -9,10 +9,10 @@ from typing import NamedTuple
 import msgspec
 
 from fraud.decisions.chain import Anchor, Logged
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 
 FORGET_AT_ONCE = 5000
-decode_record = msgspec.msgpack.Decoder(Decided).decode
+decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 
 
 class Entry(NamedTuple):

@@ -8,10 +8,10 @@ from hashlib import blake2b
 
 import msgspec
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Store, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
 
 
 class Pseudonymous:
@@ -49,15 +49,15 @@ class Pseudonymous:
         return replace(recalled, histories=named)
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         hidden = [self._hide(d) for d in decided]
         given = {id(h): d for h, d in zip(hidden, decided, strict=True)}
         recorded = await self.store.record(hidden, transactions, recalled)
         return replace(recorded, decided=[given.get(id(d), d) for d in recorded.decided])
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
-        return await self.store.tell_frauds(frauds)
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
+        return await self.store.apply_labels(frauds)
 
     async def profile(self, customer_id: str) -> Profile | None:
         profile = await self.store.profile(self._of_customers([customer_id])[0])
@@ -78,13 +78,13 @@ class Pseudonymous:
     async def expire(self, before_ms: int) -> int:
         return await self.store.expire(before_ms)
 
-    def figures(self) -> Figures:
-        return self.store.figures()
+    def stats(self) -> StoreStats:
+        return self.store.stats()
 
     async def close(self) -> None:
         await self.store.close()
 
-    def _hide(self, decided: Decided) -> Decided:
+    def _hide(self, decided: DecisionRecord) -> DecisionRecord:
         merchant = decided.merchant_id
         return msgspec.structs.replace(
             decided,

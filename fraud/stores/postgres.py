@@ -19,13 +19,13 @@ import msgspec
 import psycopg
 
 from fraud.decisions.chain import Anchor, extend
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
 from fraud.stores.postgres_line import Connection, Line, connect
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
 from fraud.stores.states import Blobs, Change, Written, row_key
 
 MERCHANT_LOCKS = 0x5F3759DF
@@ -61,7 +61,7 @@ WRITE = {
 
 logger = logging.getLogger("fraud.stores")
 T = TypeVar("T")
-_decode_record = msgspec.msgpack.Decoder(Decided).decode
+_decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 _encode_record = msgspec.msgpack.Encoder().encode
 
 
@@ -114,7 +114,7 @@ class PostgresStore:
         return Recalled({key: _decode_record(record) for key, record in rows}, histories)
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         in_order = sorted(range(len(decided)), key=lambda i: decided[i].key)  # two workers, the same ids: no deadlock
         keys = [decided[i].key for i in in_order]
@@ -129,7 +129,7 @@ class PostgresStore:
                 inserted = await db.execute(DECIDE, [keys, records], binary=True)
                 states = await _ask_states(db, whole) if whole is not None else None
             new = {key for (key,) in await inserted.fetchall()}
-            known: dict[str, Decided] = {}
+            known: dict[str, DecisionRecord] = {}
             if len(new) < len(keys):
                 cursor = await db.execute(DECIDED, [[key for key in keys if key not in new]], binary=True)
                 known = {key: _decode_record(record) for key, record in await cursor.fetchall()}
@@ -147,13 +147,13 @@ class PostgresStore:
         self._link_soon()
         return recorded
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         return (await self.tell(frauds))[0]
 
-    async def tell(self, frauds: Sequence[Fraud]) -> tuple[list[Told], tuple[Written, Written]]:
+    async def tell(self, frauds: Sequence[Fraud]) -> tuple[list[LabelOutcome], tuple[Written, Written]]:
         """Tell the states of frauds, and return the states that changed as well."""
 
-        async def write(db: Connection) -> tuple[list[Told], tuple[Written, Written]]:
+        async def write(db: Connection) -> tuple[list[LabelOutcome], tuple[Written, Written]]:
             cursor = await db.execute(DECIDED, [[fraud.transaction_id for fraud in frauds]], binary=True)
             recorded = {key: _decode_record(record) for key, record in await cursor.fetchall()}
             at = {fraud.transaction_id: fraud.label_time_ms for fraud in reversed(frauds)}  # the first of two counts
@@ -175,7 +175,7 @@ class PostgresStore:
             async with db.pipeline():
                 await _write(db, written)
                 await db.execute("COMMIT")
-            outcomes: list[Told] = []
+            outcomes: list[LabelOutcome] = []
             for fraud in frauds:
                 key = fraud.transaction_id
                 outcomes.append("unknown" if key not in recorded else "told" if key in new else "known")
@@ -218,8 +218,8 @@ class PostgresStore:
                 forgotten += n
         return forgotten
 
-    def figures(self) -> Figures:
-        return Figures()
+    def stats(self) -> StoreStats:
+        return StoreStats()
 
     async def link(self) -> int:
         """Give the decisions recorded so far their places in the chain; return how many got one.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 
@@ -25,7 +25,7 @@ class Recalled:
     `base` is what it had stored, by customer and by merchant, for it to build on when the batch is recorded.
     """
 
-    decided: dict[str, Decided]
+    decided: dict[str, DecisionRecord]
     histories: Histories
     degraded: tuple[str, ...] = ()
     base: Base | None = None
@@ -38,7 +38,7 @@ class Recorded:
     `written` are the encoded states of customers and of merchants after it, where they changed.
     """
 
-    decided: list[Decided]
+    decided: list[DecisionRecord]
     degraded: tuple[str, ...] = ()
     written: tuple[dict[str, bytes], dict[str, bytes]] = field(default_factory=lambda: ({}, {}))
 
@@ -51,7 +51,7 @@ class Fraud:
     label_time_ms: int
 
 
-Told = Literal["told", "known", "unknown"]
+LabelOutcome = Literal["told", "known", "unknown"]
 """What became of a `Fraud`: told to the states now, told before, or of no recorded transaction."""
 
 
@@ -66,7 +66,7 @@ class States:
 
 
 @dataclass
-class Figures:
+class StoreStats:
     """How a store is doing: decisions that wait for it, and since the start, by the name of each server,
     the times it was taken off and the calls that took longer than their budget."""
 
@@ -78,30 +78,30 @@ class Figures:
 class Store(Protocol):
     """What the service asks of a store. All methods are safe to call concurrently on one event loop."""
 
-    def figures(self) -> Figures:
+    def stats(self) -> StoreStats:
         """Return how the store is doing."""
 
     async def open(self) -> None:
         """Make the connections ahead of the first call; those that fail are tried again, in the background."""
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
-        """Return the decisions known by `keys` (`Decided.key`) and the states of customers and merchants."""
+        """Return the decisions known by `keys` (`DecisionRecord.key`) and the states of customers and merchants."""
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         """Record decisions, each with its own key, and tell the states.
 
         Parameters
         ----------
-        decided : sequence of Decided, n of them
+        decided : sequence of DecisionRecord, n of them
         transactions : (n,) records of `fraud.history.state.TRANSACTION`, or None
             What the states are told of each; None where the decisions have no history.
         recalled : Recalled, optional
             What `recall` returned for them: saves a look at the states if nobody changed them since.
         """
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         """Tell the states of frauds among the recorded transactions, each once."""
 
     async def profile(self, customer_id: str) -> Profile | None:

@@ -21,12 +21,12 @@ import redis.exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
 from fraud.stores.states import Blobs, Change, Written, told_of
 
 PREFIX = "fraud:1:"
@@ -73,7 +73,7 @@ end
 """
 
 T = TypeVar("T")
-_decode_record = msgspec.msgpack.Decoder(Decided).decode
+_decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 _encode_record = msgspec.msgpack.Encoder().encode
 
 
@@ -122,9 +122,9 @@ class RedisStore:
         return Recalled(decided, histories, base=base)
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
-        known: dict[str, Decided] = {}
+        known: dict[str, DecisionRecord] = {}
         customers: Blobs
         merchants: Blobs
         customers, merchants = (recalled and recalled.base) or ({}, {})
@@ -146,14 +146,14 @@ class RedisStore:
                 customers, merchants = _read(change, values[len(fresh) :])
         return Recorded([known[d.key] for d in decided])
 
-    async def _record_halves(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+    async def _record_halves(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> Recorded:
         half = len(decided) // 2
         first = await self.record(decided[:half], None if transactions is None else transactions[:half])
         second = await self.record(decided[half:], None if transactions is None else transactions[half:])
         written = first.written[0] | second.written[0], first.written[1] | second.written[1]
         return Recorded(first.decided + second.decided, written=written)
 
-    async def refresh(self, decided: Sequence[Decided], customers: Written, merchants: Written) -> None:
+    async def refresh(self, decided: Sequence[DecisionRecord], customers: Written, merchants: Written) -> None:
         """Write states that a store of record holds, where it was told more; and decisions not known here."""
         marks = {_decision(d.key): _encode_record(d) for d in decided}
         blobs = {_customer(k): v for k, v in customers.items()} | {_merchant(k): v for k, v in merchants.items()}
@@ -164,15 +164,15 @@ class RedisStore:
             )
         )
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         recorded = (await self.recall([fraud.transaction_id for fraud in frauds], [], [])).decided
-        outcomes: list[Told] = []
+        outcomes: list[LabelOutcome] = []
         for fraud in frauds:  # one at a time: they are few
             transaction = recorded.get(fraud.transaction_id)
             outcomes.append("unknown" if transaction is None else await self._tell_fraud(fraud, transaction))
         return outcomes
 
-    async def _tell_fraud(self, fraud: Fraud, transaction: Decided) -> Told:
+    async def _tell_fraud(self, fraud: Fraud, transaction: DecisionRecord) -> LabelOutcome:
         change = Change.of_frauds([transaction], [fraud.label_time_ms])
         mark = {f"{PREFIX}f:{fraud.transaction_id}": str(fraud.label_time_ms).encode()}
         customers: Blobs = {}
@@ -207,8 +207,8 @@ class RedisStore:
         """Do nothing: Redis forgets by itself."""
         return 0
 
-    def figures(self) -> Figures:
-        return Figures()
+    def stats(self) -> StoreStats:
+        return StoreStats()
 
     async def close(self) -> None:
         await self._redis.aclose()

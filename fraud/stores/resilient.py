@@ -14,17 +14,17 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Store, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
 from fraud.stores.states import Change
 
 logger = logging.getLogger("fraud.stores")
 
-NEAR_STATES = 10_000
+CACHED_STATES = 10_000
 PROBE_FIRST_S = 0.01
 PROBE_LAST_S = 0.5
 PATIENT_S = 5.0
@@ -43,7 +43,7 @@ class Remote(Store, Protocol):
         """Return if it answers; raise `StoreDown` if not."""
 
 
-class Guard:
+class CircuitBreaker:
     """Holds calls to a store to a budget; one that exceeds it takes the store off until it answers again.
 
     Parameters
@@ -116,7 +116,7 @@ class Guard:
         self.counts["calls_out_of_budget"] += 1
         raise StoreDown(f"{self._remote.name} did not answer within {budget_s * 1000:g} ms")
 
-    def figures(self) -> tuple[dict[str, int], dict[str, int]]:
+    def stats(self) -> tuple[dict[str, int], dict[str, int]]:
         """Return the outages and the late calls, by the store's name."""
         name = self._remote.name
         return {name: self.counts["outages"]}, {name: self.counts["calls_out_of_budget"]}
@@ -159,10 +159,10 @@ def _forget(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-class Near:
+class LocalCache:
     """The last encoded states of the customers and merchants that this process saw, the oldest dropped first."""
 
-    def __init__(self, most: int = NEAR_STATES) -> None:
+    def __init__(self, most: int = CACHED_STATES) -> None:
         self._most = most
         self._customers: OrderedDict[str, bytes] = OrderedDict()
         self._merchants: OrderedDict[str, bytes] = OrderedDict()
@@ -213,11 +213,11 @@ class Resilient:
         on_late: Callable[[Recorded], Awaitable[None]] | None = None,
     ) -> None:
         self.remote = remote
-        self.guard = Guard(remote, budget_s, self._catch_up)
-        self.near = Near()
+        self.breaker = CircuitBreaker(remote, budget_s, self._catch_up)
+        self.cache = LocalCache()
         self.on_late = on_late
         self._most = queue
-        self._waiting: dict[str, tuple[Decided, Any]] = {}
+        self._waiting: dict[str, tuple[DecisionRecord, Any]] = {}
 
     @property
     def waiting(self) -> int:
@@ -225,43 +225,43 @@ class Resilient:
         return len(self._waiting)
 
     async def open(self) -> None:
-        await self.guard.open()
+        await self.breaker.open()
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         try:
-            recalled = await self.guard.call(lambda: self.remote.recall(keys, customer_ids, merchant_ids))
+            recalled = await self.breaker.call(lambda: self.remote.recall(keys, customer_ids, merchant_ids))
         except StoreDown:
             degraded = "history" if customer_ids else "recall"
-            recalled = Recalled({}, self.near.histories(customer_ids, merchant_ids), (degraded,))
+            recalled = Recalled({}, self.cache.histories(customer_ids, merchant_ids), (degraded,))
         recalled.decided |= self.waiting_decisions(keys)
         return recalled
 
-    def waiting_decisions(self, keys: Sequence[str]) -> dict[str, Decided]:
+    def waiting_decisions(self, keys: Sequence[str]) -> dict[str, DecisionRecord]:
         return {key: self._waiting[key][0] for key in keys if key in self._waiting} if self._waiting else {}
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         try:
-            recorded = await self.guard.call(lambda: self.remote.record(decided, transactions, recalled))
+            recorded = await self.breaker.call(lambda: self.remote.record(decided, transactions, recalled))
         except StoreDown:
             self._wait(decided, transactions)
             return Recorded(list(decided), ("record",))
-        self.near.keep(*recorded.written)
+        self.cache.keep(*recorded.written)
         return recorded
 
-    def figures(self) -> Figures:
-        return Figures(self.waiting, *self.guard.figures())
+    def stats(self) -> StoreStats:
+        return StoreStats(self.waiting, *self.breaker.stats())
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
-        return await self.guard.call(lambda: self.remote.tell_frauds(frauds), PATIENT_S)
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
+        return await self.breaker.call(lambda: self.remote.apply_labels(frauds), PATIENT_S)
 
     async def profile(self, customer_id: str) -> Profile | None:
-        return await self.guard.call(lambda: self.remote.profile(customer_id), PATIENT_S)
+        return await self.breaker.call(lambda: self.remote.profile(customer_id), PATIENT_S)
 
     async def reset(self, customer_id: str) -> bool:
-        self.near.forget(customer_id)
-        return await self.guard.call(lambda: self.remote.reset(customer_id), PATIENT_S)
+        self.cache.forget(customer_id)
+        return await self.breaker.call(lambda: self.remote.reset(customer_id), PATIENT_S)
 
     async def backfill(self, states: States) -> None:
         await self.remote.backfill(states)
@@ -270,21 +270,21 @@ class Resilient:
         return await self.remote.expire(before_ms)
 
     async def close(self) -> None:
-        await self.guard.close()
+        await self.breaker.close()
         if self._waiting:
             try:
-                await self.guard.within(self._catch_up, PATIENT_S)
+                await self.breaker.within(self._catch_up, PATIENT_S)
             except StoreError:
                 logger.error("%d decisions were not recorded: %s is off", self.waiting, self.remote.name)
         await self.remote.close()
 
-    def _wait(self, decided: Sequence[Decided], transactions: Records | None) -> None:
+    def _wait(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> None:
         if len(self._waiting) + len(decided) > self._most:
             raise StoreError(f"{self.waiting} decisions wait for {self.remote.name} already; try again later")
         for i, d in enumerate(decided):
             self._waiting[d.key] = d, None if transactions is None else transactions[i]
         if transactions is not None:
-            self.near.tell(Change.of_transactions(decided, transactions))
+            self.cache.tell(Change.of_transactions(decided, transactions))
 
     async def _catch_up(self) -> None:
         """Record what waits, in the order it came; the store counts each transaction id once."""
@@ -294,8 +294,8 @@ class Resilient:
             keys = [key for key in keys if (self._waiting[key][1] is not None) == has_history]
             decided = [self._waiting[key][0] for key in keys]
             transactions = np.array([self._waiting[key][1] for key in keys]) if has_history else None
-            recorded = await self.guard.within(lambda: self.remote.record(decided, transactions), PATIENT_S)  # noqa: B023
-            self.near.keep(*recorded.written)
+            recorded = await self.breaker.within(lambda: self.remote.record(decided, transactions), PATIENT_S)  # noqa: B023
+            self.cache.keep(*recorded.written)
             if self.on_late is not None:
                 await self.on_late(recorded)
             for key in keys:

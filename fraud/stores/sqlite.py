@@ -21,12 +21,12 @@ from typing import TypeVar
 import msgspec
 
 from fraud.decisions.chain import Anchor, extend
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
 from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
 
 EXPIRE_AT_ONCE = 1000
@@ -42,7 +42,7 @@ INSERT INTO chain VALUES ('anchor', 0, zeroblob(32)), ('head', 0, zeroblob(32));
 CREATE TABLE frauds (key TEXT PRIMARY KEY, label_time_ms INTEGER NOT NULL) WITHOUT ROWID;
 """
 T = TypeVar("T")
-_decode_record = msgspec.msgpack.Decoder(Decided).decode
+_decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 _encode_record = msgspec.msgpack.Encoder().encode
 
 
@@ -103,12 +103,12 @@ class SqliteStore:
         return await self._on(self._read_thread, lambda: self._recall(keys, customer_ids, merchant_ids))
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         return await self._on(self._write_thread, lambda: self._record(decided, transactions))
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
-        return await self._on(self._write_thread, lambda: self._tell_frauds(frauds))
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
+        return await self._on(self._write_thread, lambda: self._apply_labels(frauds))
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self._on(self._read_thread, lambda: self._profile(customer_id))
@@ -126,8 +126,8 @@ class SqliteStore:
                 forgotten += n
         return forgotten
 
-    def figures(self) -> Figures:
-        return Figures()
+    def stats(self) -> StoreStats:
+        return StoreStats()
 
     async def close(self) -> None:
         for thread, connection in ((self._write_thread, self._writer), (self._read_thread, self._reader)):
@@ -161,7 +161,7 @@ class SqliteStore:
         )
         return Recalled(decided, histories)
 
-    def _record(self, decided: Sequence[Decided], transactions: Records | None) -> Recorded:
+    def _record(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> Recorded:
         with self._writing() as db:
             before = _decisions(db, [d.key for d in decided])
             fresh = [i for i, d in enumerate(decided) if d.key not in before]
@@ -171,7 +171,7 @@ class SqliteStore:
                 _change(db, Change.of_transactions([decided[i] for i in fresh], transactions[fresh]))
         return Recorded([before.get(d.key, d) for d in decided])
 
-    def _log(self, db: sqlite3.Connection, decided: Sequence[Decided]) -> None:
+    def _log(self, db: sqlite3.Connection, decided: Sequence[DecisionRecord]) -> None:
         head = Anchor(*db.execute("SELECT seq, link FROM chain WHERE place = 'head'").fetchone())
         rows = list(extend(head, map(_encode_record, decided), self._audit_key))
         db.executemany(
@@ -180,8 +180,8 @@ class SqliteStore:
         )
         db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'head'", (rows[-1].sequence, rows[-1].link))
 
-    def _tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
-        outcomes: list[Told] = []
+    def _apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
+        outcomes: list[LabelOutcome] = []
         decided, label_times = [], []
         with self._writing() as db:
             recorded = _decisions(db, [fraud.transaction_id for fraud in frauds])
@@ -252,7 +252,7 @@ class SqliteStore:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
-def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Decided]:
+def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, DecisionRecord]:
     rows = _select(db, "SELECT key, record FROM decisions WHERE key IN ({})", keys)
     return {key: _decode_record(record) for key, record in rows}
 

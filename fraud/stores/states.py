@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Records
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode, tell_fraud, update_customer, update_merchant
 from fraud.stores.protocol import distinct
@@ -23,11 +23,11 @@ class Change:
 
     Parameters
     ----------
-    decided : sequence of Decided
+    decided : sequence of DecisionRecord
         Those with a history; `customer_ids` and `merchant_ids` say whose states have to be read.
     """
 
-    def __init__(self, decided: Sequence[Decided], tell: Callable[..., None], *told: Any) -> None:
+    def __init__(self, decided: Sequence[DecisionRecord], tell: Callable[..., None], *told: Any) -> None:
         self.customer_ids = distinct(d.customer_id for d in decided)
         self.merchant_ids = distinct(d.merchant_id for d in decided)
         customer_at = {name: i for i, name in enumerate(self.customer_ids)}
@@ -38,16 +38,16 @@ class Change:
         self._told = told
 
     @classmethod
-    def of_transactions(cls, decided: Sequence[Decided], transactions: Records) -> Change:
+    def of_transactions(cls, decided: Sequence[DecisionRecord], transactions: Records) -> Change:
         return cls(decided, tell_transactions, transactions)
 
     @classmethod
-    def of_frauds(cls, decided: Sequence[Decided], label_times: Sequence[int]) -> Change:
+    def of_frauds(cls, decided: Sequence[DecisionRecord], label_times: Sequence[int]) -> Change:
         """Tell frauds; one that is said to have been known before its event counts as known from the event on."""
         event_times = np.array([d.event_time_ms for d in decided], np.int64)
         return cls(
             decided,
-            tell_frauds,
+            apply_labels,
             event_times,
             np.array([d.amount for d in decided], np.float64),
             np.maximum(event_times, np.array(label_times, np.int64)),
@@ -94,7 +94,7 @@ def tell_transactions(customers: Any, merchants: Any, customer_of: Any, merchant
 
 
 @njit(cache=True, nogil=True)
-def tell_frauds(
+def apply_labels(
     customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, times: Any, amounts: Any, label_times: Any
 ) -> Any:
     for i in range(len(times)):

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fraud.decisions.record import Decided
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
 from fraud.history.state import encode
 from fraud.stores.postgres import PostgresStore
-from fraud.stores.protocol import Figures, Fraud, Recalled, Recorded, States, Told, distinct
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats, distinct
 from fraud.stores.redis import RedisStore
-from fraud.stores.resilient import PATIENT_S, Guard, Resilient
+from fraud.stores.resilient import PATIENT_S, CircuitBreaker, Resilient
 
 MOST_STALE = 100_000
 
@@ -39,7 +39,7 @@ class Tiered:
         assert isinstance(cold.remote, PostgresStore)
         self.hot = hot
         self.cold = cold
-        self.guard = Guard(hot, budget_s, self._renew)
+        self.breaker = CircuitBreaker(hot, budget_s, self._renew)
         self._postgres = cold.remote
         self._stale_customers: dict[str, None] = {}
         self._stale_merchants: dict[str, None] = {}
@@ -51,12 +51,12 @@ class Tiered:
         return self.cold.waiting
 
     async def open(self) -> None:
-        await self.guard.open()
+        await self.breaker.open()
         await self.cold.open()
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         try:
-            recalled = await self.guard.call(lambda: self.hot.recall(keys, customer_ids, merchant_ids))
+            recalled = await self.breaker.call(lambda: self.hot.recall(keys, customer_ids, merchant_ids))
         except StoreDown:
             return await self.cold.recall(keys, customer_ids, merchant_ids)
         recalled.decided |= self.cold.waiting_decisions(keys)
@@ -82,7 +82,7 @@ class Tiered:
         recalled.degraded += cold.degraded
 
     async def record(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None = None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         recorded = await self.cold.record(decided, transactions, recalled)
         if recorded.degraded:
@@ -93,12 +93,12 @@ class Tiered:
 
     async def _copy(self, recorded: Recorded) -> None:
         try:
-            await self.guard.call(lambda: self.hot.refresh(recorded.decided, *recorded.written))
+            await self.breaker.call(lambda: self.hot.refresh(recorded.decided, *recorded.written))
         except StoreDown:
             self._mark_stale(recorded.written[0], recorded.written[1])
 
     async def _tell_hot_alone(
-        self, decided: Sequence[Decided], transactions: Records | None, recalled: Recalled | None
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None
     ) -> None:
         """Tell the hot states while the cold store is off, but begin none that the cold store may have."""
         customers, merchants = (recalled and recalled.base) or ({}, {})
@@ -112,7 +112,7 @@ class Tiered:
             return
         some = [decided[i] for i in whole]
         try:
-            await self.guard.call(
+            await self.breaker.call(
                 lambda: self.hot.record(some, None if transactions is None else transactions[whole], recalled)
             )
         except StoreDown:
@@ -131,7 +131,7 @@ class Tiered:
         """Copy from the cold store what went stale while the hot one was off."""
         while self._stale_customers or self._stale_merchants:
             customers, merchants = list(self._stale_customers)[:500], list(self._stale_merchants)[:500]
-            known = await self.cold.guard.call(lambda: self._postgres.recall([], customers, merchants), PATIENT_S)  # noqa: B023
+            known = await self.cold.breaker.call(lambda: self._postgres.recall([], customers, merchants), PATIENT_S)  # noqa: B023
             blobs = [
                 {name: encode(state) for name, state in zip(names, states, strict=True) if state["count"]}
                 for names, states in (
@@ -139,19 +139,19 @@ class Tiered:
                     (merchants, known.histories.merchants),
                 )
             ]
-            await self.guard.within(lambda: self.hot.refresh([], *blobs), PATIENT_S)  # noqa: B023
+            await self.breaker.within(lambda: self.hot.refresh([], *blobs), PATIENT_S)  # noqa: B023
             for name in customers:
                 del self._stale_customers[name]
             for name in merchants:
                 del self._stale_merchants[name]
 
-    def figures(self) -> Figures:
-        cold = self.cold.figures()
-        outages, late_calls = self.guard.figures()
-        return Figures(cold.waiting, cold.outages | outages, cold.late_calls | late_calls)
+    def stats(self) -> StoreStats:
+        cold = self.cold.stats()
+        outages, late_calls = self.breaker.stats()
+        return StoreStats(cold.waiting, cold.outages | outages, cold.late_calls | late_calls)
 
-    async def tell_frauds(self, frauds: Sequence[Fraud]) -> list[Told]:
-        outcomes, written = await self.cold.guard.call(lambda: self._postgres.tell(frauds), PATIENT_S)
+    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
+        outcomes, written = await self.cold.breaker.call(lambda: self._postgres.tell(frauds), PATIENT_S)
         await self._copy(Recorded([], written=written))
         return outcomes
 
@@ -160,7 +160,7 @@ class Tiered:
 
     async def reset(self, customer_id: str) -> bool:
         known = await self.cold.reset(customer_id)
-        await self.guard.call(lambda: self.hot.reset(customer_id), PATIENT_S)
+        await self.breaker.call(lambda: self.hot.reset(customer_id), PATIENT_S)
         return known
 
     async def backfill(self, states: States) -> None:
@@ -171,6 +171,6 @@ class Tiered:
         return await self.cold.expire(before_ms)
 
     async def close(self) -> None:
-        await self.guard.close()
+        await self.breaker.close()
         await self.cold.close()
         await self.hot.close()
