@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +80,68 @@ def test_a_mistake_is_one_message_and_exit_code_1(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def run_in_a_process(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, after a `script` has prepared it."""
+    return subprocess.run(
+        [sys.executable, "-c", f"{script}\nfrom fraud.cli.main import main\nmain()", *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("KeyError('x')", 70, "error: this is a defect of fraud, not of what you gave: KeyError: 'x'"),
+        ("ValueError('two\\nlines')", 70, "ValueError: two lines"),
+        ("OSError(28, 'No space left on device', '/full/runs')", 1, "error: /full/runs: No space left on device; free"),
+        ("PermissionError(13, 'Permission denied', '/theirs')", 1, "error: /theirs: Permission denied; give the user"),
+        ("MemoryError()", 1, "error: there is not enough memory"),
+        ("BrokenPipeError(32, 'Broken pipe')", 1, ""),
+        ("KeyboardInterrupt()", 130, ""),
+    ],
+)
+def test_no_traceback_reaches_the_user_of_a_command(raised: str, code: int, said: str, tmp_path: Path) -> None:
+    """The simulator fails in each way; an unforeseen error's traceback is in the file that the message names."""
+    fails = f"import fraud.simulation.simulate as s\ndef fail(*a, **k): raise {raised}\ns.simulate_transactions = fail"
+    done = run_in_a_process(fails, "simulate", "--out", tmp_path / "x.csv", TMPDIR=str(tmp_path))
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    kept = list(tmp_path.glob("fraud-*.log"))
+    assert len(kept) == (code == 70)
+    for log in kept:
+        assert str(log) in done.stderr
+        assert "Traceback (most recent call last)" in log.read_text()
+        assert "simulate --out" in log.read_text()
+
+
+def test_a_defect_is_told_where_nothing_can_be_written(tmp_path: Path) -> None:
+    fails = "import fraud.simulation.simulate as s, tempfile\ns.simulate_transactions = lambda *a, **k: {}['x']"
+    full = "\ndef full(*a, **k): raise OSError(28, 'No space left on device')\ntempfile.NamedTemporaryFile = full"
+    done = run_in_a_process(fails + full, "simulate", "--out", tmp_path / "x.csv")
+    assert done.returncode == 70
+    assert "its traceback could not be kept (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failed_import_is_one_message_too(tmp_path: Path) -> None:
+    broken = "import sys\nsys.modules['typer'] = None"
+    done = run_in_a_process(broken, "--help", TMPDIR=str(tmp_path))
+    assert done.returncode == 70
+    assert "import of typer halted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
+    command = f"{sys.executable} -c 'from fraud.cli.main import main; main()' simulate --help | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,3 +240,32 @@ def test_the_command_trains_with_threads_that_do_not_spin() -> None:
         check=True,
     )
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in loaded.stderr
+
+
+FIT = """
+import hashlib, numpy as np
+from fraud.schema import Feature, FeatureSpec
+from training.config import Config
+from training.fit import fit_booster
+from training.splits import split_by_order
+X = np.random.default_rng(1).normal(size=(2000, 3))
+y = (X[:, 0] + X[:, 1] > 1.5).astype(np.int8)
+spec = FeatureSpec("features", tuple(Feature(name, "request") for name in "abc"))
+fitted = fit_booster(X, y, split_by_order(2000, (0.2, 0.2, 0.2)), spec, Config(rounds=5))
+print(hashlib.sha256(fitted.text.encode()).hexdigest())
+"""
+
+
+def test_the_number_of_threads_changes_no_model_and_may_be_a_list() -> None:
+    """OpenMP takes one number for each level of nesting, such as 4,2; a number that is none is as good as not set."""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", FIT],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "4,2", "all")
+    }
+    assert len(digests) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +112,7 @@ def _fixed(config: Config) -> dict[str, Any]:
         "deterministic": True,
         "force_row_wise": True,
         "seed": config.seed,
-        "num_threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "num_threads": 0,  # OpenMP's own number: OMP_NUM_THREADS in any of its forms, else this process's processors
         "verbosity": -1,
         "feature_pre_filter": False,
     }

@@ -1,64 +1,77 @@
-"""The `fraud` command. Each module of this package holds the commands of one room; here they meet."""
+"""Where the `fraud` command begins and ends: whatever goes wrong, its user reads one message and no traceback."""
 
 from __future__ import annotations
 
-import importlib
+import errno
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-import typer
-from rich.console import Console
-from typer.core import TyperGroup
-
-from fraud.cli import audit, history, keys, registry, serving, training
 from fraud.errors import FraudError
 
-
-class Verify(TyperGroup):
-    """`fraud verify`, whose checks need training and serving both and are read only when asked for."""
-
-    ROOMS = ("history", "explain", "swap", "batching", "log")
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        self._read()
-        return super().list_commands(ctx)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        self._read()
-        return super().get_command(ctx, cmd_name)
-
-    def _read(self) -> None:
-        for room in self.ROOMS:
-            self.commands.update(typer.main.get_group(importlib.import_module(f"fraud.checks.{room}").app).commands)
-
-
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    help="""Train a fraud model, version it, package it, serve it, explain it, watch it and roll it back.
-
-A first model: [bold]simulate[/bold] data, [bold]train[/bold] on it, [bold]import[/bold] the run, \
-[bold]promote[/bold] it, then [bold]bentoml serve[/bold] and [bold]fraud try[/bold].
-""",
-)
-for room in (training.app, registry.app, serving.app, audit.replaying):
-    app.registered_commands += room.registered_commands
-app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
-app.add_typer(keys.app, name="keys", help="API keys of the service.")
-app.add_typer(audit.app, name="audit", help="The decision log: is it whole, what does it say.")
-app.add_typer(
-    typer.Typer(cls=Verify, no_args_is_help=True, callback=lambda: None),
-    name="verify",
-    help="Check a promise of the service, print its figures, exit by them.",
-)
+MISTAKE = 1
+"""Exit code of what the message lets the user mend: an input, a setting, a file, a full disk."""
+DEFECT = 70
+"""Exit code of an error that nobody foresaw (EX_SOFTWARE)."""
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error of the project is one message and exit code 1, no traceback."""
+    """Run the command.
+
+    The parser of the command line ends by itself on Ctrl-C (130), a pipe that nobody reads on (1) and a wrong option (2).
+    A FraudError and an error of the operating system are one message and exit code 1. Anything else is a defect of
+    this program: one message with the file that holds the traceback, and exit code 70.
+    """
     try:
+        from fraud.cli.commands import app  # an import that fails is reported like everything else
+
         app(arguments)
+    except KeyboardInterrupt:
+        _end("interrupted", INTERRUPTED)
     except FraudError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
+        _end(f"error: {error}", MISTAKE)
+    except OSError as error:
+        if error.errno is None:
+            _end(_defect(error), DEFECT)
+        _end(f"error: {_refused(error)}", MISTAKE)
+    except MemoryError:
+        _end("error: there is not enough memory; give a smaller file, or this command more memory", MISTAKE)
+    except Exception as error:
+        _end(_defect(error), DEFECT)
+
+
+def _end(message: str, code: int) -> None:
+    shown = f"\033[31m{message}\033[0m" if sys.stderr.isatty() else message
+    print(shown, file=sys.stderr)
+    sys.exit(code)
+
+
+def _refused(error: OSError) -> str:
+    """Return what the operating system refused, of which file, and the next step where there is one."""
+    what = error.strerror or str(error)
+    where = "".join(f"{name}: " for name in (error.filename, error.filename2) if name is not None)
+    step = {
+        errno.ENOSPC: "; free some space, or name a folder on another disk",
+        errno.EDQUOT: "; free some space, or name a folder on another disk",
+        errno.EACCES: "; give the user of this command access, or name another place",
+        errno.EPERM: "; give the user of this command access, or name another place",
+        errno.EROFS: "; name a place that can be written to",
+    }.get(error.errno or 0, "")
+    return f"{where}{what}{step}"
+
+
+def _defect(error: BaseException) -> str:
+    """Return the message of an unforeseen error; its traceback is kept in a file of its own."""
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    lines = "".join(traceback.format_exception(error))
+    command = " ".join(sys.argv)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="fraud-", suffix=".log", delete=False, encoding="utf-8") as file:
+            file.write(f"{command}\nPython {sys.version}\n\n{lines}")
+        kept = f"its traceback is in {Path(file.name)}"
+    except OSError as refused:
+        kept = f"its traceback could not be kept ({refused.strerror}): {lines.splitlines()[-2].strip()}"
+    return f"error: this is a defect of fraud, not of what you gave: {message}\n{kept}; please report it with that file"

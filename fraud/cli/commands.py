@@ -1,0 +1,54 @@
+"""The `fraud` command. Each module of this package holds the commands of one room; here they meet."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from fraud.cli import audit, history, keys, registry, serving, training
+
+
+class Verify(TyperGroup):
+    """`fraud verify`, whose checks need training and serving both and are read only when asked for."""
+
+    ROOMS = ("history", "explain", "swap", "batching", "log")
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._read()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        self._read()
+        return super().get_command(ctx, cmd_name)
+
+    def _read(self) -> None:
+        for room in self.ROOMS:
+            self.commands.update(typer.main.get_group(importlib.import_module(f"fraud.checks.{room}").app).commands)
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="""Train a fraud model, version it, package it, serve it, explain it, watch it and roll it back.
+
+A first model: [bold]simulate[/bold] data, [bold]train[/bold] on it, [bold]import[/bold] the run, \
+[bold]promote[/bold] it, then [bold]bentoml serve[/bold] and [bold]fraud try[/bold].
+
+Exit codes: 0 done; 1 an input, a setting or a file is refused, and the message says which; 2 a wrong option; 70 a \
+defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B.
+""",
+)
+for room in (training.app, registry.app, serving.app, audit.replaying):
+    app.registered_commands += room.registered_commands
+app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
+app.add_typer(keys.app, name="keys", help="API keys of the service.")
+app.add_typer(audit.app, name="audit", help="The decision log: is it whole, what does it say.")
+app.add_typer(
+    typer.Typer(cls=Verify, no_args_is_help=True, callback=lambda: None),
+    name="verify",
+    help="Check a promise of the service, print its figures, exit by them.",
+)
