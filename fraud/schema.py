@@ -19,6 +19,8 @@ import numpy as np
 from fraud.errors import InvalidRequest, MalformedJson, RequestError
 
 MAX_ID_LENGTH = 128
+MAX_WHOLE_FLOAT = 2.0**53
+"""Below it, float64 holds every whole number."""
 MAX_INSTANCES = 1000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -262,6 +264,43 @@ class RowDecoder:
             annotation = Id if limit is None else Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
             fields.append(_Field(role.name, annotation, role.missing))
         return fields
+
+
+_DECIMAL_OF_AN_INTEGER = re.compile(r"([+-]?\d+)\.0+")
+_SCIENTIFIC = re.compile(r"[+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+")
+
+
+def id_text(value: str | int | float) -> str:
+    """Return the one text of an id, whether it arrives as text, as an integer or as a float.
+
+    ``1001``, ``1001.0`` and ``"1001.0"`` are the same id, ``"1001"``. Any other text stays as it is: ``"007"`` keeps
+    its zeros.
+
+    Raises
+    ------
+    ValueError
+        The value stands for several ids: text in scientific notation (``4.53202E+15``), or a float that is no whole
+        number or is at or above 2**53, where floats skip whole numbers.
+
+    Examples
+    --------
+    >>> id_text(1001.0), id_text("1001.00"), id_text("007")
+    ('1001', '1001', '007')
+    """
+    if isinstance(value, str):
+        if "." not in value and "+" not in value:
+            return value
+        if _SCIENTIFIC.fullmatch(value):
+            raise ValueError(f"{value!r} is in scientific notation, which drops digits of an id; send all its digits")
+        integral = _DECIMAL_OF_AN_INTEGER.fullmatch(value)
+        return integral[1] if integral else value
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"{value!r} is no whole number; send an id as text or as a whole number")
+        if abs(value) >= MAX_WHOLE_FLOAT:
+            raise ValueError(f"{value!r} is at or above 2**53, where floats skip whole numbers; send the id as text")
+        value = int(value)
+    return str(value)
 
 
 def refuse_controls(value: str | None, path: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fraud.errors import MalformedJson, RequestError
-from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope
+from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope, id_text
 
 PAYMENTS = RowDecoder(
     FeatureSpec(
@@ -166,3 +167,32 @@ def test_a_bad_body_is_refused_whole(body: bytes, status: int, message: str, pat
     assert refused.value.path == path
     assert refused.value.http_status == status
     assert isinstance(refused.value, MalformedJson) == (status == 400)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *(("1001", "1001"), ("1001.0", "1001"), ("1001.000", "1001"), (1001, "1001"), (1001.0, "1001")),
+        *(("007", "007"), ("007.0", "007"), ("-3.0", "-3"), (-3.0, "-3"), (-0.0, "0"), (2**63, str(2**63))),
+        *(("12e5", "12e5"), ("1.5", "1.5"), ("c.0", "c.0"), ("1.0.0", "1.0.0"), ("+49 30", "+49 30"), ("", "")),
+        (2.0**53 - 1, "9007199254740991"),
+    ],
+)
+def test_an_id_has_one_text_wherever_it_comes_from(value: str | float, text: str) -> None:
+    assert id_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("4.53202E+15", "'4.53202E+15' is in scientific notation, which drops digits of an id; send all its digits"),
+        ("4E+15", "'4E+15' is in scientific notation, which drops digits of an id; send all its digits"),
+        ("4.5e15", "'4.5e15' is in scientific notation, which drops digits of an id; send all its digits"),
+        (2.0**53, "9007199254740992.0 is at or above 2**53, where floats skip whole numbers; send the id as text"),
+        (1.5, "1.5 is no whole number; send an id as text or as a whole number"),
+        (float("nan"), "nan is no whole number; send an id as text or as a whole number"),
+    ],
+)
+def test_values_that_stand_for_several_ids_are_refused(value: str | float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        id_text(value)
