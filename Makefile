@@ -36,8 +36,8 @@ load: $(VENV)/load.done  ## offer SCENARIO to URL and judge it: smoke, steady, r
 bench: $(VENV)/dev.done  ## run every benchmark, or those NAMES; results go to bench/results
 	$(BIN)/python -m bench.run $(NAMES)
 
-bench-compare: $(VENV)/dev.done  ## measure the commits OLD and NEW in turns, and show what differs
-	$(BIN)/python -m bench.run --compare $(OLD) $(NEW) $(NAMES)
+bench-compare: $(VENV)/dev.done  ## measure the commits OLD and NEW in turns: NAMES, TURNS, OPTIONS of the benchmark
+	$(BIN)/python -m bench.run --compare $(OLD) $(NEW) $(NAMES) $(if $(TURNS),--turns $(TURNS)) $(if $(OPTIONS),-- $(OPTIONS))
 
 format: $(VENV)/dev.done  ## mend what a tool can mend
 	$(BIN)/ruff check --fix .
