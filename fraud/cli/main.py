@@ -21,7 +21,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
-    The parser of the command line ends by itself on Ctrl-C (130), a pipe that nobody reads on (1) and a wrong option (2).
+    The command-line parser itself ends with 130 on Ctrl-C, 1 when nobody reads the output, 2 on a wrong option.
     A FraudError and an error of the operating system are one message and exit code 1. Anything else is a defect of
     this program: one message with the file that holds the traceback, and exit code 70.
     """
