@@ -29,6 +29,7 @@ from fraud.models.bundle import read_manifest, short
 from fraud.models.following import Following
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
+from fraud.models.turns import short_turns
 from fraud.settings import Settings
 from tests.tiny import write_tiny_bundle
 
@@ -367,3 +368,29 @@ async def test_broken_challenger_does_not_keep_the_service_from_starting(home: H
     assert worker.challengers == {}
     assert worker.models.describe()["failed_swaps"][0]["role"] == "challenger"
     await worker.models.close()
+
+
+@in_loop
+async def test_versions_loaded_at_once_leave_the_switch_interval_as_it_was(home: Home) -> None:
+    worker = await start(home.settings())
+    usual = sys.getswitchinterval()
+    past = list(zip([NAME] * 3, [home.digests[1], home.digests[2], home.digests[1]], strict=True))
+    for _ in range(3):
+        await asyncio.gather(*[worker.models.load_past(name, digest) for name, digest in past])
+        assert sys.getswitchinterval() == usual
+        assert list(worker.models.past) == home.digests[1:]
+        worker.models.past.clear()
+    await worker.models.close()
+
+
+def test_who_asks_for_short_turns_may_overlap_in_any_order() -> None:
+    usual = sys.getswitchinterval()
+    first, second = short_turns(), short_turns()
+    first.__enter__()
+    short = sys.getswitchinterval()
+    second.__enter__()
+    assert sys.getswitchinterval() == short == pytest.approx(usual / 50)
+    first.__exit__(None, None, None)  # not the last one to begin
+    assert sys.getswitchinterval() == short
+    second.__exit__(None, None, None)
+    assert sys.getswitchinterval() == usual

@@ -17,6 +17,7 @@ from fraud.checks.batching import Batched
 from fraud.checks.log import Kept
 from fraud.checks.sandbox import fresh, harsher, sandbox
 from fraud.checks.swap import made_by, measure_swaps
+from fraud.decisions.verdict import verdict_of
 from fraud.features.featurizer import Histories
 from fraud.models.bundle import read_bundle
 from fraud.models.scorer import Scorer
@@ -72,7 +73,7 @@ def explained(scorer: Scorer, instance: dict[str, Any]) -> dict[str, Any]:
     X = scorer.featurizer.advance(rows, Histories.new(rows))
     margins, probabilities = scorer.score(X)
     (explained_row,) = scorer.explainer.explained(X, scorer.contributions(X))
-    prediction, risk_level, decision = scorer.policy.decide(float(probabilities[0]))
+    prediction, risk_level, decision = verdict_of(scorer.policy, float(probabilities[0]))
     return {
         "raw_margin": float(margins[0]),
         "base_value": explained_row.base_value,

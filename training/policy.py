@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fraud.decisions.verdict import actions_at
 from fraud.errors import DataError
 
 Floats = NDArray[np.float64]
-
-DECISIONS = ("approve", "review", "decline")
 
 # Starting values, in units of money of a typical card portfolio; give your own in the configuration.
 DEFAULT_COSTS: dict[str, float] = {
@@ -24,10 +23,8 @@ DEFAULT_COSTS: dict[str, float] = {
 
 
 def decisions(y_prob: ArrayLike, policy: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Return the index into DECISIONS that the policy takes at each probability; a threshold is included."""
-    p = np.asarray(y_prob, dtype=np.float64)
-    thresholds = [policy["review_threshold"], policy["decline_threshold"]]
-    return np.searchsorted(np.asarray(thresholds, dtype=np.float64), p, side="right")
+    """Return the index into ACTIONS that the policy takes at each probability; a threshold is included."""
+    return actions_at(y_prob, policy["review_threshold"], policy["decline_threshold"])
 
 
 def decision_costs(y_true: ArrayLike, amount: ArrayLike, costs: Mapping[str, float]) -> Floats:

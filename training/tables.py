@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fraud.decisions.verdict import ACTIONS
 from fraud.features.featurizer import HISTORY_FEATURES
 from fraud.schema import Feature
 from training import policy
@@ -100,7 +101,7 @@ def decisions(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
     for name, (_, probability, chosen) in scores.items():
         taken = policy.decisions(probability, chosen)
         costs = policy.decision_costs(y, amount, chosen["costs"])
-        for i, decision in enumerate(policy.DECISIONS):
+        for i, decision in enumerate(ACTIONS):
             here = taken == i
             rows.append(
                 {

@@ -15,6 +15,7 @@ import numpy as np
 
 from fraud.decisions.chain import Anchor, Break, Verifier
 from fraud.decisions.record import DecisionRecord
+from fraud.decisions.verdict import verdict_of
 from fraud.errors import FraudError
 from fraud.models.scorer import Scorer
 from fraud.stores.log import DecisionLog, decode_record
@@ -154,14 +155,8 @@ def _differences(scorer: Scorer, group: Iterable[tuple[int, DecisionRecord]]) ->
     X = np.array([np.frombuffer(decided.features) for _, decided in whole])
     margins, probabilities = scorer.score(X)
     for (sequence, then), margin, probability in zip(whole, margins.tolist(), probabilities.tolist(), strict=True):
-        prediction, risk_level, decision = scorer.policy.decide(probability)
-        now = {
-            "raw_margin": margin,
-            "fraud_probability": probability,
-            "prediction": prediction,
-            "risk_level": risk_level,
-            "decision": decision,
-        }
+        verdict = verdict_of(scorer.policy, probability)
+        now = {"raw_margin": margin, "fraud_probability": probability, **verdict._asdict()}
         for name, value in now.items():
             if getattr(then, name) != value:
                 yield Difference(sequence, then.transaction_id, name, getattr(then, name), value)

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fraud.checks.sandbox import Client, Sandbox, connected, fresh, quantile, sandbox
+from fraud.decisions.verdict import verdict_of
 from fraud.models.bundle import read_manifest, short
 from fraud.models.scorer import Scorer
 
@@ -187,7 +188,7 @@ def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
         abs(row["base_value"] - base) <= 1e-9
         and abs(row["base_value"] + sum(row["contributions"].values()) - margin) <= 1e-9
         and row["fraud_probability"] == probability
-        and (row["prediction"], row["risk_level"], row["decision"]) == scorer.policy.decide(probability)
+        and (row["prediction"], row["risk_level"], row["decision"]) == verdict_of(scorer.policy, probability)
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fraud.decisions.verdict import verdict_of
 from fraud.errors import DataError
 
 if TYPE_CHECKING:
@@ -178,13 +179,13 @@ def score(
     """
     table, _, X, scorer = _scored(data, mapping, model)
     margins, probabilities = scorer.score(X)
-    decided = [scorer.policy.decide(p) for p in probabilities.tolist()]
+    verdicts = [verdict_of(scorer.policy, p) for p in probabilities.tolist()]
     scores = table[[c for c in ("transaction_id", "event_time_ms", "customer_id") if c in table]].assign(
         raw_margin=margins,
         fraud_probability=probabilities,
-        prediction=[d[0] for d in decided],
-        risk_level=[d[1] for d in decided],
-        decision=[d[2] for d in decided],
+        prediction=[verdict.prediction for verdict in verdicts],
+        risk_level=[verdict.risk_level for verdict in verdicts],
+        decision=[verdict.decision for verdict in verdicts],
     )
     _write(scores, file)
     out.print(f"{len(scores):,} rows scored by {scorer.name.name} {scorer.name.version}, wrote {file}")
@@ -217,7 +218,7 @@ def explain(
             raise DataError(f"{data.name} has no transaction {transaction!r}")
         at = int(found[0])
     contributions = scorer.contributions(X[at : at + 1])[0]
-    _, level, decision = scorer.policy.decide(float(probabilities[at]))
+    _, level, decision = verdict_of(scorer.policy, float(probabilities[at]))
     out.print(f"transaction {rows.iloc[at]}  probability {probabilities[at]:.4f}  risk {level}  decision {decision}")
     shown = Table("reason", "log-odds", box=None)
     for reason in scorer.explainer.reasons(X[at], contributions, top):

@@ -1,4 +1,4 @@
-"""From a calibrated probability to a risk level and a decision."""
+"""The thresholds of a model version; `fraud.decisions.verdict` makes verdicts of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Decision = Literal["approve", "review", "decline"]
+Action = Literal["approve", "review", "decline"]
 RiskLevel = Literal["low", "medium", "high", "critical"]
 
 
@@ -25,23 +25,3 @@ class Policy(msgspec.Struct, frozen=True):
     decline_threshold: float
     risk_levels: RiskLevels
     costs: dict[str, float] = {}
-
-    def decide(self, probability: float) -> tuple[bool, RiskLevel, Decision]:
-        """Return whether it is called fraud, the risk level and the decision.
-
-        A transaction is called fraud from the review threshold on: someone or something acts on it.
-        """
-        levels = self.risk_levels
-        level: RiskLevel = "low"
-        if probability >= levels.critical:
-            level = "critical"
-        elif probability >= levels.high:
-            level = "high"
-        elif probability >= levels.medium:
-            level = "medium"
-        decision: Decision = "approve"
-        if probability >= self.decline_threshold:
-            decision = "decline"
-        elif probability >= self.review_threshold:
-            decision = "review"
-        return decision != "approve", level, decision

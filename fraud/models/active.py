@@ -14,9 +14,8 @@ import logging
 import os
 import random
 import sqlite3
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from fraud.errors import FraudError, RegistryError
 from fraud.models.bundle import read_manifest, short
 from fraud.models.following import ASKED, Following
 from fraud.models.registry import Registry
+from fraud.models.turns import short_turns
 from fraud.settings import Settings
 
 if TYPE_CHECKING:  # a worker imports it when it loads; the process that only starts workers never does
@@ -182,6 +182,7 @@ class ActiveModels:
         self.following = Following(registry, [n for n in named if ":" not in n and n not in (packed or {})])
         self._install: Install = lambda champions, challengers: None
         self._lock = asyncio.Lock()
+        self._past_lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "load")
         self._task: asyncio.Task[None] | None = None
 
@@ -248,11 +249,18 @@ class ActiveModels:
 
     async def load_past(self, name: str, digest: str) -> None:
         """Put a version that is not served any more into `past`, from the Bento store, if that has it still."""
-        try:
-            with _short_turns():
-                await self._in_thread(self._load_past, name, digest)
-        except FraudError as error:
-            logger.error("decisions of %s %s cannot be explained: %s", name, digest, error)
+        async with self._past_lock:
+            if digest in self.past:
+                return
+            try:
+                with short_turns():
+                    scorer = await self._in_thread(self._load, f"{name}:{short(digest)}")
+            except FraudError as error:
+                logger.error("decisions of %s %s cannot be explained: %s", name, digest, error)
+                return
+            while len(self.past) >= MAX_PAST:
+                del self.past[next(iter(self.past))]
+            self.past[digest] = scorer
 
     async def refresh(self) -> str:
         """Serve what the registry names, then what W&B names; returns what came of asking W&B.
@@ -322,7 +330,7 @@ class ActiveModels:
         before, started = self._tags.get(key), time.perf_counter()
         try:
             scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
-            with _short_turns():
+            with short_turns():
                 scorer = scorer or await self._in_thread(self._load_in_turn, tag)
         except Exception as error:
             self._failed(key, tag, error)
@@ -349,13 +357,6 @@ class ActiveModels:
         model, preprocessor = bundle_paths(tag)
         return Scorer.load(model, preprocessor, max_ahead_ms=round(self._settings.max_clock_ahead_s * 1000))
 
-    def _load_past(self, name: str, digest: str) -> None:
-        if digest not in self.past:
-            scorer = self._load(f"{name}:{short(digest)}")
-            while len(self.past) >= MAX_PAST:
-                del self.past[next(iter(self.past))]
-            self.past[digest] = scorer
-
     def _failed(self, key: Key, tag: str, error: Exception) -> None:
         failure = self._failures.get(key)
         attempts = failure.attempts + 1 if failure else 1
@@ -370,18 +371,3 @@ class ActiveModels:
 
     async def _in_thread(self, job: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job, *arguments)
-
-
-@contextlib.contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let the interpreter change between threads 50 times as often, so that who answers does not wait for who loads.
-
-    A request changes threads several times, and would wait for the usual 5 ms each time. To load at a lower
-    priority of the system instead makes it worse: a thread that holds the interpreter must not be made to wait.
-    """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(usual / 50)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)

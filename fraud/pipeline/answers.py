@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from fraud.decisions.record import DecisionRecord
+from fraud.decisions.verdict import verdict_of
 from fraud.detectors.explain import Explained, Reason
 from fraud.errors import FraudError, RequestError
 from fraud.models.bundle import short
@@ -81,7 +82,7 @@ def predict_answer(decided: DecisionRecord) -> Prediction:
 
 def plain_answer(scorer: Scorer, probability: float) -> Prediction:
     """Answer a row that has no id and so is not recorded."""
-    is_fraud, risk_level, decision = scorer.policy.decide(probability)
+    is_fraud, risk_level, decision = verdict_of(scorer.policy, probability)
     return Prediction(
         None, probability, is_fraud, risk_level, decision, _model(scorer.name.name, scorer.name.digest), ()
     )

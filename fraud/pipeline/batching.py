@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from fraud.errors import FraudError, Overloaded, SettingsError
+from fraud.errors import Overloaded, SettingsError
 
-logger = logging.getLogger("fraud.serving.batching")
+logger = logging.getLogger("fraud.pipeline.batching")
 
 BACKLOG_ROWS = 64
 """Fewer rows than these are no backlog: they neither tell how long a row takes nor are refused for waiting."""
@@ -29,18 +29,19 @@ class HasRows(Protocol):
 
 
 RequestT = TypeVar("RequestT", bound=HasRows)
-Outcome = bytes | FraudError
-Run = Callable[[list[RequestT]], Awaitable[Sequence[Outcome]]]
+OutcomeT = TypeVar("OutcomeT")
+_Waiting = tuple[RequestT, asyncio.Future[OutcomeT]]
+Run = Callable[[list[RequestT]], Awaitable[Sequence[OutcomeT | Exception]]]
 
 
-class MicroBatcher(Generic[RequestT]):
-    """Score concurrent requests together; each caller gets its own answer or its own error.
+class MicroBatcher(Generic[RequestT, OutcomeT]):
+    """Score concurrent requests together; each caller gets its own outcome or its own error.
 
     Parameters
     ----------
     run : callable
-        ``async run(requests) -> outcomes``, one outcome per request in the same order: the answer's bytes, or the
-        error that this caller alone gets.  For a request of many rows it is expected to give the event loop a turn
+        ``async run(requests) -> outcomes``, one outcome per request in the same order; one that is an exception is
+        raised to this caller alone.  For a request of many rows it is expected to give the event loop a turn
         now and then.
     max_batch_rows : int
         Rows scored in one call of `run`; the rest waits for the next one.
@@ -66,7 +67,7 @@ class MicroBatcher(Generic[RequestT]):
 
     def __init__(
         self,
-        run: Run[RequestT],
+        run: Run[RequestT, OutcomeT],
         *,
         max_batch_rows: int = 1024,
         bulk_rows: int = 64,
@@ -90,8 +91,8 @@ class MicroBatcher(Generic[RequestT]):
         """Whether even a request of one row would be refused now."""
         return self._small.refuses(1)
 
-    def submit(self, request: RequestT) -> asyncio.Future[bytes]:
-        """Queue a request; the future gives its answer, or raises the error meant for it.
+    def submit(self, request: RequestT) -> asyncio.Future[OutcomeT]:
+        """Queue a request; the future gives its outcome, or raises the error meant for it.
 
         Cancelling the future withdraws the request when it has not been taken yet, and touches no other.
 
@@ -109,12 +110,12 @@ class MicroBatcher(Generic[RequestT]):
         await self._bulk.close()
 
 
-class _Lane(Generic[RequestT]):
+class _Lane(Generic[RequestT, OutcomeT]):
     """One queue and the one task that scores from it."""
 
     def __init__(
         self,
-        run: Run[RequestT],
+        run: Run[RequestT, OutcomeT],
         max_batch_rows: int,
         max_queued_rows: int,
         clock: Callable[[], float],
@@ -128,7 +129,7 @@ class _Lane(Generic[RequestT]):
         self._max_wait_s = max_wait_s
         self._under_way = 0
         self._row_s = 0.0  # seconds that a row of a larger batch took lately, reading the next ones included
-        self._queue: deque[tuple[RequestT, asyncio.Future[bytes], float]] = deque()
+        self._queue: deque[tuple[RequestT, asyncio.Future[OutcomeT], float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.Future[None] | None = None
         self._task = self._loop.create_task(self._work())
@@ -142,22 +143,22 @@ class _Lane(Generic[RequestT]):
         waits_s = max((rows + self._under_way) * self._row_s, self._clock() - self._queue[0][2])
         return waits_s > self._max_wait_s or rows > self._max_queued_rows
 
-    def put(self, request: RequestT) -> asyncio.Future[bytes]:
+    def put(self, request: RequestT) -> asyncio.Future[OutcomeT]:
         if self.refuses(request.n_rows):
             raise Overloaded(f"{self.rows} rows are waiting already; try again shortly")
-        answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._queue.append((request, answer, self._clock()))
+        outcome: asyncio.Future[OutcomeT] = self._loop.create_future()
+        self._queue.append((request, outcome, self._clock()))
         self.rows += request.n_rows
         if self._wake is not None:
             self._wake.set_result(None)
             self._wake = None
-        return answer
+        return outcome
 
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
-        for _, answer in self._take(self.rows + 1):
-            answer.set_exception(Overloaded("this worker is stopping; try again"))
+        for _, caller in self._take(self.rows + 1):
+            caller.set_exception(Overloaded("this worker is stopping; try again"))
 
     async def _work(self) -> None:
         while True:
@@ -183,48 +184,48 @@ class _Lane(Generic[RequestT]):
         else:
             self._row_s = min(self._row_s, row_s)
 
-    def _take(self, max_rows: int) -> list[tuple[RequestT, asyncio.Future[bytes]]]:
+    def _take(self, max_rows: int) -> list[_Waiting[RequestT, OutcomeT]]:
         """Requests in order of arrival, at least one, up to `max_rows`; withdrawn ones are dropped."""
-        batch: list[tuple[RequestT, asyncio.Future[bytes]]] = []
+        batch: list[_Waiting[RequestT, OutcomeT]] = []
         taken_rows = 0
         while self._queue:
-            request, answer, _ = self._queue[0]
+            request, caller, _ = self._queue[0]
             if batch and taken_rows + request.n_rows > max_rows:
                 break
             self._queue.popleft()
             self.rows -= request.n_rows
-            if not answer.done():
-                batch.append((request, answer))
+            if not caller.done():
+                batch.append((request, caller))
                 taken_rows += request.n_rows
         return batch
 
-    async def _score(self, batch: list[tuple[RequestT, asyncio.Future[bytes]]]) -> None:
+    async def _score(self, batch: list[_Waiting[RequestT, OutcomeT]]) -> None:
         try:
             outcomes = await self._run([request for request, _ in batch])
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(batch)} requests were scored, {len(outcomes)} outcomes came back")
         except asyncio.CancelledError:
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(Overloaded("this worker is stopping; try again"))
+            for _, caller in batch:
+                if not caller.done():
+                    caller.set_exception(Overloaded("this worker is stopping; try again"))
             raise
         except Exception as error:
             await self._isolate(batch, error)
             return
-        for (_, answer), outcome in zip(batch, outcomes, strict=True):
-            if answer.done():
+        for (_, caller), outcome in zip(batch, outcomes, strict=True):
+            if caller.done():
                 continue
-            if isinstance(outcome, bytes):
-                answer.set_result(outcome)
+            if isinstance(outcome, Exception):
+                caller.set_exception(outcome)
             else:
-                answer.set_exception(outcome)
+                caller.set_result(outcome)
 
-    async def _isolate(self, batch: list[tuple[RequestT, asyncio.Future[bytes]]], error: Exception) -> None:
+    async def _isolate(self, batch: list[_Waiting[RequestT, OutcomeT]], error: Exception) -> None:
         """A batch broke as a whole, which `run` should never let happen: only its culprit may fail."""
         if len(batch) == 1:
-            answer = batch[0][1]
-            if not answer.done():
-                answer.set_exception(error)
+            caller = batch[0][1]
+            if not caller.done():
+                caller.set_exception(error)
             return
         logger.error("a batch of %d requests failed; scoring them one by one", len(batch), exc_info=error)
         for item in batch:

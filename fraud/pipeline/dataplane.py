@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.record import DecisionRecord
+from fraud.decisions.verdict import verdict_of
 from fraud.errors import FraudError, PastVersion, RequestError, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Matrix, transactions_of
 from fraud.models.scorer import Scorer
@@ -376,7 +377,7 @@ def _decided(
     task: Task, scorer: Scorer, x: Any, margin: float, probability: float, degraded: list[str]
 ) -> DecisionRecord:
     row, request = task.row, task.request
-    is_fraud, risk_level, decision = scorer.policy.decide(probability)
+    is_fraud, risk_level, decision = verdict_of(scorer.policy, probability)
     return DecisionRecord(
         row.transaction_id,
         task.fingerprint,

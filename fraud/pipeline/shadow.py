@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fraud.decisions.record import DecisionRecord
+from fraud.decisions.verdict import verdict_of
 from fraud.errors import RequestError
 from fraud.features.featurizer import Histories
 from fraud.models.scorer import Scorer
@@ -104,7 +105,7 @@ class Shadow:
         agreed = 0
         records = []
         for d, margin, probability in zip(job.decided, margins.tolist(), probabilities.tolist(), strict=True):
-            decision = scorer.policy.decide(probability)[2]
+            decision = verdict_of(scorer.policy, probability).decision
             agreed += decision == d.decision
             then = (
                 d.processing_time_ms,

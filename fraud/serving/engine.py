@@ -43,10 +43,10 @@ class Engine:
 
     def __init__(self) -> None:
         self._dataplane: Scores | None = None
-        self._batcher: MicroBatcher[HasRows] | None = None
+        self._batcher: MicroBatcher[HasRows, bytes] | None = None
         self._models: Follows | None = None
 
-    def start(self, dataplane: Scores, batcher: MicroBatcher[Any], models: Follows | None = None) -> None:
+    def start(self, dataplane: Scores, batcher: MicroBatcher[Any, bytes], models: Follows | None = None) -> None:
         """Take a loaded and warm data plane into service; on the running event loop.
 
         What lives now lives as long as the process: it is taken out of the garbage collector's sight, whose full

@@ -64,7 +64,7 @@ class Operations:
         """Wrap what scores a batch."""
         return self.telemetry.timed(run if self.tracing is None else self.tracing.traced(run))
 
-    def start(self, dataplane: DataPlane, batcher: MicroBatcher[Any]) -> None:
+    def start(self, dataplane: DataPlane, batcher: MicroBatcher[Any, Any]) -> None:
         """Follow the registry and show what happens, from now on."""
 
         def install(champions: dict[str, Any], challengers: dict[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""The verdict on a transaction: whether it is called fraud, how risky it is, and what is done with it.
+
+Every verdict is made here: by the pipeline, a shadow, a replay of the decision log, the checks of `fraud verify`,
+and the evaluation of a policy in training.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fraud.decisions.policy import Action, Policy, RiskLevel
+
+ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
+"""What can be done with a transaction, from the mildest to the strictest."""
+
+
+class Verdict(NamedTuple):
+    """What is made of one transaction; `prediction` says whether it is called fraud."""
+
+    prediction: bool
+    risk_level: RiskLevel
+    decision: Action
+
+
+def verdict_of(policy: Policy, probability: float) -> Verdict:
+    """Return the verdict on one calibrated probability; a threshold is included in what begins there.
+
+    A transaction is called fraud from the review threshold on: someone or something acts on it.
+    """
+    levels = policy.risk_levels
+    level: RiskLevel = "low"
+    if probability >= levels.critical:
+        level = "critical"
+    elif probability >= levels.high:
+        level = "high"
+    elif probability >= levels.medium:
+        level = "medium"
+    action: Action = "approve"
+    if probability >= policy.decline_threshold:
+        action = "decline"
+    elif probability >= policy.review_threshold:
+        action = "review"
+    return Verdict(action != "approve", level, action)
+
+
+def actions_at(y_prob: ArrayLike, review_threshold: float, decline_threshold: float) -> NDArray[np.int64]:
+    """Return the actions that `verdict_of` takes at many probabilities, as indices into `ACTIONS`.
+
+    Parameters
+    ----------
+    y_prob : array, shape (n_transactions,), float64
+        Calibrated probabilities.
+    review_threshold, decline_threshold : float
+        Those of the policy.
+
+    Returns
+    -------
+    ndarray, shape (n_transactions,), int64
+    """
+    p = np.asarray(y_prob, dtype=np.float64)
+    return np.where(p >= decline_threshold, 2, np.where(p >= review_threshold, 1, 0)).astype(np.int64)
