@@ -120,7 +120,8 @@ class UnknownModel(RequestError):
 
     def __init__(self, name: str, served: list[str]) -> None:
         known = ", ".join(served) or "none"
-        super().__init__(f"model {name!r} is not served here; served: {known}", "$.model")
+        shown = name if len(name) <= 100 else name[:100] + "…"
+        super().__init__(f"model {shown!r} is not served here; served: {known}", "$.model")
 
 
 class PastVersion(UnknownModel):

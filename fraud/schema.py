@@ -7,21 +7,25 @@ specification, so one release of the service serves models of any columns.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from fraud.errors import InvalidRequest, MalformedJson, RequestError
+from fraud.errors import InvalidRequest, MalformedJson
+from fraud.refusals import explained, shown_reason, split_path, unknown_category
 
 MAX_ID_LENGTH = 128
 MAX_WHOLE_FLOAT = 2.0**53
 """Below it, float64 holds every whole number."""
 MAX_INSTANCES = 1000
+MAX_OBJECT_BYTES = 65_536
+"""Of one instance or label."""
+MAX_FIELDS = 1000
+"""Of one instance or label, those that a model does not read included."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -32,8 +36,7 @@ POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longit
 POSITION_LIMITS = {"latitude": 90.0, "merchant_latitude": 90.0, "longitude": 180.0, "merchant_longitude": 180.0}
 ID_FIELDS = ("transaction_id", "customer_id", "merchant_id")
 ESCAPE = b"\\"
-"""Without it JSON spells none of the characters that no id may hold."""
-MOMENTS = ("event_time", "label_time")
+"""Without a backslash in its JSON, no id can hold a control character, so the check is skipped."""
 TRANSACTION_FIELDS = ("transaction_id", "event_time", "customer_id", "amount", *TEXT_ROLES, *POSITION_ROLES)
 
 
@@ -113,8 +116,7 @@ class _Envelope(msgspec.Struct):
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
-_any_decoder = msgspec.json.Decoder(dict[str, Any])
-_keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
@@ -145,8 +147,8 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> 
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        message, path = _split_path(str(error))
-        raise InvalidRequest(f"{message}; send {example}", path) from None
+        message, path = split_path(str(error))
+        raise InvalidRequest(f"{shown_reason(message)}; send {example}", path) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedJson(f"the body is not JSON (which has no NaN or Infinity): {error}") from None
     except RecursionError:
@@ -222,13 +224,12 @@ class RowDecoder:
         InvalidRequest
             What arrived, what is allowed, and the path of the field.
         """
-        try:
-            instance: Any = self._decoder.decode(raw)
-        except msgspec.ValidationError as error:
-            raise explained(raw, path, str(error), self._required, self._known) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequest(f"the instance is not JSON: {error}", path) from None
         said = bytes(raw)
+        fields = fields_of(said, path)
+        try:
+            instance: Any = self._decoder.decode(said)
+        except msgspec.ValidationError as error:
+            raise explained(fields, path, str(error), self._required, self._known) from None
         if ESCAPE in said:
             for name, attribute in self._ids:
                 refuse_controls(getattr(instance, attribute), f"{path}.{name}")
@@ -242,9 +243,8 @@ class RowDecoder:
             elif value is None or name not in self._refusing:
                 values.append(np.nan)
             else:
-                allowed = _listed(self._refusing[name], value)
-                raise InvalidRequest(f"unknown category {value!r}; allowed: {allowed}", f"{path}.{name}")
-        n_extra = len(_keys_decoder.decode(raw).keys() - self._known)
+                raise unknown_category(value, self._refusing[name], f"{path}.{name}")
+        n_extra = len(fields.keys() - self._known)
         if self.spec.kind == "features":
             return Row(instance.f0, tuple(values), said, n_extra=n_extra)
         transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
@@ -328,33 +328,32 @@ def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahea
     return ms
 
 
-def explained(
-    raw: bytes | memoryview | msgspec.Raw,
-    path: str,
-    reason: str,
-    required: Sequence[str],
-    known: Set[str],
-    what: str = "an instance",
-) -> RequestError:
-    """Say of a row all that is missing at once; otherwise what the decoder found first, its `reason`."""
+def fields_of(said: bytes, path: str, what: str = "an instance") -> Mapping[str, msgspec.Raw]:
+    """Return the fields of one JSON object, each still JSON; of a name that comes twice, the last.
+
+    Raises
+    ------
+    InvalidRequest
+        It is longer than `MAX_OBJECT_BYTES`, no UTF-8, no object, nested too deeply, or has more than `MAX_FIELDS`.
+    """
+    if len(said) > MAX_OBJECT_BYTES:
+        raise InvalidRequest(f"{what} of {len(said)} bytes arrived; {MAX_OBJECT_BYTES} are allowed", path)
     try:
-        arrived = _any_decoder.decode(raw)
+        if not said.isascii():
+            said.decode()
+        fields = _decode_fields(said)
     except msgspec.ValidationError as error:
-        return InvalidRequest(f"{what} must be a JSON object of finite values: {error}", path)
-    missing = [name for name in required if name not in arrived]
-    if missing:
-        close = {
-            name: near[0] for name in missing if (near := difflib.get_close_matches(name, arrived.keys() - known, 1))
-        }
-        hint = "; did you mean " + ", ".join(f"{k!r} for {v!r}" for k, v in close.items()) if close else ""
-        return InvalidRequest(f"missing {', '.join(missing)}{hint}", path)
-    message, field = _split_path(reason)
-    name = (field or "$")[2:]
-    if name in MOMENTS:
-        message += '; send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
-    if name in arrived:
-        message += f"; {_shown(arrived[name])} arrived"
-    return InvalidRequest(message, path + (field or "$")[1:])
+        raise InvalidRequest(f"{what} must be a JSON object of finite values: {error}", path) from None
+    except UnicodeDecodeError as error:
+        bad = f"byte 0x{said[error.start]:02x} at position {error.start}"
+        raise InvalidRequest(f"{what} must be JSON in UTF-8: {bad} is not", path) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"{what} is not JSON: {error}", path) from None
+    except RecursionError:
+        raise InvalidRequest(f"{what} is nested too deeply to be read", path) from None
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"{what} of {len(fields)} fields arrived; {MAX_FIELDS} are allowed", path)
+    return fields
 
 
 def _feature_field(feature: Feature) -> _Field:
@@ -362,20 +361,3 @@ def _feature_field(feature: Feature) -> _Field:
     if feature.type != "numeric":
         annotation = str if feature.type == "categorical" else bool
     return _Field(feature.name, annotation, feature.missing)
-
-
-def _split_path(reason: str) -> tuple[str, str | None]:
-    """Split msgspec's "message - at `$.path`"."""
-    match = re.fullmatch(r"(.*) - at `(.*)`", reason, re.DOTALL)
-    return (match[1], match[2]) if match else (reason, None)
-
-
-def _listed(allowed: Sequence[str], arrived: str, most: int = 12) -> str:
-    near = difflib.get_close_matches(arrived, allowed, 1)
-    shown = ", ".join(allowed[:most]) + (f" and {len(allowed) - most} more" if len(allowed) > most else "")
-    return shown + (f" (did you mean {near[0]!r}?)" if near else "")
-
-
-def _shown(value: object, most: int = 60) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= most else text[:most] + "…"

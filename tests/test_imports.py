@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fraud", "training", "wandb_sync", "load_tests")
 
-CORE = ("errors", "schema", "settings", "history", "features", "detectors", "decisions")
+CORE = ("errors", "refusals", "schema", "settings", "history", "features", "detectors", "decisions")
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "schema": {"errors"},
+    "refusals": {"errors"},
+    "schema": {"errors", "refusals"},
     "settings": {"errors"},
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},

@@ -17,6 +17,8 @@ from fraud.schema import MAX_ID_LENGTH, Row
 
 CHUNK_ROWS = 64
 """Rows decoded or encoded before the event loop gets a turn."""
+CHUNK_BYTES = 65_536
+"""Bytes after which no further row is decoded before the event loop gets a turn."""
 INLINE_ROWS = 64
 """Rows scored on the event loop itself; more of them go to a thread."""
 
@@ -61,13 +63,18 @@ class ScoreRequest:
         return all(isinstance(row, Row) and row.transaction_id is None for row in self.rows)
 
     def decode_some(self) -> None:
-        """Decode the next `CHUNK_ROWS` rows; a bad one is kept as its error."""
+        """Decode the next rows, up to `CHUNK_ROWS` or about `CHUNK_BYTES`; a bad one is kept as its error."""
         decode = self.scorer.decoder.decode
+        n_bytes = 0
         for i in range(len(self.rows), min(len(self.rows) + CHUNK_ROWS, self.n_rows)):
+            raw = self.raws[i]
             try:
-                self.rows.append(decode(self.raws[i], f"$.instances[{i}]", self.now_ms))
+                self.rows.append(decode(raw, f"$.instances[{i}]", self.now_ms))
             except RequestError as error:
                 self.rows.append(error.kept())
+            n_bytes += memoryview(raw).nbytes
+            if n_bytes >= CHUNK_BYTES:
+                break
         if self.decoded and all(isinstance(row, RequestError) for row in self.rows):
             raise RowsRefused([row for row in self.rows if isinstance(row, RequestError)])
 
@@ -131,13 +138,17 @@ def given_id() -> str:
     return f"given-{secrets.token_hex(12)}"
 
 
-_any = msgspec.json.Decoder(dict[str, Any])
+class _Named(msgspec.Struct):
+    transaction_id: str | None = None
 
 
-def transaction_id_of(raw: msgspec.Raw) -> str | None:
+_decode_name = msgspec.json.Decoder(_Named).decode
+
+
+def transaction_id_of(raw: bytes | msgspec.Raw) -> str | None:
     """Return the id of a bad row where it has a usable one."""
     try:
-        name = _any.decode(raw).get("transaction_id")
-    except (msgspec.DecodeError, RecursionError):
+        name = _decode_name(raw).transaction_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return name if isinstance(name, str) and len(name) <= MAX_ID_LENGTH else None
+    return name if name is not None and len(name) <= MAX_ID_LENGTH else None

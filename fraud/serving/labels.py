@@ -17,7 +17,8 @@ import msgspec
 from fraud.errors import InvalidRequest, RequestError
 from fraud.pipeline.answers import Refused, RowsRefused, problem_of
 from fraud.pipeline.requests import transaction_id_of
-from fraud.schema import Id, Moment, decode_body, expect_count, explained, refuse_controls, time_ms
+from fraud.refusals import explained
+from fraud.schema import Id, Moment, decode_body, expect_count, fields_of, refuse_controls, time_ms
 from fraud.serving.http import Answer, Call, Routes
 from fraud.stores.protocol import Fraud, LabelOutcome, Store
 
@@ -122,7 +123,9 @@ def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: i
         How far a label's time may lie ahead of the clock, ms.
     """
     try:
-        label = _decode(raw)
+        said = bytes(raw)
+        fields = fields_of(said, path, "a label")
+        label = _decode(said)
         refuse_controls(label.transaction_id, f"{path}.transaction_id")
         if not label.is_fraud:
             raise InvalidRequest(
@@ -133,9 +136,7 @@ def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: i
         at_ms = now_ms if moment is None else time_ms(moment, "label_time", path, now_ms, max_ahead_ms)
         return Fraud(label.transaction_id, at_ms)
     except msgspec.ValidationError as error:
-        return explained(raw, path, str(error), _REQUIRED, frozenset(Label.__struct_fields__), "a label")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return InvalidRequest(f"the label is not JSON: {error}", path)
+        return explained(fields, path, str(error), _REQUIRED, frozenset(Label.__struct_fields__), "a label")
     except RequestError as error:
         return error.kept()
 

@@ -1,0 +1,101 @@
+"""How a refusal is worded: what arrived, what is allowed and where.
+
+Whatever a caller sends, a message stays short and takes microseconds: values are cut, lists of names are cut, and
+close names are looked for among a few.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
+
+import msgspec
+from rapidfuzz import fuzz, process
+
+from fraud.errors import InvalidRequest
+
+SHOWN_CHARACTERS = 60
+"""Of a caller's value in a message."""
+SHOWN_NAMES = 12
+"""In one list of names."""
+HINTS = 5
+"""Names for which a close one is looked for."""
+CANDIDATES = 50
+"""Unknown names of a caller among which it is looked for."""
+MOMENTS = ("event_time", "label_time")
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the name that is spelled most like a word, if one is.
+
+    Examples
+    --------
+    >>> closest("amuont", ["amount", "category"])
+    'amount'
+    """
+    found = process.extractOne(word[:SHOWN_CHARACTERS], list(known), scorer=fuzz.ratio, score_cutoff=60)
+    return None if found is None else found[0]
+
+
+def shown(value: str) -> str:
+    """Return a caller's text as a message shows it, cut to `SHOWN_CHARACTERS`."""
+    return value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "…"
+
+
+def shown_json(raw: msgspec.Raw) -> str:
+    """Return JSON as it arrived, cut to `SHOWN_CHARACTERS`."""
+    first = bytes(memoryview(raw)[: 4 * SHOWN_CHARACTERS + 4])  # a character takes up to four bytes
+    return shown(first.decode("utf-8", "replace"))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a message lists them, at most `SHOWN_NAMES`."""
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(map(shown, names[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
+
+
+def unknown_category(value: str, allowed: Sequence[str], path: str) -> InvalidRequest:
+    """Return the refusal of a category that is none of those allowed."""
+    near = closest(value, allowed)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    return InvalidRequest(f"unknown category {shown(value)!r}; allowed: {listed(allowed)}{hint}", path)
+
+
+def explained(
+    arrived: Mapping[str, msgspec.Raw],
+    path: str,
+    reason: str,
+    required: Sequence[str],
+    known: Set[str],
+    what: str = "an instance",
+) -> InvalidRequest:
+    """Say of an object all that is missing at once; otherwise what the decoder found first, its `reason`."""
+    missing = [name for name in required if name not in arrived]
+    if missing:
+        unknown = list(islice((shown(name) for name in arrived if name not in known), CANDIDATES))
+        close = {name: near for name in missing[:HINTS] if (near := closest(name, unknown))}
+        hint = "; did you mean " + ", ".join(f"{k!r} for {v!r}" for k, v in close.items()) if close else ""
+        return InvalidRequest(f"missing {listed(missing)}{hint}", path)
+    message, field = split_path(reason)
+    message = shown_reason(message)
+    name = (field or "$")[2:]
+    if message == "Number out of range":
+        message = f"{what} must be a JSON object of finite values: {message}"
+    if name in MOMENTS:
+        message += '; send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
+    if name in arrived:
+        message += f"; {shown_json(arrived[name])} arrived"
+    return InvalidRequest(message, path + (field or "$")[1:])
+
+
+def split_path(reason: str) -> tuple[str, str | None]:
+    """Split msgspec's "message - at `$.path`"."""
+    match = re.fullmatch(r"(.*) - at `(.*)`", reason, re.DOTALL)
+    return (match[1], match[2]) if match else (reason, None)
+
+
+def shown_reason(message: str) -> str:
+    """Return msgspec's message with the name of an unknown field, which is the caller's, cut."""
+    match = re.fullmatch(r"(Object contains unknown field )`(.*)`", message, re.DOTALL)
+    return f"{match[1]}`{shown(match[2])}`" if match else message
