@@ -157,11 +157,11 @@ class DataPlane:
             if i not in outcomes
         }
         try:
-            degraded = await self._decide([task for of_request in tasks.values() for task in of_request])
+            await self._decide([task for of_request in tasks.values() for task in of_request])
         except StoreError as error:
             return [outcomes.get(i, error) for i in range(len(requests))]
         for i, of_request in tasks.items():
-            outcomes[i] = await self._answer(requests[i], of_request, degraded)
+            outcomes[i] = await self._answer(requests[i], of_request)
         return [outcomes[i] for i in range(len(requests))]
 
     def describe(self) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class DataPlane:
         self._threads.shutdown()
         await self.store.close()
 
-    async def _decide(self, tasks: list[Task]) -> tuple[str, ...]:
-        """Give every task its decision or its error; return what the store could not do in time."""
+    async def _decide(self, tasks: list[Task]) -> None:
+        """Give every task its decision or its error."""
         by_key: dict[str, Task] = {}
         again: list[Task] = []
         fresh: list[Task] = []
@@ -186,6 +186,7 @@ class DataPlane:
             else:
                 by_key[task.key] = task
         recalled = await self._recall(by_key)
+        unrecorded: list[Task] = []
         for key, task in by_key.items():
             known = recalled.decided.get(key)
             if known is None:
@@ -193,21 +194,22 @@ class DataPlane:
             else:
                 self.counts["rows_recalled"] += 1
                 task.take(known)
-        degraded: tuple[str, ...] = ()
+                if key in recalled.unrecorded and task.decided is not None:
+                    unrecorded.append(task)
         if fresh:
             await self._score(fresh, recalled)
-            degraded = await self._record([task for task in fresh if task.key is not None], recalled)
+        await self._record([task for task in (*fresh, *unrecorded) if task.key is not None], recalled)
         for task in again:
             first = by_key[task.key or ""]
             self.counts["rows_recalled"] += 1
             if first.decided is not None:
                 task.take(first.decided)
+                task.lacks = first.lacks
             else:
                 task.error = first.error
         await self._explain([task for task in tasks if task.request.explain and task.decided is not None])
-        for name in (*recalled.degraded, *degraded):
+        for name in recalled.degraded:
             self.counts[f"degraded_{name}"] += len(fresh)
-        return degraded
 
     async def _recall(self, tasks: Mapping[str, Task]) -> Recalled:
         if not tasks:
@@ -264,8 +266,7 @@ class DataPlane:
                 decided.reasons = strongest[at]
         self._stage("explain", started)
 
-    async def _record(self, tasks: list[Task], recalled: Recalled) -> tuple[str, ...]:
-        degraded: tuple[str, ...] = ()
+    async def _record(self, tasks: list[Task], recalled: Recalled) -> None:
         with_history = [task for task in tasks if task.row.customer_id]
         without = [task for task in tasks if not task.row.customer_id]
         for some, transactions in (
@@ -277,13 +278,11 @@ class DataPlane:
             started = time.perf_counter()
             recorded = await self.store.record([task.decided for task in some if task.decided], transactions, recalled)
             self._stage("record", started)
-            degraded += recorded.degraded
             for task, decided in zip(some, recorded.decided, strict=True):
+                task.lacks = recorded.degraded
                 if decided is not task.decided:  # another worker was first
-                    self.counts["rows_recalled"] += 1
-                    task.decided = None
+                    self.counts["rows_recalled"] += decided.key not in recalled.unrecorded
                     task.take(decided)
-        return degraded
 
     async def _explain(self, tasks: list[Task]) -> None:
         served = {s.name.digest: s for s in (*self.past.values(), *self.scorers.values(), *(t.scorer for t in tasks))}
@@ -316,9 +315,7 @@ class DataPlane:
             task.explanation = explain_answer(of_task, explanation)
         self._stage("explain", started)
 
-    async def _answer(
-        self, request: ScoreRequest, tasks: Iterable[Task], degraded: tuple[str, ...]
-    ) -> bytes | FraudError:
+    async def _answer(self, request: ScoreRequest, tasks: Iterable[Task]) -> bytes | FraudError:
         rows: list[Prediction | Refused | None] = [None] * request.n_rows
         problems = {at: row for at, row in enumerate(request.rows) if isinstance(row, RequestError)}
         for task in tasks:
@@ -329,8 +326,10 @@ class DataPlane:
                 problems[task.at] = task.error
             elif task.decided is not None:
                 row = task.explanation or predict_answer(task.decided)
-                if degraded and task.key is not None:
-                    row.degraded = [*row.degraded, *degraded]
+                if task.lacks:
+                    row.degraded = [*row.degraded, *task.lacks]
+                    for name in task.lacks:
+                        self.counts[f"degraded_{name}"] += 1
                 rows[task.at] = row
         if problems:
             self.counts["rows_refused"] += len(problems)

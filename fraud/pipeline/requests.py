@@ -97,6 +97,7 @@ class Task:
         "fingerprint",
         "is_named",
         "key",
+        "lacks",
         "request",
         "row",
     )
@@ -118,6 +119,8 @@ class Task:
         self.contributions: np.ndarray[Any, np.dtype[np.float64]] | None = None
         self.explanation: Prediction | None = None
         self.error: RequestError | None = None
+        self.lacks: tuple[str, ...] = ()
+        """What became of the decision after it was made, or rather did not: ``record``, as long as it is not on it."""
 
     @property
     def scorer(self) -> Scorer:

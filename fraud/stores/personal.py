@@ -51,7 +51,8 @@ class Pseudonymous:
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
-        hidden = [self._hide(d) for d in decided]
+        known = {} if recalled is None else recalled.decided  # which has the hashes already
+        hidden = [d if known.get(d.key) is d else self._hide(d) for d in decided]
         given = {id(h): d for h, d in zip(hidden, decided, strict=True)}
         recorded = await self.store.record(hidden, transactions, recalled)
         return replace(recorded, decided=[given.get(id(d), d) for d in recorded.decided])

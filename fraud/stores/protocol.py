@@ -15,6 +15,9 @@ from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 
+RECORD = "record"
+"""In `degraded`: the decision is not on record yet."""
+
 Base = tuple[dict[str, bytes | None], dict[str, bytes | None]]
 
 
@@ -23,18 +26,22 @@ class Recalled:
     """What a store knew before a batch; `degraded` names what it could not say within its budget.
 
     `base` is what it had stored, by customer and by merchant, for it to build on when the batch is recorded.
+    `unrecorded` are the keys of those in `decided` that are not on record yet, as a store was off when they were
+    made: whoever answers with one of them has it recorded as well.
     """
 
     decided: dict[str, DecisionRecord]
     histories: Histories
     degraded: tuple[str, ...] = ()
     base: Base | None = None
+    unrecorded: frozenset[str] = frozenset()
 
 
 @dataclass
 class Recorded:
     """What now stands for each decision: itself, or the one that another worker recorded first.
 
+    `degraded` names what could not be done within the budget: ``record``, where none of them is on record yet.
     `written` are the encoded states of customers and of merchants after it, where they changed.
     """
 
@@ -90,7 +97,7 @@ class Store(Protocol):
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
-        """Record decisions, each with its own key, and tell the states.
+        """Record decisions, each with its own key, and tell the states. Those recalled as unrecorded may be among them.
 
         Parameters
         ----------

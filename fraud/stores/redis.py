@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Awaitable, Sequence
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import redis.asyncio
@@ -30,6 +30,9 @@ from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, State
 from fraud.stores.states import Blobs, Change, Written, told_of
 
 PREFIX = "fraud:1:"
+UNRECORDED = f"{PREFIX}unrecorded"
+"""A hash of the decisions made while the store of record was off, by their keys."""
+HELD_AT_ONCE = 200
 STAMP_BYTES = 8
 HEADER = struct.Struct(">8sI")
 """Before a state: a stamp that no other write has, and how many things the state was told."""
@@ -58,11 +61,12 @@ end
 return false
 """
 
-# KEYS and ARGV as above without stamps: a state is written if it was told more than the one that is there.
+# KEYS and ARGV as above without stamps. A decision on record replaces what stands there; a state is written if it was
+# told more than the one that is there.
 REFRESH = """
 local n, mark_s, state_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 for i = 1, n do
-  redis.call('SET', KEYS[i], ARGV[3 + i], 'EX', mark_s, 'NX')
+  redis.call('SET', KEYS[i], ARGV[3 + i], 'EX', mark_s)
 end
 for i = n + 1, #KEYS do
   local header = redis.call('GETRANGE', KEYS[i], 8, 11)
@@ -75,6 +79,7 @@ end
 T = TypeVar("T")
 _decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 _encode_record = msgspec.msgpack.Encoder().encode
+_decode_held = msgspec.msgpack.Decoder(tuple[DecisionRecord, bytes]).decode
 
 
 class RedisStore:
@@ -154,7 +159,7 @@ class RedisStore:
         return Recorded(first.decided + second.decided, written=written)
 
     async def refresh(self, decided: Sequence[DecisionRecord], customers: Written, merchants: Written) -> None:
-        """Write states that a store of record holds, where it was told more; and decisions not known here."""
+        """Write states that a store of record holds, where it was told more; and decisions that it has on record."""
         marks = {_decision(d.key): _encode_record(d) for d in decided}
         blobs = {_customer(k): v for k, v in customers.items()} | {_merchant(k): v for k, v in merchants.items()}
         await self._answered(
@@ -163,6 +168,22 @@ class RedisStore:
                 args=[len(marks), self._mark_s, self._state_s, *marks.values(), *map(_stamped, blobs.values())],
             )
         )
+
+    async def hold(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> None:
+        """Keep decisions for the store of record, with what the states are told of them, until `let_go`."""
+        told = [b""] * len(decided) if transactions is None else [t.tobytes() for t in transactions]
+        held = {d.key: msgspec.msgpack.encode((d, some)) for d, some in zip(decided, told, strict=True)}
+        await self._answered(self._redis.hset(UNRECORDED, mapping=cast(Any, held)))
+
+    async def held(self, cursor: int) -> tuple[int, list[tuple[DecisionRecord, bytes]]]:
+        """Return some of the decisions that are held, and the cursor of the next ones, 0 after the last."""
+        answer: Any = await self._answered(self._redis.hscan(UNRECORDED, cursor, count=HELD_AT_ONCE))
+        cursor, found = answer
+        return cursor, [_decode_held(value) for value in found.values()]
+
+    async def let_go(self, keys: Sequence[str]) -> None:
+        """Hold decisions no longer: they are on record."""
+        await self._answered(self._redis.hdel(UNRECORDED, *keys))
 
     async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         recorded = (await self.recall([fraud.transaction_id for fraud in frauds], [], [])).decided

@@ -19,7 +19,7 @@ from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
+from fraud.stores.protocol import RECORD, Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
 from fraud.stores.states import Change
 
 logger = logging.getLogger("fraud.stores")
@@ -203,6 +203,8 @@ class Resilient:
         Decisions that may wait while the store is off.
     on_late : callable, optional
         Is awaited with what was recorded late, with the decisions it was recorded for.
+    on_back : callable, optional
+        Is called when nothing waits any more; calls reach the store again as soon as it returns.
     """
 
     def __init__(
@@ -211,11 +213,13 @@ class Resilient:
         budget_s: float,
         queue: int = 20_000,
         on_late: Callable[[Recorded], Awaitable[None]] | None = None,
+        on_back: Callable[[], None] | None = None,
     ) -> None:
         self.remote = remote
         self.breaker = CircuitBreaker(remote, budget_s, self._catch_up)
         self.cache = LocalCache()
         self.on_late = on_late
+        self.on_back = on_back
         self._most = queue
         self._waiting: dict[str, tuple[DecisionRecord, Any]] = {}
 
@@ -233,20 +237,34 @@ class Resilient:
         except StoreDown:
             degraded = "history" if customer_ids else "recall"
             recalled = Recalled({}, self.cache.histories(customer_ids, merchant_ids), (degraded,))
-        recalled.decided |= self.waiting_decisions(keys)
+        self.add_waiting(recalled, keys)
         return recalled
 
+    def add_waiting(self, recalled: Recalled, keys: Sequence[str]) -> None:
+        """Add the decisions that wait here to what was recalled."""
+        if self._waiting:
+            waiting = self.waiting_decisions(keys)
+            recalled.decided |= waiting
+            recalled.unrecorded = recalled.unrecorded.union(waiting)
+
     def waiting_decisions(self, keys: Sequence[str]) -> dict[str, DecisionRecord]:
-        return {key: self._waiting[key][0] for key in keys if key in self._waiting} if self._waiting else {}
+        return {key: self._waiting[key][0] for key in keys if key in self._waiting}
 
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         try:
-            recorded = await self.breaker.call(lambda: self.remote.record(decided, transactions, recalled))
+            return await self.record_now(decided, transactions, recalled)
         except StoreDown:
-            self._wait(decided, transactions)
-            return Recorded(list(decided), ("record",))
+            self.expect_room(decided)
+            self.wait(decided, transactions)
+            return Recorded(list(decided), (RECORD,))
+
+    async def record_now(
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None
+    ) -> Recorded:
+        """Record without waiting for a store that is off; raises `StoreDown` then."""
+        recorded = await self.breaker.call(lambda: self.remote.record(decided, transactions, recalled))
         self.cache.keep(*recorded.written)
         return recorded
 
@@ -260,8 +278,9 @@ class Resilient:
         return await self.breaker.call(lambda: self.remote.profile(customer_id), PATIENT_S)
 
     async def reset(self, customer_id: str) -> bool:
+        known = await self.breaker.call(lambda: self.remote.reset(customer_id), PATIENT_S)
         self.cache.forget(customer_id)
-        return await self.breaker.call(lambda: self.remote.reset(customer_id), PATIENT_S)
+        return known
 
     async def backfill(self, states: States) -> None:
         await self.remote.backfill(states)
@@ -278,13 +297,19 @@ class Resilient:
                 logger.error("%d decisions were not recorded: %s is off", self.waiting, self.remote.name)
         await self.remote.close()
 
-    def _wait(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> None:
-        if len(self._waiting) + len(decided) > self._most:
+    def expect_room(self, decided: Sequence[DecisionRecord]) -> None:
+        """Raise `StoreError` if these decisions cannot wait."""
+        n_new = sum(d.key not in self._waiting for d in decided)
+        if n_new and self.waiting + n_new > self._most:
             raise StoreError(f"{self.waiting} decisions wait for {self.remote.name} already; try again later")
-        for i, d in enumerate(decided):
-            self._waiting[d.key] = d, None if transactions is None else transactions[i]
-        if transactions is not None:
-            self.cache.tell(Change.of_transactions(decided, transactions))
+
+    def wait(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> None:
+        """Keep decisions until the store is back; those that wait already are told to nobody again."""
+        new = [i for i, d in enumerate(decided) if d.key not in self._waiting]
+        for i in new:
+            self._waiting[decided[i].key] = decided[i], None if transactions is None else transactions[i]
+        if transactions is not None and new:
+            self.cache.tell(Change.of_transactions([decided[i] for i in new], transactions[new]))
 
     async def _catch_up(self) -> None:
         """Record what waits, in the order it came; the store counts each transaction id once."""
@@ -300,3 +325,5 @@ class Resilient:
                 await self.on_late(recorded)
             for key in keys:
                 del self._waiting[key]
+        if self.on_back is not None:
+            self.on_back()

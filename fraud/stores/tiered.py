@@ -8,15 +8,20 @@ PostgreSQL is read, and the copies that went stale are renewed when Redis is bac
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+import numpy as np
 
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
-from fraud.history.state import encode
+from fraud.history.state import TRANSACTION, encode
 from fraud.stores.postgres import PostgresStore
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats, distinct
+from fraud.stores.protocol import RECORD, Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats, distinct
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker, Resilient
 
@@ -43,7 +48,9 @@ class Tiered:
         self._postgres = cold.remote
         self._stale_customers: dict[str, None] = {}
         self._stale_merchants: dict[str, None] = {}
-        cold.on_late = self._copy
+        self._sweeping: asyncio.Task[None] | None = None
+        cold.on_late = self._copy_late
+        cold.on_back = self._sweep_soon
 
     @property
     def waiting(self) -> int:
@@ -53,13 +60,18 @@ class Tiered:
     async def open(self) -> None:
         await self.breaker.open()
         await self.cold.open()
+        self._sweep_soon()  # what a worker that died has left
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         try:
             recalled = await self.breaker.call(lambda: self.hot.recall(keys, customer_ids, merchant_ids))
         except StoreDown:
             return await self.cold.recall(keys, customer_ids, merchant_ids)
-        recalled.decided |= self.cold.waiting_decisions(keys)
+        marked = {key: _unmarked(d) for key, d in recalled.decided.items() if RECORD in d.degraded}
+        if marked:
+            recalled.decided |= marked
+            recalled.unrecorded = frozenset(marked)
+        self.cold.add_waiting(recalled, keys)
         await self._fill(recalled)
         return recalled
 
@@ -84,11 +96,12 @@ class Tiered:
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
-        recorded = await self.cold.record(decided, transactions, recalled)
-        if recorded.degraded:
-            await self._tell_hot_alone(decided, transactions, recalled)
-        else:
-            await self._copy(recorded)
+        try:
+            recorded = await self.cold.record_now(decided, transactions, recalled)
+        except StoreDown:
+            self.cold.expect_room(decided)  # before anything of them is written
+            return Recorded(await self._record_hot_alone(decided, transactions, recalled), (RECORD,))
+        await self._copy(recorded)
         return recorded
 
     async def _copy(self, recorded: Recorded) -> None:
@@ -97,26 +110,82 @@ class Tiered:
         except StoreDown:
             self._mark_stale(recorded.written[0], recorded.written[1])
 
-    async def _tell_hot_alone(
+    async def _copy_late(self, recorded: Recorded) -> None:
+        await self._copy(recorded)
+        with suppress(StoreDown):  # held once more, they are recorded once more, which changes nothing
+            await self.breaker.call(lambda: self.hot.let_go([d.key for d in recorded.decided]))
+
+    async def _record_hot_alone(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None
-    ) -> None:
-        """Tell the hot states while the cold store is off, but begin none that the cold store may have."""
+    ) -> list[DecisionRecord]:
+        """Keep decisions in the hot store while the cold one is off, for any worker to put them on record.
+
+        Returns what stands for each: itself, or the one that another worker made first. States are told as well,
+        but none is begun that the cold store may have.
+        """
         customers, merchants = (recalled and recalled.base) or ({}, {})
-        whole = [
-            i
-            for i, d in enumerate(decided)
-            if transactions is None
-            or (customers.get(d.customer_id) and (not d.merchant_id or merchants.get(d.merchant_id)))
+        told = [
+            transactions is not None
+            and bool(customers.get(d.customer_id) and (not d.merchant_id or merchants.get(d.merchant_id)))
+            for d in decided
         ]
-        if not whole:
-            return
-        some = [decided[i] for i in whole]
+        stands = list(decided)
+        for is_told in (True, False):
+            some = [i for i in range(len(decided)) if told[i] is is_told]
+            if some:
+                states = transactions[some] if transactions is not None and is_told else None
+                for i, d in zip(some, await self._keep_hot([decided[i] for i in some], states, recalled), strict=True):
+                    stands[i] = d
+        own = [i for i, d in enumerate(decided) if stands[i] is d]
+        if own:
+            mine = [decided[i] for i in own], None if transactions is None else transactions[own]
+            self.cold.wait(*mine)
+            with suppress(StoreDown):  # they wait in memory alone then
+                await self.breaker.call(lambda: self.hot.hold(*mine))
+        return stands
+
+    async def _keep_hot(
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None
+    ) -> list[DecisionRecord]:
+        marked = [_marked(d) for d in decided]
         try:
-            await self.breaker.call(
-                lambda: self.hot.record(some, None if transactions is None else transactions[whole], recalled)
-            )
+            kept = (await self.breaker.call(lambda: self.hot.record(marked, transactions, recalled))).decided
         except StoreDown:
-            self._mark_stale(distinct(d.customer_id for d in some), distinct(d.merchant_id for d in some))
+            if transactions is not None:
+                self._mark_stale(distinct(d.customer_id for d in decided), distinct(d.merchant_id for d in decided))
+            return list(decided)
+        return [d if k is m else _unmarked(k) for d, m, k in zip(decided, marked, kept, strict=True)]
+
+    def _sweep_soon(self) -> None:
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.ensure_future(self._sweep_until_done())
+
+    async def _sweep_until_done(self) -> None:
+        with suppress(StoreDown):  # swept again when that store is back
+            await self._sweep()
+
+    async def _sweep(self) -> int:
+        """Put on record what the hot store holds for the cold one, be it of workers that died; return how many."""
+        swept = cursor = 0
+        while True:
+            cursor, held = await self.breaker.call(lambda: self.hot.held(cursor), PATIENT_S)  # noqa: B023
+            for has_history in (True, False):
+                some = [(d, told) for d, told in held if bool(told) is has_history]
+                if some:
+                    decided = [d for d, _ in some]
+                    told = np.frombuffer(b"".join(told for _, told in some), TRANSACTION) if has_history else None
+                    recorded = await self.cold.breaker.call(lambda: self._postgres.record(decided, told), PATIENT_S)  # noqa: B023
+                    await self._copy_late(recorded)
+                    swept += len(some)
+            if not cursor:
+                return swept
+
+    async def _swept(self) -> bool:
+        """Sweep, if both stores answer; return whether there was anything."""
+        try:
+            return await self._sweep() > 0
+        except StoreDown:
+            return False
 
     def _mark_stale(
         self, customers: Sequence[str] | dict[str, bytes], merchants: Sequence[str] | dict[str, bytes]
@@ -144,6 +213,7 @@ class Tiered:
                 del self._stale_customers[name]
             for name in merchants:
                 del self._stale_merchants[name]
+        self._sweep_soon()
 
     def stats(self) -> StoreStats:
         cold = self.cold.stats()
@@ -153,12 +223,19 @@ class Tiered:
     async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         outcomes, written = await self.cold.breaker.call(lambda: self._postgres.tell(frauds), PATIENT_S)
         await self._copy(Recorded([], written=written))
-        return outcomes
+        if "unknown" not in outcomes or not await self._swept():
+            return outcomes
+        return [
+            later if outcome == "unknown" else outcome
+            for outcome, later in zip(outcomes, await self.apply_labels(frauds), strict=True)
+        ]
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self.cold.profile(customer_id)
 
     async def reset(self, customer_id: str) -> bool:
+        """Forget the copy first: where that is not possible nothing is forgotten. Then what was copied meanwhile."""
+        await self.breaker.call(lambda: self.hot.reset(customer_id), PATIENT_S)
         known = await self.cold.reset(customer_id)
         await self.breaker.call(lambda: self.hot.reset(customer_id), PATIENT_S)
         return known
@@ -171,6 +248,18 @@ class Tiered:
         return await self.cold.expire(before_ms)
 
     async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
         await self.breaker.close()
         await self.cold.close()
         await self.hot.close()
+
+
+def _marked(decided: DecisionRecord) -> DecisionRecord:
+    """Return a decision as the hot store keeps it while it is not on record: it says so itself."""
+    return msgspec.structs.replace(decided, degraded=[*decided.degraded, RECORD])
+
+
+def _unmarked(decided: DecisionRecord) -> DecisionRecord:
+    return msgspec.structs.replace(decided, degraded=[name for name in decided.degraded if name != RECORD])
