@@ -31,8 +31,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from bench.hardware import describe_hardware
 from bench.model import SEED, table
-from fraud.detectors.model import Model
-from fraud.detectors.treeshap import TreeShap
+from fraud.detectors.lightgbm.model import Model
+from fraud.detectors.lightgbm.text import read_text
+from fraud.detectors.trees.treeshap import TreeShap
 
 Matrix = NDArray[np.float64]
 Call = Callable[[Matrix], Any]
@@ -107,7 +108,7 @@ def exactness(n_rows: int = 10_000) -> dict[str, Any]:
     fit, test = X[n_rows:], X[:n_rows]
     data = lgb.Dataset(fit, margin[n_rows:] > 1.5, categorical_feature=[12, 13, 14])
     booster = lgb.train({"objective": "binary", "num_leaves": 31, "verbosity": -1, "num_threads": 1}, data, 300)
-    found = TreeShap(booster.model_to_string()).contributions(test)
+    found = TreeShap(read_text(booster.model_to_string())).contributions(test)
     expected, margins = booster.predict(test, pred_contrib=True), booster.predict(test, raw_score=True)
     return {
         "rows": n_rows,
@@ -120,7 +121,7 @@ STARTED = """
 import json, sys, time
 clock = time.perf_counter
 began = clock()
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 imported = clock()
 model = Model(sys.stdin.read(), {"x": [0.0], "y": [0.5]})
 loaded = clock()

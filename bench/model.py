@@ -21,7 +21,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 
 from fraud.decisions.policy import Policy, RiskLevels
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import Featurizer
 from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
 from fraud.models.scorer import golden_of

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fraud.detectors.booster_text import MalformedBooster
-from fraud.detectors.treeshap import TreeShap, UnsupportedModel
+from fraud.detectors.lightgbm.text import MalformedBooster, read_text
+from fraud.detectors.trees.structure import UnsupportedModel
+from fraud.detectors.trees.treeshap import TreeShap
 
 Matrix = NDArray[np.float64]
 QUIET = {"objective": "binary", "verbosity": -1, "num_threads": 1, "deterministic": True, "min_data_in_leaf": 5}
@@ -62,7 +63,7 @@ def check(booster: lgb.Booster, tolerance: float = 1e-9) -> TreeShap:
     """Assert that both kernels agree with pred_contrib on rows of the table and on hard ones."""
     text = booster.model_to_string()
     oracle = lgb.Booster(model_str=text)
-    shap = TreeShap(text)
+    shap = TreeShap(read_text(text))
     X = hard_rows(shap)
     if shap.n_features == 8:
         X = np.concatenate([X, table(80, missing=0.3, seed=3)[0]])
@@ -177,18 +178,18 @@ def test_more_features_on_a_path_than_one_turn_of_points_covers() -> None:
 
 
 def test_refuses_more_features_on_a_path_than_are_exact() -> None:
-    with pytest.raises(UnsupportedModel, match=r"tree 0 of the booster has \d+ features on a path; at most 32"):
-        TreeShap(chain_of(60).model_to_string())
+    with pytest.raises(UnsupportedModel, match=r"tree 0 of the forest has \d+ features on a path; at most 32"):
+        TreeShap(read_text(chain_of(60).model_to_string()))
 
 
 def test_refuses_linear_trees_and_several_outputs() -> None:
     X, y = table(missing=0.0)
     linear = lgb.train(QUIET | {"linear_tree": True}, lgb.Dataset(X, y), 2)
     with pytest.raises(UnsupportedModel, match="is linear"):
-        TreeShap(linear.model_to_string())
+        TreeShap(read_text(linear.model_to_string()))
     multiclass = lgb.train(QUIET | {"objective": "multiclass", "num_class": 3}, lgb.Dataset(X, X[:, 6] % 3), 2)
     with pytest.raises(UnsupportedModel, match="the booster has 3 outputs"):
-        TreeShap(multiclass.model_to_string())
+        TreeShap(read_text(multiclass.model_to_string()))
 
 
 def edited(text: str, field: str, edit: Callable[[list[str]], list[str]]) -> str:
@@ -215,8 +216,8 @@ def test_refuses_training_rows_that_do_not_add_up() -> None:
         ("leaf_count", lambda v: ["0", *v[1:]]),
         ("internal_count", lambda v: ["0", *v[1:]]),
     ):
-        with pytest.raises(UnsupportedModel, match="tree 0 of the booster has training rows that don't add up"):
-            TreeShap(edited(text, field, edit))
+        with pytest.raises(UnsupportedModel, match="tree 0 of the forest has training rows that don't add up"):
+            TreeShap(read_text(edited(text, field, edit)))
 
 
 @pytest.mark.parametrize(
@@ -241,25 +242,25 @@ def test_refuses_a_text_that_is_no_consistent_model(
     field: str, edit: Callable[[list[str]], list[str]], message: str
 ) -> None:
     with pytest.raises(MalformedBooster, match=f"tree 0 of the booster .*({message})"):
-        TreeShap(edited(train().model_to_string(), field, edit))
+        TreeShap(read_text(edited(train().model_to_string(), field, edit)))
 
 
 def test_refuses_tree_sizes_that_are_not_the_trees() -> None:
     """LightGBM would abort the process."""
     text = train().model_to_string()
     with pytest.raises(MalformedBooster, match="tree_sizes are not the sizes of its trees"):
-        TreeShap(text.replace("\nshrinkage=1\n", "\nshrinkage=1.0\n", 1))
+        TreeShap(read_text(text.replace("\nshrinkage=1\n", "\nshrinkage=1.0\n", 1)))
 
 
 def test_refuses_what_is_no_model_at_all() -> None:
     with pytest.raises(MalformedBooster, match="not LightGBM's text model"):
-        TreeShap("{}")
+        TreeShap(read_text("{}"))
     with pytest.raises(MalformedBooster, match="header cannot be read: KeyError\\('max_feature_idx'\\)"):
-        TreeShap("tree\nversion=v4\n\nend of trees\n")
+        TreeShap(read_text("tree\nversion=v4\n\nend of trees\n"))
 
 
 def test_a_row_has_the_same_bits_alone_and_in_any_batch() -> None:
-    shap = TreeShap(train().model_to_string())
+    shap = TreeShap(read_text(train().model_to_string()))
     X = hard_rows(shap, 40)
     alone = np.concatenate([shap.contributions(row[None]) for row in X])
     for n in range(1, 41):
@@ -267,7 +268,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch() -> None:
 
 
 def test_takes_other_layouts_and_no_rows() -> None:
-    shap = TreeShap(train().model_to_string())
+    shap = TreeShap(read_text(train().model_to_string()))
     X = table(50)[0]
     expected = shap.contributions(X)
     np.testing.assert_array_equal(shap.contributions(np.asfortranarray(X)), expected)
@@ -278,7 +279,7 @@ def test_takes_other_layouts_and_no_rows() -> None:
 
 
 def test_threads_do_not_disturb_each_other() -> None:
-    shap = TreeShap(train().model_to_string())
+    shap = TreeShap(read_text(train().model_to_string()))
     parts = [hard_rows(shap, 1 + seed % 19, seed) for seed in range(60)]
     expected = [shap.contributions(part) for part in parts]
     with ThreadPoolExecutor(8) as pool:
@@ -315,5 +316,5 @@ def test_ten_thousand_rows_with_missing_values_and_categories(categorical: bool)
     booster = train({"num_leaves": 31}, 30, categorical, n_rows=3000)
     X, _ = table(10_000, missing=0.2, seed=8)
     expected = booster.predict(X, pred_contrib=True, num_threads=1)
-    found = TreeShap(booster.model_to_string()).contributions(X)
+    found = TreeShap(read_text(booster.model_to_string())).contributions(X)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)

@@ -12,7 +12,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import canonical_json, write_bundle

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.policy import Policy, RiskLevels
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, read_manifest, write_bundle
 from fraud.models.scorer import golden_of
 from fraud.models.verify import installed_libraries

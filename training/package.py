@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
 from fraud.models.scorer import golden_of

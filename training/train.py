@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import Featurizer, Matrix
 from fraud.models.bundle import Calibrator, Preprocessor
 from fraud.schema import FeatureSpec

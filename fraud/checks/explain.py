@@ -23,7 +23,7 @@ from training.data import Mapping, load_table
 from training.replay import instances_of, transaction_spec
 
 TOLERANCE = 1e-9
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True)

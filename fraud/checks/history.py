@@ -326,4 +326,4 @@ def url_of(store: str) -> str:
 
 
 def _simulated_mapping() -> Path:
-    return Path(__file__).parent.parent / "examples" / "simulated.yaml"
+    return Path(__file__).parents[2] / "examples" / "simulated.yaml"

@@ -25,7 +25,7 @@ import psutil
 
 import fraud
 from fraud.decisions.policy import Policy
-from fraud.detectors.model import Model
+from fraud.detectors.lightgbm.model import Model
 from fraud.errors import NotReady
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import MODEL_FILES, Bundle, Calibrator, canonical_json, read_manifest, write_bundle

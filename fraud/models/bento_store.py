@@ -16,16 +16,19 @@ import yaml
 from fraud.errors import BundleError, RegistryError
 from fraud.models.bundle import (
     MANIFEST,
-    MODEL_FILES,
+    MAX_MANIFEST_BYTES,
+    MAX_MODEL_YAML_BYTES,
+    MODEL_YAML,
+    MOST_BYTES,
     PREPROCESSOR_FILES,
     Manifest,
     read_bundle,
+    read_files,
     read_manifest,
-    sha256,
     short,
 )
-
-_MODEL_YAML = "model.yaml"
+from fraud.models.names import checked_name, checked_tag
+from fraud.models.plain_files import read_plain
 
 
 def tags_of(digest: str, manifest: Manifest) -> tuple[str, str]:
@@ -67,7 +70,7 @@ class BentoStore:
 
     def versions(self, name: str) -> list[str]:
         """Versions of a model in the store, 16 hexadecimal digits each; a damaged one counts."""
-        folder = self.models / name
+        folder = self.models / checked_name(name)
         return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def holds(self, name: str, digest: str) -> bool:
@@ -86,13 +89,13 @@ class BentoStore:
         Parameters
         ----------
         bundle : Path
-            A whole bundle, or its model part; each of its files has been checked by the caller.
+            A whole bundle, or its model part. What goes into the store are the bytes whose digests are compared here.
         facts : mapping of str to str
             Labels that lead back: run, wandb (the version's path) and so on.
         preprocessor : Path, optional
             The preprocessor part where it lies in another folder.
         """
-        digest, manifest = read_manifest(bundle)
+        digest, manifest, content = read_files(bundle, preprocessor)
         tag, preprocessor_tag = tags_of(digest, manifest)
         labels = {key: value for key, value in facts.items() if value} | {"kind": manifest.kind}
         metadata = {
@@ -104,20 +107,20 @@ class BentoStore:
             "git_commit": manifest.git_commit,
         }
         parts = (
-            (preprocessor_tag, preprocessor or bundle, PREPROCESSOR_FILES),
-            (tag, bundle, (MANIFEST, *MODEL_FILES)),
+            (preprocessor_tag, {name: content[name] for name in PREPROCESSOR_FILES}, preprocessor_metadata(manifest)),
+            (tag, {name: content[name] for name in content if name not in PREPROCESSOR_FILES}, metadata),
         )
         with self._alone():
-            for part, source, files in parts:
-                if not self._has(part, {name: sha256((source / name).read_bytes()) for name in files}):
-                    self._put(part, source, files, labels, metadata if part == tag else preprocessor_metadata(manifest))
+            for part, files, facts_of_part in parts:
+                if not self._has(part, files):
+                    self._put(part, files, labels, facts_of_part)
         return tag
 
     def label(self, tag: str, facts: Mapping[str, str]) -> None:
         """Add labels to a model in the store: what W&B called it, once that is known."""
         with self._alone():
-            path = self._folder(tag) / _MODEL_YAML
-            description = yaml.safe_load(path.read_text())
+            path = self._folder(tag) / MODEL_YAML
+            description = yaml.safe_load(read_plain(path, MAX_MODEL_YAML_BYTES))
             if facts.items() <= description["labels"].items():
                 return
             description["labels"] |= dict(facts)
@@ -127,14 +130,17 @@ class BentoStore:
 
     def _folder(self, tag: str) -> Path:
         name, _, version = tag.partition(":")
+        checked_tag(f"{name.removesuffix('-preprocessor')}:{version}")
         return self.models / name / version
 
-    def _has(self, tag: str, digests: Mapping[str, str]) -> bool:
+    def _has(self, tag: str, files: Mapping[str, bytes]) -> bool:
         folder = self._folder(tag)
-        return (folder / _MODEL_YAML).is_file() and all(
-            (folder / name).is_file() and sha256((folder / name).read_bytes()) == digest
-            for name, digest in digests.items()
-        )
+        try:
+            read_plain(folder / MODEL_YAML, MAX_MODEL_YAML_BYTES)
+            most = MOST_BYTES | {MANIFEST: MAX_MANIFEST_BYTES}
+            return all(read_plain(folder / name, most[name]) == content for name, content in files.items())
+        except BundleError:
+            return False
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -149,8 +155,7 @@ class BentoStore:
     def _put(
         self,
         tag: str,
-        source: Path,
-        files: tuple[str, ...],
+        files: Mapping[str, bytes],
         labels: dict[str, str],
         metadata: dict[str, Any],
     ) -> None:
@@ -168,15 +173,15 @@ class BentoStore:
             context=bentoml.models.ModelContext(framework_name="fraud-bento", framework_versions={}),
             _model_store=ModelStore(private),
         ) as model:
-            for file in files:
-                shutil.copyfile(source / file, model.path_of(file))
+            for name, content in files.items():
+                Path(model.path_of(name)).write_bytes(content)
         target = self._folder(tag)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # damaged, or half of it is missing: the import was asked to mend it
             os.rename(target, Path(tempfile.mkdtemp(dir=self.staging)) / "damaged")
-        name, _, version = tag.partition(":")
-        os.rename(private / name / version, target)
-        os.replace(private / name / "latest", target.parent / "latest")
+        stored = private / target.relative_to(self.models)
+        os.rename(stored, target)
+        os.replace(stored.parent / "latest", target.parent / "latest")
 
 
 def preprocessor_metadata(manifest: Manifest) -> dict[str, Any]:

@@ -5,6 +5,9 @@ bundle. The two parts, preprocessor (`PREPROCESSOR_FILES`) and model (the rest),
 as W&B and the Bento store keep them.
 
 To change the format: raise `FORMAT_VERSION`, keep reading the older ones here with a test for each.
+
+A bundle may come from anywhere. Each file is read once, if it is plain and no larger than it may be, and everything is
+made from the bytes whose digest was compared.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,23 +23,31 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.policy import Policy
-from fraud.errors import BundleError
+from fraud.errors import BundleError, RegistryError
+from fraud.models.names import Digest, checked_name
+from fraud.models.plain_files import KIB, MIB, read_plain
+from fraud.models.specification import expect_preprocessor, expect_specification
 from fraud.schema import FeatureSpec, Kind
 
 FORMAT_VERSION = 1
+MOST_BYTES = {
+    "features.json": 4 * MIB,
+    "preprocessor.json": 1 * MIB,
+    "booster.txt": 32 * MIB,
+    "calibrator.json": 4 * MIB,
+    "policy.json": 64 * KIB,
+    "model_card.md": 1 * MIB,
+    "metrics.json": 1 * MIB,
+    "reference.json": 8 * MIB,
+    "golden.jsonl": 8 * MIB,
+}
+"""The files of a bundle, and how large each may be."""
 PREPROCESSOR_FILES = ("features.json", "preprocessor.json")
-MODEL_FILES = (
-    "booster.txt",
-    "calibrator.json",
-    "policy.json",
-    "model_card.md",
-    "metrics.json",
-    "reference.json",
-    "golden.jsonl",
-)
-MANIFEST = "manifest.json"
+MODEL_FILES = tuple(name for name in MOST_BYTES if name not in PREPROCESSOR_FILES)
+MANIFEST, MODEL_YAML = "manifest.json", "model.yaml"
+MAX_MANIFEST_BYTES = MAX_MODEL_YAML_BYTES = 1 * MIB
+MAX_GOLDEN = 1000
 T = TypeVar("T")
-MAX_FILE_BYTES = 512 * 1024 * 1024
 
 
 class Calibrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,9 +85,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     kind: Kind
-    files: dict[str, str]
-    preprocessor_digest: str
-    features_digest: str
+    files: dict[str, Digest]
+    preprocessor_digest: Digest
+    features_digest: Digest
     libraries: dict[str, str]
     data: dict[str, Any]
     seed: int
@@ -135,9 +147,12 @@ def write_bundle(
     git_commit: str,
 ) -> str:
     """Write the files and their manifest into a new folder and return the bundle's digest."""
-    expected = {*PREPROCESSOR_FILES, *MODEL_FILES}
-    if files.keys() != expected:
-        raise BundleError(f"a bundle holds {sorted(expected)}; {sorted(files)} were given")
+    if files.keys() != MOST_BYTES.keys():
+        raise BundleError(f"a bundle holds {', '.join(MOST_BYTES)}; {', '.join(files)} were given")
+    for file, content in files.items():
+        if len(content) > MOST_BYTES[file]:
+            raise BundleError(f"{file} has {len(content)} bytes; {MOST_BYTES[file]} are allowed")
+    checked_name(name)
     digests = {file: sha256(content) for file, content in sorted(files.items())}
     manifest = canonical_json(
         Manifest(
@@ -160,15 +175,56 @@ def write_bundle(
 
 
 def read_manifest(model_dir: Path) -> tuple[str, Manifest]:
-    """Return a bundle's digest and manifest without looking at the other files."""
+    """Return a bundle's digest and manifest without looking at the other files.
+
+    Raises
+    ------
+    BundleError
+        There is none, or it is of another format, or names no bundle's files.
+    """
+    content, manifest = _manifest(model_dir)
+    return sha256(content), manifest
+
+
+def _manifest(model_dir: Path) -> tuple[bytes, Manifest]:
     path = model_dir / MANIFEST
-    if not path.is_file():
+    if not path.is_symlink() and not path.exists():
         raise BundleError(f"{model_dir} is no bundle: it has no {MANIFEST}")
-    content = _read(path)
+    content = read_plain(path, MAX_MANIFEST_BYTES)
     manifest = _parse(content, Manifest, path)
     if manifest.format_version != FORMAT_VERSION:
         raise BundleError(f"{path} has format {manifest.format_version}; this release reads format {FORMAT_VERSION}")
-    return sha256(content), manifest
+    try:
+        checked_name(manifest.name)
+    except RegistryError as error:
+        raise BundleError(f"{path}: {error.message}") from None
+    if manifest.files.keys() != MOST_BYTES.keys():
+        wrong = sorted(manifest.files.keys() ^ MOST_BYTES.keys())
+        raise BundleError(f"{path} lacks or adds {_some(wrong)}; a bundle holds {', '.join(MOST_BYTES)}")
+    if manifest.preprocessor_digest != preprocessor_digest(manifest.files):
+        raise BundleError(f"{model_dir}: the manifest names another preprocessor than its files are")
+    if manifest.features_digest != manifest.files["features.json"]:
+        raise BundleError(f"{model_dir}: the manifest names another features.json than is among its files")
+    return content, manifest
+
+
+def read_files(model_dir: Path, preprocessor_dir: Path | None = None) -> tuple[str, Manifest, dict[str, bytes]]:
+    """Return a bundle's digest, its manifest, and the bytes of all its files, compared with their digests.
+
+    Raises
+    ------
+    BundleError
+        A file is missing, changed, foreign, a link, not plain or too large.
+    """
+    raw, manifest = _manifest(model_dir)
+    parts = {model_dir: set(MODEL_FILES), preprocessor_dir or model_dir: set(PREPROCESSOR_FILES)}
+    if preprocessor_dir is None or preprocessor_dir == model_dir:
+        parts = {model_dir: set(MOST_BYTES)}
+    content = {MANIFEST: raw}
+    for folder, names in parts.items():
+        content |= {name: _audited(folder / name, manifest.files[name]) for name in sorted(names)}
+        _expect_no_other(folder, names | ({MANIFEST} if folder == model_dir else set()))
+    return sha256(raw), manifest, content
 
 
 def read_bundle(model_dir: Path, preprocessor_dir: Path | None = None) -> Bundle:
@@ -184,34 +240,30 @@ def read_bundle(model_dir: Path, preprocessor_dir: Path | None = None) -> Bundle
     Raises
     ------
     BundleError
-        A file is missing, changed, foreign, a link or too large, or the format is another one.
+        A file is missing, changed, foreign, a link or too large, the format is another one, or what the files say
+        does not fit together.
     """
-    digest, manifest = read_manifest(model_dir)
-    content = {
-        name: _audited(
-            preprocessor_dir if preprocessor_dir and name in PREPROCESSOR_FILES else model_dir, name, manifest
-        )
-        for name in (*PREPROCESSOR_FILES, *MODEL_FILES)
-    }
-    if manifest.preprocessor_digest != preprocessor_digest(manifest.files):
-        raise BundleError(f"{model_dir}: the manifest names another preprocessor than its files are")
-    allowed = {*manifest.files, MANIFEST}
-    for folder in filter(None, (model_dir, preprocessor_dir)):
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in allowed and p.name != "model.yaml")
-        if foreign:
-            raise BundleError(f"{folder} holds files that are not in its manifest: {', '.join(foreign)}")
-    spec = _parse(content["features.json"], FeatureSpec, model_dir / "features.json")
+    digest, manifest, content = read_files(model_dir, preprocessor_dir)
+
+    def parsed(name: str, type_: type[T]) -> T:
+        return _parse(content[name], type_, model_dir / name)
+
+    spec, preprocessor = parsed("features.json", FeatureSpec), parsed("preprocessor.json", Preprocessor)
+    if spec.kind != manifest.kind:
+        raise BundleError(f"{model_dir}: the manifest says kind {manifest.kind}, features.json says {spec.kind}")
+    expect_specification(spec, model_dir / "features.json")
+    expect_preprocessor(spec, preprocessor.amount_quantiles, model_dir / "preprocessor.json")
     return Bundle(
         digest=digest,
         manifest=manifest,
         spec=spec,
-        preprocessor=_parse(content["preprocessor.json"], Preprocessor, model_dir / "preprocessor.json"),
-        policy=_parse(content["policy.json"], Policy, model_dir / "policy.json"),
-        calibrator=_parse(content["calibrator.json"], Calibrator, model_dir / "calibrator.json"),
-        booster_text=content["booster.txt"].decode(),
-        golden=tuple(_parse(line, Golden, model_dir / "golden.jsonl") for line in content["golden.jsonl"].splitlines()),
-        metrics=_parse(content["metrics.json"], dict[str, Any], model_dir / "metrics.json"),
-        reference=_parse(content["reference.json"], dict[str, Any], model_dir / "reference.json"),
+        preprocessor=preprocessor,
+        policy=parsed("policy.json", Policy),
+        calibrator=parsed("calibrator.json", Calibrator),
+        booster_text=_text(content["booster.txt"], model_dir / "booster.txt"),
+        golden=_golden(content["golden.jsonl"], len(spec.features), model_dir / "golden.jsonl"),
+        metrics=parsed("metrics.json", dict[str, Any]),
+        reference=parsed("reference.json", dict[str, Any]),
     )
 
 
@@ -220,28 +272,48 @@ def row_of(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _audited(folder: Path, name: str, manifest: Manifest) -> bytes:
-    expected = manifest.files.get(name)
-    if expected is None:
-        raise BundleError(f"the manifest does not name {name}")
-    path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path} is {'a link' if path.is_symlink() else 'missing'}; a bundle holds plain files")
-    content = _read(path)
+def _golden(content: bytes, n_features: int, path: Path) -> tuple[Golden, ...]:
+    lines = content.splitlines()
+    if not 1 <= len(lines) <= MAX_GOLDEN:
+        raise BundleError(f"{path} has {len(lines)} golden requests; 1 to {MAX_GOLDEN} are allowed")
+    golden = tuple(_parse(line, Golden, path) for line in lines)
+    for i, row in enumerate(golden):
+        if (len(row.features), len(row.contributions)) != (n_features, n_features + 1):
+            raise BundleError(
+                f"{path}: golden request {i} has {len(row.features)} features and {len(row.contributions)} "
+                f"contributions; the specification has {n_features} features"
+            )
+    return golden
+
+
+def _audited(path: Path, expected: str) -> bytes:
+    content = read_plain(path, MOST_BYTES[path.name])
     if sha256(content) != expected:
         raise BundleError(f"{path} is changed or truncated: {sha256(content)} arrived, the manifest says {expected}")
     return content
 
 
-def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise BundleError(f"{path} has {size} bytes; {MAX_FILE_BYTES} are allowed")
-    return path.read_bytes()
+def _expect_no_other(folder: Path, names: set[str]) -> None:
+    foreign = list(islice((path.name for path in folder.iterdir() if path.name not in {*names, MODEL_YAML}), 6))
+    if foreign:
+        raise BundleError(f"{folder} holds files that are not in its manifest: {_some(sorted(foreign))}")
+    if (folder / MODEL_YAML).is_symlink() or (folder / MODEL_YAML).exists():
+        read_plain(folder / MODEL_YAML, MAX_MODEL_YAML_BYTES)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(name[:100] for name in names[:most]) + (" and more" if len(names) > most else "")
+
+
+def _text(content: bytes, path: Path) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8: {error}") from None
 
 
 def _parse(content: bytes, type_: type[T], path: Path) -> T:
     try:
         return msgspec.json.decode(content, type=type_)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None

@@ -28,7 +28,7 @@ logger = logging.getLogger("fraud.serving.following")
 
 ASKED = "asked"
 LOOK_LIMIT_S = 120.0
-SOURCES = Path(__file__).parent.parent
+SOURCES = Path(__file__).parents[2]
 
 
 class Following:

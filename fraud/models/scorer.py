@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from fraud.detectors.explain import Explainer
-from fraud.detectors.model import Model
-from fraud.errors import BundleError
+from fraud.detectors.lightgbm.model import Model
+from fraud.errors import BundleError, RequestError
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Bundle, Golden, read_bundle, row_of
 from fraud.schema import RowDecoder
@@ -45,7 +45,9 @@ class Scorer:
         self.decoder = RowDecoder(bundle.spec, max_ahead_ms)
         self.featurizer = Featurizer(bundle.spec, bundle.preprocessor.amount_quantiles)
         self.explainer = Explainer(bundle.spec)
-        self.model = Model(bundle.booster_text, {"x": bundle.calibrator.x, "y": bundle.calibrator.y})
+        self.model = Model(
+            bundle.booster_text, {"x": bundle.calibrator.x, "y": bundle.calibrator.y}, len(bundle.spec.features)
+        )
 
     @classmethod
     def load(cls, model_dir: Path, preprocessor_dir: Path | None = None, max_ahead_ms: int = 86_400_000) -> Scorer:
@@ -64,7 +66,10 @@ class Scorer:
     def verify(self) -> None:
         """Score the golden requests and compare every feature, margin and probability exactly."""
         golden = self.bundle.golden
-        rows = [self.decoder.decode(g.instance, f"$.golden[{i}]") for i, g in enumerate(golden)]
+        try:
+            rows = [self.decoder.decode(g.instance, f"$.golden[{i}]") for i, g in enumerate(golden)]
+        except RequestError as error:
+            raise BundleError(f"a golden request of {self.name.name} {self.name.version} is refused: {error}") from None
         if self.spec.kind == "transaction":
             X = self.featurizer.advance(rows, Histories.new(rows))
         else:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fraud.detectors.lightgbm.text import write_text
+from fraud.detectors.trees.structure import Forest
 from fraud.errors import BundleError
 
 FLOAT64 = 1  # C_API_DTYPE_FLOAT64
@@ -56,36 +58,37 @@ def _free(row_config: ctypes.c_void_p, booster: ctypes.c_void_p) -> None:
 
 
 class Booster:
-    """A LightGBM model of one output, read from its text; safe to use from several threads.
+    """A LightGBM model, made by the library from checked trees; safe to use from several threads.
 
     Every call runs on the calling thread alone (``num_threads=1``): rows are so cheap that waking others costs more.
 
     Parameters
     ----------
-    text : str
-        What ``lightgbm.Booster.model_to_string`` wrote.
+    forest : Forest
 
     Raises
     ------
     BundleError
-        LightGBM cannot read the text, or the model has several outputs.
+        LightGBM is not installed, or refuses the trees.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, forest: Forest) -> None:
         library, holding = _libraries()
         self._handle, self._row_config = ctypes.c_void_p(), ctypes.c_void_p()
-        n_iterations, n_outputs, n_features = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        n_iterations, n_features = ctypes.c_int(), ctypes.c_int()
         _check(
             library.LGBM_BoosterLoadModelFromString(
-                ctypes.c_char_p(text.encode()), ctypes.byref(n_iterations), ctypes.byref(self._handle)
+                ctypes.c_char_p(write_text(forest).encode()), ctypes.byref(n_iterations), ctypes.byref(self._handle)
             )
         )
         weakref.finalize(self, _free, self._row_config, self._handle)
-        _check(library.LGBM_BoosterGetNumClasses(self._handle, ctypes.byref(n_outputs)))
-        if n_outputs.value != 1:
-            raise BundleError(f"the booster has {n_outputs.value} outputs; a fraud model has one")
         _check(library.LGBM_BoosterGetNumFeature(self._handle, ctypes.byref(n_features)))
         self.n_features = n_features.value
+        if (self.n_features, n_iterations.value) != (forest.n_features, len(forest.trees)):
+            raise BundleError(
+                f"LightGBM read {n_iterations.value} trees of {self.n_features} features where "
+                f"{len(forest.trees)} of {forest.n_features} were written"
+            )
         _check(
             library.LGBM_BoosterPredictForMatSingleRowFastInit(
                 self._handle,

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fraud.detectors.booster import FEW_ROWS, Booster
-from fraud.detectors.treeshap import TreeShap, UnsupportedModel
+from fraud.detectors.lightgbm.booster import FEW_ROWS, Booster
+from fraud.detectors.lightgbm.text import read_text
+from fraud.detectors.trees.structure import MAX_CONTRIBUTION_WORK, UnsupportedModel
+from fraud.detectors.trees.treeshap import TreeShap
 from fraud.errors import BundleError
 
 TOLERANCE = 1e-9  # log-odds
 WARM_UP_ROWS = FEW_ROWS + 1  # one more than the booster takes row by row
 MAX_GOLDEN_ROWS = 32  # compared with LightGBM's own contributions, which take a millisecond a row
+PROOF_WORK = 2 * MAX_CONTRIBUTION_WORK  # for all rows compared: a few seconds
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -28,6 +31,8 @@ class Model:
         LightGBM's text model, of one output.
     calibrator : mapping
         ``{"x": [...], "y": [...]}``: the knots, margins strictly rising and their probabilities not falling.
+    n_features : int, optional
+        How many the specification has, which the booster must have too.
 
     Attributes
     ----------
@@ -43,15 +48,21 @@ class Model:
 
     contributions_fallback: str | None
 
-    def __init__(self, booster_text: str, calibrator: Mapping[str, Sequence[float]]) -> None:
+    def __init__(
+        self, booster_text: str, calibrator: Mapping[str, Sequence[float]], n_features: int | None = None
+    ) -> None:
         self._knots_x, self._knots_y = _knots(calibrator)
+        forest = read_text(booster_text)
+        if n_features not in (None, forest.n_features):
+            raise BundleError(f"the booster is of {forest.n_features} features, the specification of {n_features}")
         self._shap: TreeShap | None = None
         self.contributions_fallback = None
         try:
-            self._shap = TreeShap(booster_text)  # first: it refuses a text that LightGBM would crash on
+            self._shap = TreeShap(forest)
         except UnsupportedModel as error:
             self.contributions_fallback = error.message
-        self._booster = Booster(booster_text)
+        self._booster = Booster(forest)
+        self._proven_rows = int(min(MAX_GOLDEN_ROWS, max(1, PROOF_WORK // max(1, forest.contribution_work))))
         self.n_features = self._booster.n_features
 
     def raw_margin(self, X: Matrix) -> Vector:
@@ -78,15 +89,15 @@ class Model:
     def verify_contributions(self, X_golden: Matrix) -> None:
         """Compare the fast contributions with LightGBM's own; from the first that differs, use LightGBM's.
 
-        Takes up to 32 golden rows and one variant of each: missing values, zeros, infinities, and the very values
-        that the model's splits compare with.
+        Takes up to 32 golden rows (fewer of a very large model) and one variant of each: missing values, zeros,
+        infinities, and the very values that the model's splits compare with.
 
         Raises
         ------
         BundleError
             Base value and contributions in use don't sum to the margin within 1e-9.
         """
-        X = self._matrix(X_golden)[:MAX_GOLDEN_ROWS]
+        X = self._matrix(X_golden)[: self._proven_rows]
         if self._shap is not None:
             X = np.concatenate([X, _variants(X, self._shap.thresholds)])
             fast, own = self._shap.contributions(X), self._booster.contributions(X)

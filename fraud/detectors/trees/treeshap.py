@@ -1,4 +1,4 @@
-"""Exact path-dependent SHAP values of a LightGBM model by Gauss-Legendre quadrature.
+"""Exact path-dependent SHAP values of a forest by Gauss-Legendre quadrature.
 
 The Shapley value of a feature on one leaf (Lundberg et al. 2020, doi:10.1038/s42256-019-0138-9) is an integral over t
 in [0, 1]: (o - z) times the product over the other features of the path of (z(1 - t) + o t), times the leaf's value,
@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fraud.detectors import treeshap_kernels as kernels
-from fraud.detectors.booster_text import Split, Tree, parse_booster
-from fraud.detectors.lanes import WIDTH
-from fraud.errors import BundleError
+from fraud.detectors.trees import kernels
+from fraud.detectors.trees.lanes import WIDTH
+from fraud.detectors.trees.structure import Forest, Split, Tree, UnsupportedModel
 
 Array = NDArray[Any]
 MAX_FEATURES_ON_A_PATH = 32
@@ -38,45 +37,36 @@ KINDS = {
 FEW_ROWS = 4  # up to here the one-row kernel is cheaper than a block of eight
 
 
-class UnsupportedModel(BundleError):
-    """The booster is consistent, but has something that these contributions are not defined or not proven for."""
-
-
 class TreeShap:
-    """Contributions of every feature to a LightGBM model's raw score; safe to use from several threads.
+    """Contributions of every feature to the raw score of a forest; safe to use from several threads.
 
     Parameters
     ----------
-    booster_text : str
-        What ``lightgbm.Booster.model_to_string`` wrote: all its iterations count, as in `predict` of the loaded model.
+    forest : Forest
+        All its trees count. Their leaves, and so the contributions, are in the unit of the raw score.
 
     Attributes
     ----------
     n_features : int
     base_value : float
-        The expected raw score over the training rows, log-odds.
+        The expected raw score over the training rows.
     thresholds : tuple of ndarray
         For each feature the values that the model's splits compare it with: thresholds, or the codes that go left.
 
     Raises
     ------
     UnsupportedModel
-        Several outputs, linear trees, training rows that don't add up, or more than 32 distinct features on one path.
-    MalformedBooster
-        The text is no consistent model.
+        Training rows that don't add up, or more than 32 distinct features on one path.
     """
 
-    def __init__(self, booster_text: str) -> None:
-        booster = parse_booster(booster_text)
-        if booster.n_outputs != 1:
-            raise UnsupportedModel(f"the booster has {booster.n_outputs} outputs; contributions are of one")
-        packer = _Packer(booster.n_features)
-        for number, tree in enumerate(booster.trees):
+    def __init__(self, forest: Forest) -> None:
+        packer = _Packer(forest.n_features)
+        for number, tree in enumerate(forest.trees):
             try:
                 packer.add(tree)
             except UnsupportedModel as error:
-                raise UnsupportedModel(f"tree {number} of the booster {error.message}") from None
-        self.n_features = booster.n_features
+                raise UnsupportedModel(f"tree {number} of the forest {error.message}") from None
+        self.n_features = forest.n_features
         self.base_value = packer.base_value
         self._model = packer.arrays()
         self.thresholds = packer.thresholds()
@@ -87,7 +77,7 @@ class TreeShap:
         return sum(int(array.nbytes) for array in self._model)
 
     def contributions(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (n, n_features + 1) float64 in log-odds, the base value last; rows sum to the raw score.
+        """Return (n, n_features + 1) float64, the base value last; rows sum to the raw score.
 
         Parameters
         ----------
@@ -126,8 +116,6 @@ class _Packer:
 
     def add(self, tree: Tree) -> None:
         """Pack one tree."""
-        if tree.linear:
-            raise UnsupportedModel("is linear")
         n = len(tree.splits)
         if n == 0:
             self.base_value += tree.leaf_values[0]
@@ -141,13 +129,13 @@ class _Packer:
                 raise UnsupportedModel("has training rows that don't add up, or a node without any")
             share, _ = paths[i].get(split.feature, (1.0, 0))
             most_features = max(most_features, len(paths[i] | {split.feature: ()}))
+            if most_features > MAX_FEATURES_ON_A_PATH:  # at once: a deep tree's paths would take memory without bound
+                raise UnsupportedModel(
+                    f"has {most_features} features on a path; at most {MAX_FEATURES_ON_A_PATH} are exact"
+                )
             for child, ratio, went_left in ((split.left, left, 1), (split.right, right, 0)):
                 if child >= 0:
                     paths[child] = paths[i] | {split.feature: (share * ratio / split.n_rows, 2 * i + went_left)}
-        if most_features > MAX_FEATURES_ON_A_PATH:
-            raise UnsupportedModel(
-                f"has {most_features} features on a path; at most {MAX_FEATURES_ON_A_PATH} are exact"
-            )
         n_points = (most_features + 1) // 2
         self._trees.append((len(self._splits), n, len(self._leaves), n_points, self._weights_at(n_points)))
         for i, split in enumerate(tree.splits):

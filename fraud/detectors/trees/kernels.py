@@ -1,4 +1,4 @@
-"""The two numba kernels of fraud.treeshap: one row with lanes over quadrature points, eight rows with lanes over rows.
+"""The two numba kernels of TreeSHAP: one row with lanes over quadrature points, eight rows with lanes over rows.
 
 Both do the same floating-point operations in the same order for each (row, point), so a row's contributions have the
 same bits whether it comes alone or in a batch. What they index was checked when the model was packed.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fraud.detectors.lanes import WIDTH, aligned, at_most, compiled, fma, load, mul, splat, store, sub
+from fraud.detectors.trees.lanes import WIDTH, aligned, at_most, compiled, fma, load, mul, splat, store, sub
 
 PLAIN, NAN_LEFT, NAN_RIGHT, ZERO_LEFT, ZERO_RIGHT, CATEGORIES = range(6)  # how an operand treats its feature's value
 LARGEST = np.finfo(np.float64).max

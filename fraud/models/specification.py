@@ -1,0 +1,76 @@
+"""Is a feature specification one that this release can decode, featurize and score by?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from fraud.errors import BundleError
+from fraud.features.featurizer import HISTORY_FEATURES
+from fraud.schema import ID_FIELDS, MOMENTS, POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec
+
+MAX_FEATURES = 4096
+MAX_CATEGORIES = 100_000
+MAX_NAME_LENGTH = 256
+MAX_QUANTILES = 1000
+KNOWN_ROLES = TEXT_ROLES + POSITION_ROLES
+RESERVED = {*ID_FIELDS, *MOMENTS} - {"merchant_id"}
+
+
+def expect_specification(spec: FeatureSpec, path: Path) -> None:
+    """Check that a specification holds together.
+
+    Raises
+    ------
+    BundleError
+        Says the feature or role, what is wrong with it, and the file.
+    """
+    names, roles = [feature.name for feature in spec.features], [role.name for role in spec.roles]
+    checks: list[tuple[Callable[[], bool], str]] = [
+        (lambda: spec.format_version == 1, f"has format {spec.format_version}; this release reads format 1"),
+        (lambda: 1 <= len(names) <= MAX_FEATURES, f"has {len(names)} features; 1 to {MAX_FEATURES} are allowed"),
+        (lambda: len(set(names)) == len(names), "names a feature twice"),
+        (lambda: len(set(roles)) == len(roles), "names a role twice"),
+        (lambda: {*roles} <= {*KNOWN_ROLES}, f"has a role that is none of {', '.join(KNOWN_ROLES)}"),
+        (lambda: names[: len(spec.derived)] == list(spec.derived), "has a history feature behind one of the request"),
+        (lambda: spec.kind != "features" or not (roles or spec.derived), "is of ready features, and asks for history"),
+    ]
+    for holds, otherwise in checks:
+        if not holds():
+            raise BundleError(f"{path} {otherwise}")
+    for feature in spec.features:
+        if wrong := _wrong_with(feature, set(roles) if spec.kind != "features" else set()):
+            raise BundleError(f"{path}: feature {feature.name[:MAX_NAME_LENGTH]!r} {wrong}")
+
+
+def expect_preprocessor(spec: FeatureSpec, amount_quantiles: Sequence[float], path: Path) -> None:
+    """Check that the amounts' quantiles are some, ascending, where amounts are ranked; raises `BundleError`."""
+    n = len(amount_quantiles)
+    rising = all(a <= b for a, b in pairwise(amount_quantiles))
+    if n > MAX_QUANTILES or not rising or (spec.kind != "features" and n == 0):
+        raise BundleError(f"{path} has {n} amount_quantiles; 1 to {MAX_QUANTILES} that never fall are allowed")
+
+
+def _wrong_with(feature: Feature, roles: set[str]) -> str | None:
+    categories = feature.categories
+    if not 1 <= len(feature.name) <= MAX_NAME_LENGTH:
+        return f"has a name of {len(feature.name)} characters; 1 to {MAX_NAME_LENGTH} are allowed"
+    if feature.source == "history":
+        return None if feature.name in HISTORY_FEATURES else "is no feature of the history that this release knows"
+    if feature.name in RESERVED:
+        return "has the name of an id or time"
+    if feature.name in roles & set(TEXT_ROLES) and feature.type != "categorical":
+        return f"is the text of a role, and {feature.type}"
+    numbers = {"amount", *(roles & set(POSITION_ROLES))} if roles else set()
+    if feature.name in numbers and feature.type != "numeric":
+        return f"is the number of a role, and {feature.type}"
+    if len(categories) > (MAX_CATEGORIES if feature.type == "categorical" else 0):
+        return f"is {feature.type} and has {len(categories)} categories"
+    if len(set(categories)) != len(categories):
+        return "names a category twice"
+    lowest, highest = feature.minimum, feature.maximum
+    if lowest is not None and highest is not None and not lowest <= highest:
+        return f"has the minimum {lowest} above the maximum {highest}"
+    return None if all(bound is None or math.isfinite(bound) for bound in (lowest, highest)) else "has no finite bounds"
