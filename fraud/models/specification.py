@@ -9,14 +9,14 @@ from pathlib import Path
 
 from fraud.errors import BundleError
 from fraud.features.featurizer import HISTORY_FEATURES
-from fraud.schema import ID_FIELDS, MOMENTS, POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec
+from fraud.schema import ID_FIELDS, POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec
 
 MAX_FEATURES = 4096
 MAX_CATEGORIES = 100_000
 MAX_NAME_LENGTH = 256
 MAX_QUANTILES = 1000
 KNOWN_ROLES = TEXT_ROLES + POSITION_ROLES
-RESERVED = {*ID_FIELDS, *MOMENTS} - {"merchant_id"}
+RESERVED = {*ID_FIELDS, "event_time"} - {"merchant_id"}
 
 
 def expect_specification(spec: FeatureSpec, path: Path) -> None:
