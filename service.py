@@ -15,12 +15,15 @@ from fraud.models.active import active_tags, bundle_paths, pack, packed_versions
 from fraud.serving.app import FrontedService
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
+from fraud.serving.descriptors import descriptor
 from fraud.serving.engine import Engine
-from fraud.serving.http import Guard, HttpLimits, Observer
+from fraud.serving.front_door import Guard, Observer
+from fraud.serving.http import HttpLimits
 from fraud.serving.security import Gate
 from fraud.settings import Settings
 
 settings = Settings.read()
+Question, Predicted, Explained = descriptor(ScoreRequest), descriptor(PredictAnswer), descriptor(ExplainAnswer)
 install(ConnectionLimits(settings.header_timeout_s, settings.max_header_bytes, settings.max_connections))
 
 
@@ -82,19 +85,17 @@ class FraudBento:
         await self.operations.stop()
         await self.engine.stop()
 
-    @bentoml.api(route="/predict", input_spec=ScoreRequest, output_spec=PredictAnswer)
-    async def predict(self, instances: list[dict[str, Any]], model: str | None = None) -> PredictAnswer:
+    @bentoml.api(route="/predict", input_spec=Question, output_spec=Predicted)
+    async def predict(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
         """Score transactions: probability, risk level and decision of each."""
         body = orjson.dumps({"instances": instances, "model": model})
-        answer: PredictAnswer = PredictAnswer.model_validate_json(await self.engine.answer(body, explain=False))
-        return answer
+        return Predicted.model_validate_json(await self.engine.answer(body, explain=False))
 
-    @bentoml.api(route="/explain", input_spec=ScoreRequest, output_spec=ExplainAnswer)
-    async def explain(self, instances: list[dict[str, Any]], model: str | None = None) -> ExplainAnswer:
+    @bentoml.api(route="/explain", input_spec=Question, output_spec=Explained)
+    async def explain(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
         """Score transactions and say why: every feature's contribution in log-odds, and the strongest in words."""
         body = orjson.dumps({"instances": instances, "model": model})
-        answer: ExplainAnswer = ExplainAnswer.model_validate_json(await self.engine.answer(body, explain=True))
-        return answer
+        return Explained.model_validate_json(await self.engine.answer(body, explain=True))
 
 
 pack(FraudBento, settings)

@@ -11,6 +11,7 @@ FraudError
 │   ├── UnknownModel             404  the named model is not served here
 │   │   └── PastVersion               the version that decided is served no more
 │   ├── UnknownCustomer          404  nothing is known of a customer
+│   ├── UnknownPath              404  no route is declared for the path
 │   ├── PayloadTooLarge          413  the body is larger than allowed
 │   ├── MethodNotAllowed         405  the path does not answer this method
 │   ├── UnsupportedMediaType     415  the body is not declared as JSON
@@ -138,6 +139,14 @@ class UnknownCustomer(RequestError):
 
     def __init__(self) -> None:
         super().__init__("nothing is known of this customer", "$.id")
+
+
+class UnknownPath(RequestError):
+    http_status = 404
+    code = "not_found"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"not found: {path[:200]}")
 
 
 class PayloadTooLarge(RequestError):

@@ -98,7 +98,9 @@ class Settings(BaseSettings):
         SecretStr(""), description="Hashed API keys as `fraud keys create` prints them, separated by commas or lines."
     )
     require_keys: bool = Field(
-        False, description="Whether all paths but health ask for an API key; those under /admin always do."
+        False,
+        description="Whether routes of the scopes score and read ask for an API key too; those of other scopes always "
+        "do, health never.",
     )
     rate_limit_per_s: float = Field(
         0.0,

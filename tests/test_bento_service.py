@@ -18,7 +18,8 @@ import bentoml
 import jsonschema_rs
 import pytest
 
-from fraud.serving.security import SCOPES, new_key
+from fraud.serving.scopes import SCOPES
+from fraud.serving.security import new_key
 from tests.servers import bentoml_serve
 from tests.tiny import ready_rows, store_of_tiny_models, transactions
 

@@ -22,7 +22,9 @@ from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.dataplane import DataPlane
 from fraud.serving.app import scoring_routes
 from fraud.serving.engine import Engine
-from fraud.serving.http import FrontDoor, HttpLimits
+from fraud.serving.front_door import FrontDoor
+from fraud.serving.http import HttpLimits
+from fraud.serving.routes import Router
 from fraud.stores.sqlite import SqliteStore
 from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
 
@@ -402,7 +404,7 @@ def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller
         engine = Engine()
         engine.start(call.plane, MicroBatcher(call.plane.run))
         gc.disable()
-        door = FrontDoor(behind, scoring_routes(engine), HttpLimits(max_body_bytes=10_000))
+        door = FrontDoor(Router(scoring_routes(engine)), behind, HttpLimits(max_body_bytes=10_000))
         await door(scope, receive, send)
         gc.collect()
         for _ in range(20):

@@ -21,8 +21,11 @@ import uvicorn
 from fraud.errors import FraudError, InvalidRequest, MalformedJson, Overloaded, RateLimited, StoreError
 from fraud.pipeline.batching import MicroBatcher
 from fraud.serving.app import scoring_routes
+from fraud.serving.bento_pages import with_own_errors
 from fraud.serving.engine import Engine
-from fraud.serving.http import Answer, Call, FrontDoor, HttpLimits
+from fraud.serving.front_door import FrontDoor
+from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Route
+from fraud.serving.routes import Router
 
 LIMITS = HttpLimits(max_body_bytes=10_000, body_timeout_s=0.3)
 
@@ -130,7 +133,7 @@ class Server:
 
 
 async def behind(scope: Any, receive: Any, send: Any) -> None:
-    """The application behind the front door."""
+    """An application of its own, two of whose paths are declared."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -143,10 +146,18 @@ async def behind(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b'internals"'})
 
 
+async def page(_: Call) -> ASGIApp:
+    return with_own_errors(behind)
+
+
+PAGES = [Route("GET", path, "read", page, "") for path in ("/hello", "/broken")]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     engine, seen, dataplane = Engine(), Seen(), Doubler()
-    door = FrontDoor(behind, scoring_routes(engine), LIMITS, guards=[seen.guard], observers=[seen.observe])
+    router = Router([*scoring_routes(engine), *PAGES])
+    door = FrontDoor(router, behind, LIMITS, guards=[seen.guard], observers=[seen.observe])
     listener = socket.create_server(("127.0.0.1", 0))
     uvicorn_server = uvicorn.Server(
         uvicorn.Config(door, http="httptools", loop="uvloop", log_level="critical", access_log=False)

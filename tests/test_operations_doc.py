@@ -6,11 +6,16 @@ import re
 from pathlib import Path
 
 from pydantic import SecretStr
+from starlette.applications import Starlette
 
-from fraud.serving.security import HEALTH_PATHS
+from fraud.serving.app import document_route, service_routes
+from fraud.serving.bento_pages import bento_routes
+from fraud.serving.engine import Engine
+from fraud.serving.scopes import SCOPES
 from fraud.serving.telemetry import METRICS
 from fraud.settings import Settings
 
+ROUTES = [*service_routes(Engine(), Settings()), *bento_routes(Starlette()), document_route([], "", "", "")]
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 
 
@@ -34,8 +39,20 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def scopes_table() -> str:
+    lines = ["| scope | for whom to | opens |", "|---|---|---|"]
+    for scope, meaning in SCOPES.items():
+        opened = ", ".join(f"`{route.method} {route.path}`" for route in ROUTES if route.scope == scope)
+        lines.append(f"| {scope} | {meaning} | {opened} |")
+    return "\n".join(lines)
+
+
 def with_tables(page: str) -> str:
-    for name, table in (("settings", settings_table()), ("metrics", metrics_table())):
+    for name, table in (
+        ("settings", settings_table()),
+        ("metrics", metrics_table()),
+        ("scopes", scopes_table()),
+    ):
         begin = page.index(f"<!-- {name} -->\n") + len(f"<!-- {name} -->\n")
         end = page.index("<!-- end -->", begin)
         page = page[:begin] + table + "\n" + page[end:]
@@ -58,7 +75,7 @@ def test_variables_and_metrics_in_the_text_exist() -> None:
     named = set(re.findall(r"\bFRAUD_[A-Z_]+\b", text))
     assert {name.removesuffix("_FILE") for name in named} <= variables
     assert set(re.findall(r"\bfraud_[a-z_]+\b", text)) <= {metric.name for metric in METRICS}
-    assert all(f"`{path}`" in text for path in HEALTH_PATHS)
+    assert all(f"`{route.path}`" in text for route in ROUTES if route.scope is None)
 
 
 if __name__ == "__main__":

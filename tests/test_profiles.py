@@ -15,18 +15,17 @@ from fraud.history.profile import Profile, readable_profile
 from fraud.history.state import CUSTOMER, new_states
 from fraud.models.scorer import Scorer
 from fraud.pipeline.dataplane import DataPlane
-from fraud.serving.http import FrontDoor
+from fraud.serving.front_door import FrontDoor
 from fraud.serving.labels import label_routes
 from fraud.serving.profiles import profile_routes
-from fraud.serving.security import scope_of
+from fraud.serving.routes import Router
 from fraud.stores.protocol import Fraud, Store
 from fraud.stores.sqlite import SqliteStore
 from tests.tiny import START_MS, transactions
 
 
 async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 404, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+    raise AssertionError("nothing is asked of what stands behind the front door")
 
 
 class Service:
@@ -35,8 +34,9 @@ class Service:
     def __init__(self, scorer: Scorer, store: Store) -> None:
         self.runner = asyncio.Runner()
         self.plane = DataPlane({"m": scorer}, store)
-        around = profile_routes(lambda: self.plane.store)
-        self.door = FrontDoor(elsewhere, label_routes(lambda: self.plane, 300_000), around=around)
+        routes = [*label_routes(lambda: self.plane, 300_000), *profile_routes(lambda: self.plane.store)]
+        self.router = Router(routes)
+        self.door = FrontDoor(self.router, elsewhere)
         self.headers: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -145,9 +145,10 @@ def test_what_is_refused(service: Service, method: str, path: str, status: int, 
     assert (answered, answer["error"]["code"]) == (status, code)
 
 
-def test_reading_and_resetting_ask_for_their_scopes() -> None:
-    assert scope_of("/v1/users/anna/profile", "GET") == "read"
-    assert scope_of("/v1/users/anna/profile", "DELETE") == "admin"
+def test_reading_and_resetting_ask_for_their_scopes(service: Service) -> None:
+    for method, scope in (("GET", "read"), ("HEAD", "read"), ("DELETE", "admin")):
+        route, names = service.router.find({"path": "/v1/users/anna/profile", "method": method})
+        assert (route.scope, names) == (scope, {"id": "anna"})
 
 
 def test_a_profile_of_nothing_divides_by_nothing() -> None:

@@ -9,13 +9,34 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 from typer.testing import CliRunner
 
 from fraud.cli.keys import app
 from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
 from fraud.serving import security
-from fraud.serving.security import ApiKey, Gate, Scope, TokenBucket, new_key, parse_keys, scope_of
+from fraud.serving.app import service_routes
+from fraud.serving.bento_pages import bento_routes
+from fraud.serving.engine import Engine
+from fraud.serving.http import Answer, Call, Route
+from fraud.serving.routes import Router
+from fraud.serving.scopes import KEYLESS, SCOPES, Scope
+from fraud.serving.security import ApiKey, Gate, TokenBucket, new_key, parse_keys
 from fraud.settings import Settings
+
+
+async def nothing(_: Call) -> Answer:
+    return Answer(b"")
+
+
+ROUTER = Router(
+    [
+        *service_routes(Engine(), Settings()),
+        *bento_routes(Starlette()),
+        Route("GET", "/docs.json", "read", nothing, ""),
+        *[Route("GET", f"/only/{scope}", scope, nothing, "") for scope in SCOPES],
+    ]
+)
 
 
 @dataclass
@@ -27,11 +48,13 @@ class Request:
     header: bytes = b"authorization"
     headers: dict[bytes, bytes] = field(init=False)
     scope: dict[str, object] = field(init=False)
+    route: Route = field(init=False)
 
     def __post_init__(self) -> None:
         value = "" if self.key is None else f"Bearer {self.key}" if self.header == b"authorization" else self.key
         self.headers = {} if self.key is None else {self.header: value.encode()}
         self.scope = {"path": self.path, "method": self.method, "client": self.client}
+        self.route, _ = ROUTER.find(self.scope)
 
 
 class Clock:
@@ -63,7 +86,10 @@ def test_entry_holds_no_secret() -> None:
     ("entry", "message"),
     [
         ("deadbeef:1234:score", r"API key 1 of 1 is not id:sha256:scope\+scope"),
-        (f"deadbeef:{'0' * 64}:write", r"scopes score, read, admin; `fraud keys create` prints such an entry"),
+        (
+            f"deadbeef:{'0' * 64}:write",
+            r"scopes score, read, analyst, rules, supervisor, admin; `fraud keys create` prints such an entry",
+        ),
         (f"deadbeef:{'0' * 64}:score:0", "API key deadbeef: a rate or burst of 0 is not a number above zero"),
         (f"deadbeef:{'0' * 64}:score:1.2.3", "a rate or burst of 1.2.3 is not a number above zero"),
         (f"deadbeef:{'0' * 64}:score deadbeef:{'1' * 64}:read", "API key deadbeef is given twice"),
@@ -89,6 +115,7 @@ def test_health_needs_no_key() -> None:
 
 @pytest.mark.parametrize("path", ["/predict", "/explain", "/metrics", "/docs.json", "/", "/admin/models"])
 def test_all_else_needs_one_when_required(path: str) -> None:
+    """Also for a method that the path does not answer."""
     _, key = key_of("score", "read", "admin")
     with pytest.raises(Unauthenticated, match=r"no API key arrived; send it as Authorization: Bearer fk_…"):
         Gate([key], required=True)(Request(path, method="GET"))
@@ -149,10 +176,10 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_scope_of_path(path: str, method: str, scope: Scope | None) -> None:
-    assert scope_of(path, method) == scope
+    assert Request(path, method=method).route.scope == scope
     if scope is None:
         return
-    for other in security.SCOPES:
+    for other in SCOPES:
         secret, key = key_of(other)
         gate = Gate([key])
         if other == scope:
@@ -167,6 +194,26 @@ def test_administration_asks_for_a_key_where_nothing_else_does() -> None:
     gate(Request("/predict"))
     with pytest.raises(Unauthenticated):
         gate(Request("/admin/models", method="GET"))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_each_scope_opens_what_it_names_and_nothing_else(scope: Scope) -> None:
+    """Scopes are flat: none includes another, admin neither."""
+    secret, key = key_of(scope)
+    gate = Gate([key])
+    for asked in SCOPES:
+        request = Request(f"/only/{asked}", secret, "GET")
+        if asked == scope:
+            gate(request)
+        else:
+            with pytest.raises(Forbidden):
+                gate(request)
+    without_key = Request(f"/only/{scope}", method="GET")
+    if scope in KEYLESS:
+        gate(without_key)
+    else:
+        with pytest.raises(Unauthenticated):
+            gate(without_key)
 
 
 def test_rate_holds_for_each_key_by_itself() -> None:
@@ -265,6 +312,6 @@ def test_command_makes_a_key_that_the_service_takes() -> None:
 
 
 def test_command_refuses_an_unknown_scope() -> None:
-    result = CliRunner().invoke(app, ["--scope", "write"])
+    result = CliRunner().invoke(app, ["--scope", "write"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert "allowed: score, read, admin" in result.output
+    assert "allowed: score, read, analyst, rules, supervisor, admin" in result.output

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fraud.serving.security import SCOPES, Scope, new_key
+from fraud.serving.scopes import SCOPES, Scope
+from fraud.serving.security import new_key
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the service.")
 
@@ -14,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="API keys of the service.")
 @app.command()
 def create(
     scope: Annotated[
-        list[str] | None, typer.Option("--scope", help="What the key may do: score, read, admin; may be repeated.")
+        list[str] | None, typer.Option("--scope", help=f"What the key may do: {', '.join(SCOPES)}; may be repeated.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option(min=0.001, help="Requests a second, else the service's default.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import numpy as np
 
 from fraud.history.state import CATEGORY_SLOTS, DAYS, MS_PER_DAY, NEVER
@@ -20,10 +21,52 @@ class Profile:
     """One record of `fraud.history.state.CUSTOMER`."""
 
 
+Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+
+
+class ProfileWindow(TypedDict):
+    """What is known of some days up to the last transaction's."""
+
+    transactions: int
+    amount_mean: float | None
+    amount_max: float | None
+    frauds: int
+
+
+class RecentTransaction(TypedDict):
+    """One of the latest transactions."""
+
+    event_time: Time
+    amount: float
+
+
+class ReadableProfile(TypedDict):
+    """What is kept of a customer: amounts in currency units, times in UTC."""
+
+    customer_id: str
+    transactions: int
+    first_seen: Time | None
+    last_seen: Time | None
+    amount_mean: float | None
+    amount_standard_deviation: float | None
+    windows: dict[Literal["1d", "7d", "30d"], ProfileWindow]
+    usual_hours_utc: Annotated[list[int], msgspec.Meta(max_length=3)]
+    usual_weekdays: Annotated[list[str], msgspec.Meta(max_length=3)]
+    known_categories: int
+    known_merchants: int
+    known_merchants_recent: int
+    known_devices_recent: int
+    frauds: Annotated[int, msgspec.Meta(description="known by now")]
+    last_fraud: Annotated[Time | None, msgspec.Meta(description="when the latest of them happened")]
+    recent: Annotated[list[RecentTransaction], msgspec.Meta(description="the latest transactions, newest first")]
+    approximate: Annotated[dict[str, str], msgspec.Meta(description="which figures are approximate, and how")]
+    state_bytes: int
+
+
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
-def readable_profile(profile: Profile) -> dict[str, Any]:
+def readable_profile(profile: Profile) -> ReadableProfile:
     """Return averages, habits, counts and latest transactions, amounts in currency units, times in UTC.
 
     Windows end with the day of the last transaction. Merchants, categories and devices are kept as
@@ -41,7 +84,7 @@ def readable_profile(profile: Profile) -> dict[str, Any]:
         "last_seen": _time(c["last_time"]) if n else None,
         "amount_mean": round(mean / 100, 2) if n else None,
         "amount_standard_deviation": round(variance**0.5 / 100, 2) if n > 1 else None,
-        "windows": {f"{days}d": _window(c, days) for days in (1, 7, 30)},
+        "windows": {"1d": _window(c, 1), "7d": _window(c, 7), "30d": _window(c, 30)},
         "usual_hours_utc": _habit(c["hour_count"], range(24)),
         "usual_weekdays": _habit(c["weekday_count"], WEEKDAYS),
         "known_categories": int((c["category_count"] > 0).sum()),
@@ -59,7 +102,7 @@ def readable_profile(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _window(c: np.void, days: int) -> dict[str, Any]:
+def _window(c: np.void, days: int) -> ProfileWindow:
     last, oldest_kept = int(c["last_time"]) // MS_PER_DAY, int(c["last_day"]) - DAYS + 1  # a label may be of later
     slots = [d % DAYS for d in range(max(last - days + 1, oldest_kept), last + 1)]
     n, total = int(c["day_count"][slots].sum()), int(c["day_amount"][slots].sum())

@@ -1,9 +1,4 @@
-"""The front door: an ASGI application that answers the project's own routes and passes the rest on.
-
-It stands outside the middlewares of BentoML, whose spans, timers and metrics cost more than a score (see
-docs/performance.md), and does for its routes what they would: limits, request ids, one error shape.
-Guards (keys, rates) run before a body is read; observers (metrics, logs) see every answer of a route.
-"""
+"""What HTTP is made of here: a call, its answer, a route, and the shape of an error."""
 
 from __future__ import annotations
 
@@ -12,14 +7,12 @@ import logging
 import math
 import os
 import re
-import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 
 from fraud.errors import (
     AccessError,
@@ -31,6 +24,8 @@ from fraud.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from fraud.serving.contract import ErrorAnswer, Problem, RequestProblem
+from fraud.serving.scopes import Scope
 
 logger = logging.getLogger("fraud.serving.http")
 
@@ -40,16 +35,17 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-OTHER = "other"
-"""The route of every path that is not answered here."""
 JSON: Headers = ((b"content-type", b"application/json"),)
 CLOSE: Headers = ((b"connection", b"close"),)
 
 
 class Answer(NamedTuple):
+    """A whole answer; `code` is the code of the error that it tells of, for the metrics."""
+
     body: bytes
     status: int = 200
     headers: Headers = JSON
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,16 +59,31 @@ class HttpLimits:
 
 
 class Call:
-    """One request of a route: its headers, its id and, on demand, its body."""
+    """One request: its route, its headers, its id and, on demand, its body.
 
-    __slots__ = ("_door", "_receive", "headers", "request_id", "scope")
+    Attributes
+    ----------
+    names : mapping of str to str
+        What stands in the path for the route's parameters, still percent-encoded; `fraud.serving.parameters` reads it.
+    """
 
-    def __init__(self, door: FrontDoor, scope: MutableMapping[str, Any], receive: Receive) -> None:
+    __slots__ = ("_bodies", "_receive", "headers", "names", "request_id", "route", "scope")
+
+    def __init__(
+        self,
+        route: Route,
+        names: Mapping[str, str],
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        bodies: SlowBodies,
+    ) -> None:
+        self.route = route
+        self.names = names
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = request_id(self.headers)
-        self._door = door
         self._receive = receive
+        self._bodies = bodies
 
     async def json_body(self) -> bytes:
         """The whole body.
@@ -82,13 +93,12 @@ class Call:
         UnsupportedMediaType, PayloadTooLarge, BodyTimeout
             Each before the body is read any further.
         """
-        limit = self._door.limits.max_body_bytes
+        limit = self._bodies.limits.max_body_bytes
         media_type = self.headers.get(b"content-type", b"application/json")
         if media_type != b"application/json" and media_type.split(b";")[0].strip().lower() != b"application/json":
             raise UnsupportedMediaType(media_type.decode("latin-1")[:100])
-        if int(self.headers.get(b"content-length", b"0")) > limit:
-            raise PayloadTooLarge(limit)
-        with self._door.slow_bodies:
+        self.expect_length()
+        with self._bodies:
             message = await self._receive()
             if message.get("more_body"):
                 return await self._rest(message, limit)
@@ -98,6 +108,12 @@ class Call:
         if len(body) > limit:
             raise PayloadTooLarge(limit)
         return body
+
+    def expect_length(self) -> None:
+        """Raise `PayloadTooLarge` when the caller announces a longer body than is read."""
+        limit = self._bodies.limits.max_body_bytes
+        if int(self.headers.get(b"content-length", b"0")) > limit:
+            raise PayloadTooLarge(limit)
 
     async def _rest(self, message: Message, limit: int) -> bytes:
         parts = [message["body"]]
@@ -113,88 +129,76 @@ class Call:
         return b"".join(parts)
 
 
-Handler = Callable[[Call], Awaitable[Answer]]
-Routes = Mapping[str, Mapping[str, Handler]]
-Guard = Callable[[Call], None]
-Observer = Callable[[Call, Answer, float], None]
+Handler = Callable[[Call], Awaitable[Answer | ASGIApp]]
+"""Answers a call, or returns an ASGI application that does: a page, a stream, a file."""
 
 
-class FrontDoor:
-    """Answer `routes` (path, then method, to handler); give everything else to `app`.
+class Failure(NamedTuple):
+    """What the caller may know of an error; `errors` has one problem a row when every row is bad."""
+
+    problem: RequestProblem
+    status: int
+    headers: Headers = ()
+    errors: list[Problem] | None = None
+
+
+@dataclass(frozen=True)
+class ErrorShape:
+    """How the routes of one contract word their errors: the function that does, and the type of its body."""
+
+    encode: Callable[[Failure], Answer]
+    body: type[msgspec.Struct]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def one_shape(failure: Failure) -> Answer:
+    """Word an error as all routes do that keep no other contract: ``{"error": {...}}``."""
+    return Answer(_encode(ErrorAnswer(failure.problem, failure.errors)), failure.status)
+
+
+ONE_SHAPE = ErrorShape(one_shape, ErrorAnswer)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Route:
+    """One thing that the service answers. Routing, the scope check, OpenAPI and the metrics' label follow from it.
 
     Parameters
     ----------
-    guards : sequence of callable
-        Each is called with every request, those for `app` included, before its body is read, and refuses it by
-        raising a `FraudError`. The sequence may be filled until the first request.
-    observers : sequence of callable
-        Each is called with a request, its answer and the seconds it took, when an answer given here goes out;
-        ``scope["fraud.route"]`` says of which route, one of as many as there are.
-    around : mapping of (str, str), optional
-        Routes whose path names something in its middle, by what stands before and after the name.
+    method, path : str
+        A path may hold parameters, such as ``/v1/users/{id}/profile``; each stands for one segment. HEAD is answered
+        wherever GET is.
+    scope : Scope or None
+        What a key must be for; None for health, which asks for none and counts towards no rate.
+    handler : callable
+        ``async handler(call)``; raises a `FraudError` to refuse.
+    summary : str
+        One sentence for the OpenAPI document.
+    request, answer : type, optional
+        What msgspec reads from the body and writes to it; without an `answer` the route is not JSON.
+    parameters : type, optional
+        A msgspec struct of what `fraud.serving.parameters` reads from the path and the query.
+    fails : mapping of int to str
+        Statuses beyond those that follow from the rest of the declaration, and when they are given.
+    errors : ErrorShape
+        Words every error of the route, those that are raised before its handler included.
+    tag : str, optional
+        The heading in the OpenAPI document; without one the route is not in it.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        routes: Routes,
-        limits: HttpLimits | None = None,
-        guards: Sequence[Guard] = (),
-        observers: Sequence[Observer] = (),
-        around: Mapping[tuple[str, str], Mapping[str, Handler]] | None = None,
-    ) -> None:
-        self.limits = limits or HttpLimits()
-        self.slow_bodies = SlowBodies(self.limits.body_timeout_s)
-        self._app = app
-        self._routes = routes
-        self._around = around or {}
-        self._guards = guards
-        self._observers = observers
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        started = time.perf_counter()
-        call = Call(self, scope, receive)
-        scope["fraud.route"], methods = self._route_of(scope["path"])
-        try:
-            answer = await self._answer(call, methods)
-        except CallerLeft:
-            return None
-        if answer is None:
-            return await self._app(scope, receive, _OneErrorShape(call, send))
-        for observe in self._observers:
-            observe(call, answer, time.perf_counter() - started)
-        return await respond(send, answer, call.request_id)
-
-    def _route_of(self, path: str) -> tuple[str, Mapping[str, Handler] | None]:
-        """Return a path's route and its handlers; what the path names in its middle is not in the route."""
-        methods = self._routes.get(path)
-        if methods is not None:
-            return path, methods
-        for (begin, end), methods in self._around.items():
-            if path.startswith(begin) and path.endswith(end):
-                return f"{begin}{{id}}{end}", methods
-        return OTHER, None
-
-    async def _answer(self, call: Call, methods: Mapping[str, Handler] | None) -> Answer | None:
-        """The answer of a route or the refusal of a guard; None when `app` is to answer."""
-        try:
-            for guard in self._guards:
-                guard(call)
-            if methods is None:
-                return None
-            handler = methods.get(call.scope["method"])
-            if handler is None:
-                raise MethodNotAllowed(call.scope["method"], ", ".join(methods))
-            return await handler(call)
-        except FraudError as error:
-            return error_answer(error, call.request_id)
-        except CallerLeft:
-            raise
-        except Exception:
-            logger.exception("request %s failed", call.request_id)
-            return error_answer(FraudError(INTERNAL), call.request_id)
+    method: str
+    path: str
+    scope: Scope | None
+    handler: Handler
+    summary: str
+    request: Any = None
+    answer: Any = None
+    parameters: type[msgspec.Struct] | None = None
+    fails: Mapping[int, str] = field(default_factory=dict)
+    errors: ErrorShape = ONE_SHAPE
+    tag: str | None = None
 
 
 class CallerLeft(Exception):
@@ -208,8 +212,9 @@ class SlowBodies:
     request costs five times as much as this, and a body almost always arrives together with its headers.
     """
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+    def __init__(self, limits: HttpLimits) -> None:
+        self.limits = limits
+        self._limit_s = limits.body_timeout_s
         self._since: dict[asyncio.Task[Any], float] = {}
         self._overdue: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -256,18 +261,14 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     return f"{_boot}-{next(_calls):x}"
 
 
-def error_answer(error: FraudError, request_id: str) -> Answer:
-    """The one shape of an error; the message of one that is not the caller's business stays in the log."""
+def error_answer(error: FraudError, request_id: str, shape: ErrorShape = ONE_SHAPE) -> Answer:
+    """Answer with an error; the message of one that is not the caller's business stays in the log."""
     status, code, message = error.http_status, error.code, error.message
     if not isinstance(error, RequestError | AccessError | Unavailable):
         if message != INTERNAL:
             logger.error("request %s failed: %s", request_id, message, exc_info=error)
         status, code, message = (503, "unavailable", INTERNAL) if status == 503 else (500, "internal", INTERNAL)
-    body: dict[str, Any] = {"error": {"code": code, "message": message, "path": error.path, "request_id": request_id}}
-    errors = getattr(error, "errors", None)
-    if errors is not None:  # one of each row
-        body["errors"] = errors
-    headers = JSON
+    headers: Headers = ()
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers += ((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))),)
@@ -275,7 +276,9 @@ def error_answer(error: FraudError, request_id: str) -> Answer:
         headers += ((b"allow", error.allowed.encode("ascii")),)
     if status in (408, 413, 415):  # the rest of the body will not be read
         headers += CLOSE
-    return Answer(orjson.dumps(body), status, headers)
+    problem = RequestProblem(code, message, error.path, request_id)
+    answer = shape.encode(Failure(problem, status, headers, getattr(error, "errors", None)))
+    return Answer(answer.body, answer.status, answer.headers + headers, code)
 
 
 async def respond(send: Send, answer: Answer, request_id: str) -> None:
@@ -286,38 +289,3 @@ async def respond(send: Send, answer: Answer, request_id: str) -> None:
     ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-class _OneErrorShape:
-    """A `send` that gives the errors of the application behind the front door the shape of ours."""
-
-    def __init__(self, call: Call, send: Send) -> None:
-        self._path = call.scope["path"]
-        self._request_id = call.request_id
-        self._send = send
-        self._error_status = 0
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            if message["status"] >= 400:
-                self._error_status = message["status"]
-                return
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", self._request_id.encode("ascii")),
-            ]
-        elif self._error_status:
-            if not message.get("more_body"):
-                await respond(self._send, self._reshaped(), self._request_id)
-            return
-        await self._send(message)
-
-    def _reshaped(self) -> Answer:
-        status = HTTPStatus(self._error_status)
-        error = {
-            "code": "internal" if status == 500 else status.name.lower(),
-            "message": INTERNAL if status >= 500 else f"{status.phrase.lower()}: {self._path[:200]}",
-            "path": None,
-            "request_id": self._request_id,
-        }
-        return Answer(orjson.dumps({"error": error}), status.value)

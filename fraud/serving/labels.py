@@ -1,6 +1,6 @@
 """Labels: what turned out to be fraud, told to the histories by whoever learned of it. Who did so is in the log.
 
-Telling asks for the scope score (`fraud.serving.security`): who may have transactions scored may label them.
+Telling asks for the scope score: who may have transactions scored may label them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import blake2b
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from fraud.errors import InvalidRequest, RequestError
-from fraud.pipeline.answers import Refused, RowsRefused, problem_of
+from fraud.pipeline.answers import RowsRefused
 from fraud.pipeline.requests import transaction_id_of
 from fraud.refusals import explained
-from fraud.schema import Id, Moment, decode_body, expect_count, fields_of, refuse_controls, time_ms
-from fraud.serving.http import Answer, Call, Routes
+from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, refuse_controls, time_ms
+from fraud.serving.contract import Either, Problem, Refused, described_by
+from fraud.serving.http import Answer, Call, Route
 from fraud.stores.protocol import Fraud, LabelOutcome, Store
 
 logger = logging.getLogger("fraud.serving.labels")
@@ -30,24 +32,38 @@ AT_ONCE = 50
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True):
-    """One label as a caller sends it."""
+    """One transaction that turned out to be fraud; one that nobody tells counts as legitimate."""
 
-    transaction_id: Id
+    transaction_id: Annotated[Id, Meta(description="as it was scored")]
     is_fraud: bool
-    label_time: Moment | None = None
+    label_time: Annotated[
+        Moment | None, Meta(description="when it became known, RFC 3339 with a zone; now by default")
+    ] = None
 
 
-class _Envelope(msgspec.Struct):
-    labels: list[msgspec.Raw] = []
+class LabelsRequest(msgspec.Struct):
+    """Labels, each read by itself."""
+
+    labels: Annotated[
+        list[Annotated[msgspec.Raw, described_by(Label)]],
+        Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INSTANCES}),
+    ] = []
 
 
 class Outcome(msgspec.Struct, frozen=True):
+    """What became of a label."""
+
     transaction_id: str
-    outcome: LabelOutcome
+    outcome: Annotated[
+        LabelOutcome,
+        Meta(description="told to the histories now, known to them before, or of a transaction that is not on record"),
+    ]
 
 
-class _Answer(msgspec.Struct):
-    labels: Sequence[Outcome | Refused]
+class LabelsAnswer(msgspec.Struct):
+    """One element per label, in order."""
+
+    labels: Sequence[Either[Outcome, Refused]]
 
 
 class Plane(Protocol):
@@ -58,12 +74,12 @@ class Plane(Protocol):
 
 
 _decode = msgspec.json.Decoder(Label).decode
-_decode_envelope = msgspec.json.Decoder(_Envelope)
+_decode_envelope = msgspec.json.Decoder(LabelsRequest)
 _encode = msgspec.json.Encoder().encode
 _REQUIRED = ("transaction_id", "is_fraud")
 
 
-def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> Routes:
+def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
     """`POST /v1/labels`."""
 
     async def tell(call: Call) -> Answer:
@@ -85,12 +101,23 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> Routes:
         answers = [
             Outcome(row.transaction_id, next(in_order))
             if isinstance(row, Fraud)
-            else Refused(transaction_id_of(raw), problem_of(row))
+            else Refused(transaction_id_of(raw), Problem(row.code, row.message, row.path))
             for raw, row in zip(raws, rows, strict=True)
         ]
-        return Answer(_encode(_Answer(answers)))
+        return Answer(_encode(LabelsAnswer(answers)))
 
-    return {LABELS: {"POST": tell}}
+    return [
+        Route(
+            "POST",
+            LABELS,
+            "score",
+            tell,
+            "Tell which scored transactions turned out to be fraud; customers and merchants are known by it.",
+            request=LabelsRequest,
+            answer=LabelsAnswer,
+            tag="History",
+        )
+    ]
 
 
 def decode_labels(body: bytes) -> list[msgspec.Raw]:

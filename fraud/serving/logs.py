@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
-from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -83,21 +81,12 @@ class RequestLog:
             "request",
             request_id=call.request_id,
             method=call.scope["method"],
-            path=shown_path(call.scope),
+            path=call.route.path,
             status=answer.status,
             milliseconds=round(seconds * 1000, 3),
             bytes=len(answer.body),
             key=call.scope.get("fraud.key_id"),
         )
-
-
-def shown_path(scope: Mapping[str, Any]) -> str:
-    """Return a request's path without the customer's id in it, for logs and traces."""
-    route: str = scope["fraud.route"]
-    return route if "{id}" in route else _CUSTOMER.sub(r"\1{id}", scope["path"])
-
-
-_CUSTOMER = re.compile(r"(/v1/users/).+", re.DOTALL)
 
 
 def _stamp(_logger: Any, method: str, event: Any) -> Any:

@@ -11,7 +11,8 @@ from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.dataplane import DataPlane
 from fraud.pipeline.shadow import Shadow
 from fraud.serving import logs
-from fraud.serving.http import Call, Guard, Observer
+from fraud.serving.front_door import Guard, Observer
+from fraud.serving.http import Call
 from fraud.serving.security import Gate
 from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings

@@ -1,31 +1,52 @@
-"""What is kept of one customer: read it, reset it. Who did so is in the log.
-
-Reading asks for the scope read, resetting for admin (`fraud.serving.security`).
-"""
+"""What is kept of one customer: read it, reset it. Who did so is in the log."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import blake2b
-from urllib.parse import unquote
+from typing import Annotated, Literal
 
-import orjson
+import msgspec
 
-from fraud.errors import InvalidRequest, UnknownCustomer
-from fraud.history.profile import readable_profile
+from fraud.errors import UnknownCustomer
+from fraud.history.profile import ReadableProfile, readable_profile
 from fraud.schema import MAX_ID_LENGTH, refuse_controls
-from fraud.serving.http import Answer, Call, Handler
+from fraud.serving.http import Answer, Call, Route
+from fraud.serving.parameters import parameters
 from fraud.stores.protocol import Store
 
 logger = logging.getLogger("fraud.serving.profiles")
 
-PROFILES = ("/v1/users/", "/profile")
-"""What stands before and after the customer's id in the path."""
+PROFILE = "/v1/users/{id}/profile"
+UNKNOWN = {404: "Nothing is known of this customer."}
 
 
-def profile_routes(store: Callable[[], Store]) -> dict[tuple[str, str], Mapping[str, Handler]]:
-    """`GET` and `DELETE /v1/users/{id}/profile`, by what their paths begin and end with."""
+class Customer(msgspec.Struct):
+    """Whom a path names."""
+
+    id: Annotated[
+        str,
+        msgspec.Meta(
+            min_length=1,
+            max_length=MAX_ID_LENGTH,
+            description="The customer's id, percent-encoded as a path asks for.",
+        ),
+    ]
+
+
+class ResetAnswer(msgspec.Struct):
+    """The customer's history is forgotten."""
+
+    customer_id: str
+    reset: Literal[True] = True
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def profile_routes(store: Callable[[], Store]) -> list[Route]:
+    """`GET` and `DELETE /v1/users/{id}/profile`."""
 
     async def show(call: Call) -> Answer:
         customer_id = customer_of(call)
@@ -33,7 +54,7 @@ def profile_routes(store: Callable[[], Store]) -> dict[tuple[str, str], Mapping[
         _note("read", call, customer_id, found=profile is not None)
         if profile is None:
             raise UnknownCustomer
-        return Answer(orjson.dumps(readable_profile(profile)))
+        return Answer(_encode(readable_profile(profile)))
 
     async def reset(call: Call) -> Answer:
         customer_id = customer_of(call)
@@ -41,9 +62,32 @@ def profile_routes(store: Callable[[], Store]) -> dict[tuple[str, str], Mapping[
         _note("reset", call, customer_id, found=known)
         if not known:
             raise UnknownCustomer
-        return Answer(orjson.dumps({"customer_id": customer_id, "reset": True}))
+        return Answer(_encode(ResetAnswer(customer_id)))
 
-    return {PROFILES: {"GET": show, "DELETE": reset}}
+    return [
+        Route(
+            "GET",
+            PROFILE,
+            "read",
+            show,
+            "What is kept of a customer, readable.",
+            answer=ReadableProfile,
+            parameters=Customer,
+            fails=UNKNOWN,
+            tag="History",
+        ),
+        Route(
+            "DELETE",
+            PROFILE,
+            "admin",
+            reset,
+            "Forget a customer's history; decisions stay on record.",
+            answer=ResetAnswer,
+            parameters=Customer,
+            fails=UNKNOWN,
+            tag="History",
+        ),
+    ]
 
 
 def customer_of(call: Call) -> str:
@@ -54,16 +98,7 @@ def customer_of(call: Call) -> str:
     InvalidRequest
         It is empty or too long, no UTF-8, or holds a character that no id may.
     """
-    raw = call.scope.get("raw_path") or call.scope["path"].encode()
-    middle = raw.decode("latin-1").removeprefix(PROFILES[0]).removesuffix(PROFILES[1])
-    try:
-        customer_id = unquote(middle, errors="strict")
-    except UnicodeDecodeError:
-        raise InvalidRequest("the customer's id in the path is no UTF-8", "$.id") from None
-    if not 1 <= len(customer_id) <= MAX_ID_LENGTH:
-        raise InvalidRequest(
-            f"the customer's id has {len(customer_id)} characters; 1 to {MAX_ID_LENGTH} are allowed", "$.id"
-        )
+    customer_id = parameters(call, Customer).id
     refuse_controls(customer_id, "$.id")
     return customer_id
 

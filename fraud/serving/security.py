@@ -15,19 +15,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
+from fraud.serving.scopes import KEYLESS, SCOPES, Scope
 from fraud.settings import Settings
 
-Scope = Literal["score", "read", "admin"]
-SCOPES: tuple[Scope, ...] = ("score", "read", "admin")
-HEALTH_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
-SCORE_PATHS = frozenset({"/predict", "/explain", "/v1/labels"})
 MAX_CALLERS = 10_000
 _KEY = re.compile(r"fk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 _LINE = re.compile(
-    r"([0-9a-f]{8}):([0-9a-f]{64}):((?:score|read|admin)(?:\+(?:score|read|admin))*)(?::([0-9.]+)(?::([0-9.]+))?)?"
+    r"([0-9a-f]{8}):([0-9a-f]{64}):((?:{0})(?:\+(?:{0}))*)(?::([0-9.]+)(?::([0-9.]+))?)?".replace(
+        "{0}", "|".join(SCOPES)
+    )
 )
 
 
@@ -109,8 +108,18 @@ class TokenBucket:
         return (1.0 - self._tokens) / self._rate
 
 
+class Scoped(Protocol):
+    """What is needed to know of a route."""
+
+    @property
+    def scope(self) -> Scope | None: ...
+
+
 class Asks(Protocol):
     """What is needed to know of a request: `fraud.serving.http.Call` is one."""
+
+    @property
+    def route(self) -> Scoped: ...
 
     @property
     def headers(self) -> Mapping[bytes, bytes]: ...
@@ -126,7 +135,7 @@ class Gate:
     ----------
     keys : iterable of ApiKey
     required : bool
-        Whether everything but health asks for a key. Paths of administration always do.
+        Whether the routes of the scopes in `KEYLESS` ask for a key too. Those of other scopes always do.
     rate, burst : float
         Requests a second and at once for one caller: a key, or without one an address. 0 for no limit.
     clock : callable
@@ -177,15 +186,15 @@ class Gate:
         Unauthenticated
             No key, or none that is known.
         Forbidden
-            The key lacks the scope of the path.
+            The key lacks the scope of the route.
         RateLimited
             The caller has no request left now.
         """
-        scope = scope_of(call.scope["path"], call.scope["method"])
+        scope = call.route.scope
         if scope is None:
             return
         presented = presented_key(call.headers)
-        if presented is None and not self._required and scope != "admin":
+        if presented is None and not self._required and scope in KEYLESS:
             if self._rate:
                 client = call.scope.get("client")
                 self._limit(f"address {client[0]}" if client else "address unknown")
@@ -224,17 +233,6 @@ class Gate:
         wait_s = bucket.take(now) if bucket else 0.0
         if wait_s:
             raise RateLimited(wait_s)
-
-
-def scope_of(path: str, method: str) -> Scope | None:
-    """Return the scope that a path asks for; None for health."""
-    if path in SCORE_PATHS:
-        return "score"
-    if path in HEALTH_PATHS:
-        return None
-    if path.startswith("/admin/") or method not in ("GET", "HEAD", "OPTIONS", "POST"):
-        return "admin"
-    return "read" if method != "POST" else "score"
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> bytes | None:

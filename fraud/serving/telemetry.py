@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import glob
 import os
-import re
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -112,7 +111,6 @@ METRICS = (
         mode="liveall",
     ),
 )
-_CODE = re.compile(rb'"code":"([a-z_]{1,40})"')
 
 
 class _Histogram(Histogram):
@@ -155,8 +153,14 @@ class _Tally:
         self._total = 0.0
 
 
+class _Declared(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
 class _Called(Protocol):
-    scope: Any
+    @property
+    def route(self) -> _Declared: ...
 
 
 class _Answered(Protocol):
@@ -164,7 +168,7 @@ class _Answered(Protocol):
     def status(self) -> int: ...
 
     @property
-    def body(self) -> bytes: ...
+    def code(self) -> str: ...
 
 
 class Telemetry:
@@ -201,13 +205,12 @@ class Telemetry:
 
     def answered(self, call: _Called, answer: _Answered, seconds: float) -> None:
         """Count one request; an observer of the front door."""
-        route = call.scope["fraud.route"]
+        route = call.route.path
         with self._lock:
             self._tally("fraud_request_seconds", route).observe(seconds)
             self._tally("fraud_requests_total", route, str(answer.status)).increase()
             if answer.status >= 400:
-                code = _CODE.search(answer.body, 0, 200)
-                self._tally("fraud_errors_total", code[1].decode() if code else "unknown").increase()
+                self._tally("fraud_errors_total", answer.code or "unknown").increase()
 
     def stage(self, name: str, seconds: float) -> None:
         """Count what a batch, or in the queue a request, spent in a stage."""

@@ -1,0 +1,31 @@
+"""The types of the HTTP contract as BentoML wants them: pydantic models, made of the msgspec structs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from bentoml import IODescriptor
+from pydantic import WithJsonSchema, create_model
+
+
+def descriptor(kind: type[msgspec.Struct]) -> type[IODescriptor]:
+    """Return what BentoML calls an input or output specification, with the fields of a struct.
+
+    It checks nothing: the pipeline does. Elements of a list are shown as any object, because BentoML's clients send
+    and return only those fields of an object that its schema names.
+    """
+    properties = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]
+    fields: dict[str, Any] = {
+        field.name: (
+            Annotated[Any, WithJsonSchema(_shown(properties[field.encode_name]))],
+            ... if field.required else field.default,
+        )
+        for field in msgspec.structs.fields(kind)
+    }
+    made: type[IODescriptor] = create_model(kind.__name__, __base__=IODescriptor, __doc__=kind.__doc__, **fields)
+    return made
+
+
+def _shown(schema: dict[str, Any]) -> dict[str, Any]:
+    return schema | {"items": {"type": "object"}} if schema.get("type") == "array" else schema

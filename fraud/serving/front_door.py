@@ -1,0 +1,136 @@
+"""The front door: the ASGI application that takes every request to its route.
+
+It stands outside the middlewares of BentoML, whose spans, timers and metrics cost more than a score (see
+docs/performance.md), and does for its routes what they would: limits, request ids, one shape of errors.
+Guards (keys, rates) run before a body is read; observers (metrics, logs) see every answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+from fraud.errors import FraudError
+from fraud.serving.http import (
+    INTERNAL,
+    Answer,
+    ASGIApp,
+    Call,
+    CallerLeft,
+    HttpLimits,
+    Message,
+    Receive,
+    Send,
+    SlowBodies,
+    error_answer,
+    respond,
+)
+from fraud.serving.routes import Router
+
+logger = logging.getLogger("fraud.serving.http")
+
+Guard = Callable[[Call], None]
+Observer = Callable[[Call, Answer, float], None]
+
+
+class FrontDoor:
+    """Answer what a router knows, and close the rest.
+
+    Parameters
+    ----------
+    router : Router
+    lifespan : ASGI application
+        Is asked to start and to stop, and nothing else; what it should answer is a route.
+    guards : sequence of callable
+        Each is called with every request before its body is read, and refuses it by raising a `FraudError`. The
+        sequence may be filled until the first request.
+    observers : sequence of callable
+        Each is called with a request, its answer and the seconds it took, when the answer goes out. The answer that
+        an application of its own gave has a status and no body here.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        lifespan: ASGIApp,
+        limits: HttpLimits | None = None,
+        guards: Sequence[Guard] = (),
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._find = router.find
+        self._lifespan = lifespan
+        self._bodies = SlowBodies(limits or HttpLimits())
+        self._guards = guards
+        self._observers = observers
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._lifespan(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008, "reason": "there is no WebSocket here"})
+        started = time.perf_counter()
+        route, names = self._find(scope)
+        call = Call(route, names, scope, receive, self._bodies)
+        try:
+            answer = await self._answer(call)
+            if not isinstance(answer, Answer):
+                passed = _Passed(send, call.request_id)
+                answer = await self._let_answer(answer, call, receive, passed)
+                if passed.status:  # it is on its way already
+                    return self._tell(call, Answer(b"", passed.status), started)
+        except CallerLeft:
+            return None
+        self._tell(call, answer, started)
+        return await respond(send, answer, call.request_id)
+
+    def _tell(self, call: Call, answer: Answer, started: float) -> None:
+        for observe in self._observers:
+            observe(call, answer, time.perf_counter() - started)
+
+    async def _answer(self, call: Call) -> Answer | ASGIApp:
+        """Return the answer of the route, or the refusal of a guard or of the route in the route's own words."""
+        try:
+            for guard in self._guards:
+                guard(call)
+            return await call.route.handler(call)
+        except FraudError as error:
+            return error_answer(error, call.request_id, call.route.errors)
+        except CallerLeft:
+            raise
+        except Exception:
+            logger.exception("request %s failed", call.request_id)
+            return error_answer(FraudError(INTERNAL), call.request_id, call.route.errors)
+
+    async def _let_answer(self, app: ASGIApp, call: Call, receive: Receive, send: _Passed) -> Answer:
+        """Let an application of its own answer; what is returned goes out unless an answer of it has begun to."""
+        error = FraudError(INTERNAL)
+        try:
+            await app(call.scope, receive, send)
+        except Exception as raised:
+            if send.status:  # the server closes the connection, so that nobody takes it for the whole answer
+                raise
+            if isinstance(raised, FraudError):
+                error = raised
+            else:
+                logger.exception("request %s failed", call.request_id)
+        return error_answer(error, call.request_id, call.route.errors)
+
+
+class _Passed:
+    """The `send` of an application of its own: its answer as it is, under the request's id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status = 0
+        self._send = send
+        self._request_id = request_id
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ())]
+            if all(name.lower() != b"x-request-id" for name, _ in headers):
+                headers.append((b"x-request-id", self._request_id.encode("ascii")))
+            message["headers"] = headers
+        await self._send(message)

@@ -1,0 +1,44 @@
+"""What a call's path and query say, as one typed struct."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+from fraud.errors import InvalidRequest
+from fraud.refusals import listed, shown, split_path
+from fraud.serving.http import Call
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def parameters(call: Call, kind: type[T]) -> T:
+    """Return the parameters of a call: one field a name in the route's path, the others from the query.
+
+    Raises
+    ------
+    InvalidRequest
+        One is missing, unknown, given twice, no UTF-8, or not of the type and within the limits that `kind` states.
+    """
+    try:
+        given = {name: unquote(value, errors="strict") for name, value in call.names.items()}
+        query = parse_qsl(call.scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidRequest("the path and the query must be percent-encoded UTF-8") from None
+    fields = kind.__struct_fields__
+    for name, value in query:
+        if name not in fields or name in call.names:
+            allowed = listed([field for field in fields if field not in call.names]) or "none"
+            raise InvalidRequest(f"unknown parameter {shown(name)!r}; allowed: {allowed}")
+        if name in given:
+            raise InvalidRequest("this parameter is given twice", f"$.{name}")
+        given[name] = value
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, path = split_path(str(error))
+        name = (path or "$.")[2:]
+        arrived = f"; {shown(given[name])!r} arrived" if name in given else ""
+        raise InvalidRequest(message + arrived, path) from None

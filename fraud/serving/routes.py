@@ -1,0 +1,143 @@
+"""From a path and a method to the route that was declared for them. What nobody declared is closed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fraud.errors import MethodNotAllowed, SettingsError, UnknownPath
+from fraud.serving.http import ONE_SHAPE, Answer, ASGIApp, Call, ErrorShape, Route
+from fraud.serving.scopes import Scope
+
+OTHER = "other"
+"""Stands for every undeclared path in metrics, logs and traces: callers choose those, and could choose without end."""
+NO_NAMES: Mapping[str, str] = {}
+_NAME = re.compile(r"\{([a-z_]+)\}")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """An ASGI application with paths, methods, errors and headers of its own, under a prefix.
+
+    Parameters
+    ----------
+    prefix : str
+        Such as ``/ui``: the application answers it and all paths below it, and finds it in its ``root_path``. Its
+        lifespan is not run: what it needs is started by the part that mounts it. Bodies that are announced as too
+        large are refused before it; it reads all others itself.
+    scope : Scope or None
+        What a key must be for, whatever the path and the method.
+    errors : ErrorShape
+        Words the refusals that are made before the application is asked.
+    """
+
+    prefix: str
+    scope: Scope | None
+    app: ASGIApp
+    errors: ErrorShape = ONE_SHAPE
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Routes that keep one contract, under a prefix of their own: undeclared paths there get its errors too."""
+
+    prefix: str
+    errors: ErrorShape
+
+
+class Resource:
+    """A declared path: its routes by method, and the answer to every other method."""
+
+    __slots__ = ("methods", "refusal")
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        declared = list(routes)
+        self.methods = {route.method: route for route in declared}
+        if "GET" in self.methods:
+            self.methods.setdefault("HEAD", self.methods["GET"])
+        allowed = ", ".join(self.methods)
+
+        async def refuse(call: Call) -> Answer:
+            raise MethodNotAllowed(call.scope["method"], allowed)
+
+        self.refusal = replace(declared[0], method="", handler=refuse)
+
+
+class Router:
+    """Finds routes: whole paths by one look-up, those with parameters and mounted applications after them.
+
+    Raises
+    ------
+    SettingsError
+        Two declarations claim the same method and path.
+    """
+
+    def __init__(
+        self, routes: Iterable[Route], mounts: Iterable[Mount] = (), contracts: Iterable[Contract] = ()
+    ) -> None:
+        self.routes = tuple(routes)
+        by_path: dict[str, list[Route]] = {}
+        for route in self.routes:
+            others = by_path.setdefault(_NAME.sub("{}", route.path), [])
+            if any(other.method == route.method for other in others):
+                raise SettingsError(f"{route.method} {route.path} is declared twice")
+            others.append(route)
+        self._whole = {path: Resource(group) for path, group in by_path.items() if "{}" not in path}
+        self._patterns = [(_pattern(group[0].path), Resource(group)) for path, group in by_path.items() if "{}" in path]
+        self._mounted = sorted(
+            ((mount.prefix, _entrance(mount)) for mount in mounts), key=lambda mounted: -len(mounted[0])
+        )
+        self._closed = [(contract.prefix, _nowhere(contract.errors)) for contract in contracts]
+        self._nowhere = _nowhere(ONE_SHAPE)
+
+    def find(self, scope: MutableMapping[str, Any]) -> tuple[Route, Mapping[str, str]]:
+        """Return a request's route, and what its path holds for the route's parameters, percent-encoded.
+
+        There is always one: that of an undeclared path or method refuses the call.
+        """
+        resource = self._whole.get(scope["path"])
+        if resource is not None:
+            return resource.methods.get(scope["method"], resource.refusal), NO_NAMES
+        return self._search(scope)
+
+    def _search(self, scope: MutableMapping[str, Any]) -> tuple[Route, Mapping[str, str]]:
+        path = scope["path"]
+        raw = (scope.get("raw_path") or path.encode()).decode("latin-1")  # where %2F is no slash
+        for pattern, resource in self._patterns:
+            match = pattern.fullmatch(raw)
+            if match is not None:
+                return resource.methods.get(scope["method"], resource.refusal), match.groupdict()
+        for prefix, entrance in self._mounted:
+            if _is_under(path, prefix):
+                return entrance, NO_NAMES
+        for prefix, nowhere in self._closed:
+            if _is_under(path, prefix):
+                return nowhere, NO_NAMES
+        return self._nowhere, NO_NAMES
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = _NAME.split(path)
+    return re.compile("".join(f"(?P<{part}>[^/]*)" if i % 2 else re.escape(part) for i, part in enumerate(parts)))
+
+
+def _is_under(path: str, prefix: str) -> bool:
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/")
+
+
+def _entrance(mount: Mount) -> Route:
+    async def enter(call: Call) -> ASGIApp:
+        call.expect_length()
+        call.scope["root_path"] = call.scope.get("root_path", "") + mount.prefix
+        return mount.app
+
+    return Route("", mount.prefix, mount.scope, enter, "", errors=mount.errors)
+
+
+def _nowhere(errors: ErrorShape) -> Route:
+    async def refuse(call: Call) -> Answer:
+        raise UnknownPath(call.scope["path"])
+
+    return Route("", OTHER, None, refuse, "", errors=errors)
