@@ -200,8 +200,10 @@ def test_parameters_are_typed_and_refused_with_their_names(door: Door) -> None:
 
 def test_a_contract_words_every_error_of_its_routes() -> None:
     reader, key = new_key(["read"])
-    scorer, other = new_key(["score", "admin"], rate=1000, burst=6)
-    door = Door(Router(ROUTES, contracts=[Contract("/old", FASTAPI)]), Gate([key, other], required=True))
+    scorer, other = new_key(["score", "admin"], rate=1, burst=6)
+    door = Door(
+        Router(ROUTES, contracts=[Contract("/old", FASTAPI)]), Gate([key, other], required=True, clock=lambda: 0.0)
+    )
     answers = {
         401: door.ask("POST", "/old/check"),
         403: door.ask("POST", "/old/check", x_api_key=reader),
@@ -218,7 +220,8 @@ def test_a_contract_words_every_error_of_its_routes() -> None:
     assert answers[405].headers["allow"] == "POST, GET, HEAD"
     assert answers[413].headers["connection"] == "close"
     assert b"secret" not in answers[500].body
-    limited = [door.ask("POST", "/old/check", b"2", x_api_key=scorer) for _ in range(5)][-1]
+    door.ask("POST", "/old/check", b"2", x_api_key=scorer)
+    limited = door.ask("POST", "/old/check", b"2", x_api_key=scorer)
     assert (limited.status, limited.headers["retry-after"], limited.json.keys()) == (429, "1", {"detail"})
     codes = {status: code for _, status, code in door.seen}
     assert (codes[422], codes[500], codes[429]) == ("invalid_request", "internal", "rate_limited")
