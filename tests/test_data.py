@@ -20,7 +20,8 @@ import pytest
 
 from fraud.errors import DataError
 from training.data import dataset_digest, load_features, load_transactions
-from training.mapping import Mapping, parse_duration_ms
+from training.mapping import Mapping
+from training.mapping_parts import BooleanColumn, LabelColumn, NumberFormat, TextColumn, TimeColumn, parse_duration_ms
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DAY_MS = 86_400_000
@@ -296,7 +297,9 @@ def test_columns_that_are_not_in_the_file(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     given = mapping()
     assert refusal(tmp_path / "none.csv", given) == "none.csv: no such file"
-    assert refusal(tmp_path, given) == f"{tmp_path.name}: is a folder; give one file"
+    assert refusal(tmp_path, given) == (
+        f"{tmp_path.name}: the folder has no file that ends in .parquet, .pq, .csv, .csv.gz, .csv.zst, .csv.bz2"
+    )
     (tmp_path / "sales.xlsx").write_bytes(b"PK")
     assert refusal(tmp_path / "sales.xlsx", given) == (
         "sales.xlsx: unknown file type; give one of .parquet, .pq, .csv, .csv.gz, .csv.zst, .csv.bz2"
@@ -315,7 +318,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_another_delimiter(tmp_path: Path) -> None:
     path = csv(tmp_path, tuple(row.replace(",", ";") for row in ROWS), HEADER.replace(",", ";"))
     assert len(load_transactions(path, mapping(delimiter=";"))) == 4
-    assert refusal(path, mapping()).endswith("columns of the file: id;when;card;shop;amt;fraud")
+    assert len(load_transactions(path, mapping())) == 4
+    assert refusal(path, mapping(delimiter=",")).endswith("columns of the file: id;when;card;shop;amt;fraud")
 
 
 POSITIONS = {f"{prefix}{axis}": f"{prefix}{axis}" for prefix in ("", "merchant_") for axis in ("latitude", "longitude")}
@@ -465,7 +469,7 @@ BAD_MAPPINGS = {
     "unit and zone": ("event_time: {column: t, timezone: UTC, unit: s}", [
         "event_time: unit is for epoch numbers, which have no timezone and no format",
     ]),
-    "wrong unit": ("event_time: {column: t, unit: sec}", ["event_time.unit: input should be 's' or 'ms' (got 'sec')"]),
+    "wrong unit": ("event_time: {column: t, unit: sec}", ["event_time.unit: input should be 's', 'ms', 'm', 'h', 'd' or 'month' (got 'sec')"]),
     "one coordinate": ("event_time: t\ncustomer_id: c\namount: a\nlatitude: x", ["latitude and longitude come together"]),
     "column with two roles": ("event_time: t\ncustomer_id: c\namount: a\nnumeric: [a]", [
         "column 'a' plays two roles, amount and numeric a",
@@ -525,6 +529,11 @@ def documentation() -> str:
 def test_every_key_and_every_refusal_is_documented() -> None:
     text = documentation()
     keys = set(Mapping.model_fields) | {"column", "missing", "minimum", "maximum", "categories", "unknown"}
+    keys |= {
+        name
+        for part in (TextColumn, TimeColumn, LabelColumn, NumberFormat, BooleanColumn)
+        for name in part.model_fields
+    }
     assert [key for key in sorted(keys) if f"`{key}`" not in text and f"{key}:" not in text] == []
     messages = [f"sales.csv: {message}" for *_, message in BAD_ROWS.values()]
     messages += [f"my.yaml: {line}" for _, lines in BAD_MAPPINGS.values() for line in lines]
@@ -533,7 +542,7 @@ def test_every_key_and_every_refusal_is_documented() -> None:
 
 def test_documented_mappings_are_valid(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", documentation(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 7
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")

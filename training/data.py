@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from pathlib import Path
+from collections.abc import Mapping as Dict
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fraud.errors import DataError
-from training.columns import MISSING_MS, Reader, encode
-from training.mapping import POSITION_ROLES, Mapping, did_you_mean, parse_duration_ms
+from training import ids, numbers, times
+from training.columns import Reader
+from training.csv_files import Dialect
+from training.files import Files, Given
+from training.mapping import POSITION_ROLES, Mapping
+from training.mapping_parts import (
+    BooleanColumn,
+    CategoricalColumn,
+    NumericColumn,
+    TextColumn,
+    did_you_mean,
+    parse_duration_ms,
+)
 
-__all__ = ["Mapping", "dataset_digest", "load_features", "load_table", "load_transactions", "parse_duration_ms"]
+__all__ = [
+    "Files",
+    "Mapping",
+    "dataset_digest",
+    "load_features",
+    "load_table",
+    "load_transactions",
+    "parse_duration_ms",
+]
 
-_CSV = (".csv", ".csv.gz", ".csv.zst", ".csv.bz2")
-_PARQUET = (".parquet", ".pq")
 _logger = logging.getLogger(__name__)
 
 
-def load_table(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
+def load_table(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
     """The canonical table of the mapping's kind.
 
     Parameters
     ----------
-    path : path of a CSV or Parquet file
+    path : path of a CSV or Parquet file, a folder, a pattern such as ``data/*.csv``, or several of these
+        Several files are one table: their rows follow one another.
     mapping : Mapping
     labelled : bool
         Whether labels are needed. False also takes a mapping or a file without them; each label is then -1.
@@ -43,7 +57,7 @@ def load_table(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> 
     return (load_features if mapping.kind == "features" else load_transactions)(path, mapping, labelled=labelled)
 
 
-def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
+def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
     """The canonical table of transactions, in the order in which they arrived; see `load_table`.
 
     Returns
@@ -54,50 +68,53 @@ def load_transactions(path: str | Path, mapping: Mapping, *, labelled: bool = Tr
         str), ``amount`` (float64), ``category``, ``channel``, ``device_id`` (Categorical of str), the positions
         in degrees (float64, NaN where missing), ``label`` (int8: 1, 0, -1 unknown), ``label_time_ms`` (int64;
         without meaning where the label is unknown), then the further columns (float64, boolean, Categorical of
-        str). Optional roles that the mapping leaves out have no column. ``attrs["dropped_zero_amounts"]`` counts
-        the rows that ``on_zero_amount: drop`` left out.
+        str). Optional roles that the mapping leaves out have no column. ``attrs["dropped_zero_amounts"]`` and
+        ``attrs["dropped_negative_amounts"]`` count the rows that were left out.
     """
     _expect_kind(mapping, "transactions")
-    reader = _open(Path(path), mapping, labelled)
+    reader = _open(path, mapping, labelled)
     assert mapping.amount is not None
     assert mapping.event_time is not None
-    dropped = _drop_zero_amounts(reader, mapping.amount) if mapping.on_zero_amount == "drop" else 0
-    event_time_ms = reader.time_ms(mapping.event_time, "event_time")
+    dropped = _drop_amounts(reader, mapping)
+    event_time_ms = times.time_ms(reader, mapping.event_time, "event_time")
     arrival = mapping.processing_time
     frame: dict[str, Any] = {
         "transaction_id": _transaction_ids(reader, mapping.transaction_id),
         "event_time_ms": event_time_ms,
-        "processing_time_ms": event_time_ms if arrival is None else reader.time_ms(arrival, "processing_time"),
+        "processing_time_ms": event_time_ms if arrival is None else times.time_ms(reader, arrival, "processing_time"),
     }
     for role in ("customer_id", "merchant_id"):
-        if (column := getattr(mapping, role)) is not None:
-            frame[role] = encode(reader.ids(column, role))
+        if (text := getattr(mapping, role)) is not None:
+            frame[role] = ids.encode(ids.ids(reader, text, role)[0])
     before = len(reader.problems)
-    frame["amount"] = amount = reader.number(mapping.amount, "amount")
+    amount = numbers.number(reader, mapping.amount, "amount")
+    if mapping.on_negative_amount == "absolute":
+        amount = np.abs(amount)
     if len(reader.problems) == before:
         reader.refuse(mapping.amount, "amount", "must be a number above zero", np.isnan(amount) | (amount <= 0))
+    frame["amount"] = amount
     for role in ("category", "channel", "device_id"):
-        if (column := getattr(mapping, role)) is not None:
-            frame[role] = reader.categorical(column, role)
+        if (text := getattr(mapping, role)) is not None:
+            frame[role] = ids.categorical(reader, ids.joined(reader, text, role), role)
     for role in POSITION_ROLES:
         if (column := getattr(mapping, role)) is not None:
-            degrees = reader.number(column, role)
+            degrees = numbers.number(reader, column, role)
             limit = 90 if role.endswith("latitude") else 180
             reader.refuse(column, role, f"must be within -{limit} and {limit} degrees", np.abs(degrees) > limit)
             frame[role] = degrees
     frame |= _labels(reader, mapping, labelled, event_time_ms)
     frame |= _further(reader, mapping)
     reader.finish()
-    if dropped:
-        _logger.warning(
-            "%s: left out %s rows with an amount of zero (on_zero_amount: drop)", reader.source, f"{dropped:,}"
-        )
+    for option, count in dropped.items():
+        what = "of zero" if option == "on_zero_amount" else "below zero"
+        _logger.warning("%s: left out %s rows with an amount %s (%s: drop)", reader.source, f"{count:,}", what, option)
     table = _sorted(frame, frame["processing_time_ms"])
-    table.attrs["dropped_zero_amounts"] = dropped
+    table.attrs["dropped_zero_amounts"] = dropped.get("on_zero_amount", 0)
+    table.attrs["dropped_negative_amounts"] = dropped.get("on_negative_amount", 0)
     return table
 
 
-def load_features(path: str | Path, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
+def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd.DataFrame:
     """The canonical table of ready features; see `load_table`.
 
     Returns
@@ -109,11 +126,11 @@ def load_features(path: str | Path, mapping: Mapping, *, labelled: bool = True) 
         Categorical of str; missing where the mapping allows it).
     """
     _expect_kind(mapping, "features")
-    reader = _open(Path(path), mapping, labelled)
+    reader = _open(path, mapping, labelled)
     frame: dict[str, Any] = {"transaction_id": _transaction_ids(reader, mapping.transaction_id)}
     order = np.arange(reader.table.num_rows, dtype=np.int64)
     if mapping.event_time is not None:
-        order = frame["event_time_ms"] = reader.time_ms(mapping.event_time, "event_time")
+        order = frame["event_time_ms"] = times.time_ms(reader, mapping.event_time, "event_time")
     labels = _labels(reader, mapping, labelled, order)
     if mapping.event_time is None:
         del labels["label_time_ms"]
@@ -122,10 +139,9 @@ def load_features(path: str | Path, mapping: Mapping, *, labelled: bool = True) 
     return _sorted(frame, order)
 
 
-def dataset_digest(path: str | Path) -> str:
-    """``sha256:`` and the hexadecimal SHA-256 of the file's bytes."""
-    with Path(path).open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def dataset_digest(path: Given) -> str:
+    """Return what identifies a table's files, as `training.files.Files.digest` has it."""
+    return Files.find(path).digest()
 
 
 def _expect_kind(mapping: Mapping, kind: str) -> None:
@@ -133,144 +149,109 @@ def _expect_kind(mapping: Mapping, kind: str) -> None:
         raise DataError(f"the mapping says kind: {mapping.kind}; this needs kind: {kind}")
 
 
-def _open(path: Path, mapping: Mapping, labelled: bool) -> Reader:
-    if not path.is_file():
-        raise DataError(f"{path.name}: {'is a folder; give one file' if path.is_dir() else 'no such file'}")
-    name = path.name.lower()
-    if not name.endswith(_CSV + _PARQUET):
-        raise DataError(f"{path.name}: unknown file type; give one of {', '.join((*_PARQUET, *_CSV))}")
+def _open(given: Given, mapping: Mapping, labelled: bool) -> Reader:
+    files = Files.find(given)
     if labelled and mapping.label is None:
         raise DataError("role 'label' is missing from the mapping; training and evaluation need it")
-    is_csv = name.endswith(_CSV)
-    try:
-        present = _csv_header(path, mapping.delimiter) if is_csv else pq.read_schema(path).names
-        wanted = _present_columns(path.name, mapping, present, labelled)
-        table = _read_csv(path, mapping.delimiter, wanted) if is_csv else pq.read_table(path, columns=wanted)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: cannot be read as {'CSV' if is_csv else 'Parquet'}: {error}") from error
-    if table.num_rows == 0:
-        raise DataError(f"{path.name}: the file has no rows")
-    return Reader(path.name, table, np.arange(1, table.num_rows + 1, dtype=np.int64))
+    wanted = [column for columns in mapping.columns().values() for column in columns]
+    dialect = Dialect(mapping.delimiter, mapping.encoding, mapping.escape)
+    table, counts = files.read(
+        wanted, lambda name, present: _present_columns(name, mapping, present, labelled), dialect
+    )
+    names = [path.name for path in files.paths]
+    missing: dict[str, tuple[str | int | float, ...]] = dict.fromkeys(table.column_names, mapping.missing_values)
+    for _, _, options in mapping.expanded(table.column_names).further():
+        if options.column in missing:
+            missing[options.column] += options.missing_values
+    return Reader(files.name, table, list(zip(names, counts, strict=True)), missing, mapping.numbers)
 
 
 def _present_columns(source: str, mapping: Mapping, present: list[str], labelled: bool) -> list[str]:
     """The columns to read; a label's may be absent where labels are not needed."""
-    columns = mapping.columns()
-    if not labelled:
-        columns = {
-            role: column for role, column in columns.items() if column in present or role not in ("label", "label_time")
-        }
+    try:
+        wanted = mapping.expanded(present).columns()
+    except DataError as error:
+        raise DataError("\n".join(f"{source}: {line}" for line in error.message.split("\n"))) from None
+    roles = [
+        (role, column)
+        for role, columns in wanted.items()
+        for column in columns
+        if labelled or column in present or role not in ("label", "label_time")
+    ]
     problems = [
         f"{source}: column {column!r} ({role}) is not in the file{did_you_mean(column, present)}"
-        for role, column in columns.items()
+        for role, column in roles
         if column not in present
     ]
     problems += [
         f"{source}: column {column!r} ({role}) is in the file {present.count(column)} times"
-        for role, column in columns.items()
+        for role, column in roles
         if present.count(column) > 1
     ]
     if problems:
         listed = ", ".join(present[:40]) + (", …" if len(present) > 40 else "")
         raise DataError("\n".join([*problems, f"{source}: columns of the file: {listed}"]))
-    return list(columns.values())
+    return list(dict.fromkeys(column for _, column in roles))
 
 
-def _csv_header(path: Path, delimiter: str) -> list[str]:
-    parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=_skip)
-    with pyarrow.csv.open_csv(path, parse_options=parsing) as stream:
-        names: list[str] = stream.schema.names
-    return names
+def _drop_amounts(reader: Reader, mapping: Mapping) -> Dict[str, int]:
+    """Leave out the rows whose amount the mapping wants dropped; returns how many, by option."""
+    assert mapping.amount is not None
+    dropped = {}
+    for option, does_drop in (("on_zero_amount", np.equal), ("on_negative_amount", np.less)):
+        if getattr(mapping, option) != "drop":
+            continue
+        found = does_drop(numbers.number(reader, mapping.amount, "amount"), 0)
+        reader.problems.clear()  # the amounts are read again, and judged, without those rows
+        if found.all():
+            what = "zero" if option == "on_zero_amount" else "below zero"
+            raise DataError(f"{reader.source}: column {mapping.amount!r} (amount) is {what} in every row")
+        if found.any():
+            reader.keep(~found)
+            dropped[option] = int(found.sum())
+    return dropped
 
 
-def _read_csv(path: Path, delimiter: str, columns: list[str]) -> pa.Table:
-    """Every column as text, so that an id keeps its zeros and a bad value can be shown as it stands."""
-    broken: list[Any] = []
-
-    def note(row: Any) -> str:
-        broken.append(row)
-        return "skip"
-
-    def read(use_threads: bool) -> pa.Table:
-        return pyarrow.csv.read_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(use_threads=use_threads),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=columns,
-                column_types=dict.fromkeys(columns, pa.large_string()),
-                strings_can_be_null=True,
-                null_values=["", "NULL", "\\N"],
-            ),
-        )
-
-    table = read(use_threads=True)
-    if broken:
-        broken.clear()
-        read(use_threads=False)  # only a single thread knows the numbers of rows
-        first = ", ".join(f"row {row.number - 1} has {row.actual_columns}" for row in broken[:5])
-        raise DataError(
-            f"{path.name}: each row must have {broken[0].expected_columns} fields, as the header has; "
-            f"{len(broken):,} {'breaks' if len(broken) == 1 else 'break'} this: {first}"
-            f"{', …' if len(broken) > 5 else ''}"
-        )
-    return table
-
-
-def _skip(_: Any) -> str:
-    return "skip"
-
-
-def _drop_zero_amounts(reader: Reader, column: str) -> int:
-    """Leave the rows with an amount of exactly zero out of the reader's table; returns their number."""
-    zero = reader.number(column, "amount") == 0
-    reader.problems.clear()  # the amounts are read again, and judged, without those rows
-    if zero.all():
-        raise DataError(f"{reader.source}: column {column!r} (amount) is zero in every row")
-    if zero.any():
-        reader.table = reader.table.filter(pa.array(~zero))
-        reader.rows = reader.rows[~zero]
-    return int(zero.sum())
-
-
-def _transaction_ids(reader: Reader, column: str | None) -> pd.Series[str]:
-    if column is None:
+def _transaction_ids(reader: Reader, spec: TextColumn | None) -> pd.Series[str]:
+    if spec is None:
         return pd.Series([f"row-{row}" for row in reader.rows], dtype="str")
-    ids: pd.Series[str] = reader.ids(column, "transaction_id").to_pandas()
-    repeated = (ids.duplicated() & ids.notna()).to_numpy()
+    text, column = ids.ids(reader, spec, "transaction_id")
+    names: pd.Series[str] = text.to_pandas()
+    repeated = (names.duplicated() & names.notna()).to_numpy()
     if repeated.any():
-        first_rows = {ids.iloc[row]: reader.rows[row] for row in reversed(np.flatnonzero(ids.isin(ids[repeated])))}
+        again = reversed(np.flatnonzero(names.isin(names[repeated])))
+        first = {names.iloc[row]: reader.place(row) for row in again}
         reader.refuse(
             column,
             "transaction_id",
             "must be different in each row",
             repeated,
-            lambda row: f"{ids.iloc[row]!r}, as in row {first_rows[ids.iloc[row]]}",
+            lambda row: f"{names.iloc[row]!r}, as in {first[names.iloc[row]]}",
         )
-    return ids
+    return names
 
 
 def _labels(
     reader: Reader, mapping: Mapping, labelled: bool, event_time_ms: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
     present = reader.table.column_names
-    if mapping.label is None or mapping.label not in present:
+    spec = mapping.label
+    if spec is None or spec.column not in present:
         return {"label": np.full(len(event_time_ms), -1, dtype=np.int8), "label_time_ms": event_time_ms}
     before = len(reader.problems)
-    label = reader.flag(mapping.label, "label", "must be 0 or 1, or empty where it is unknown")
+    rule = "must be 0 or 1, or empty where it is unknown"
+    label = numbers.flag(reader, spec.column, "label", rule, spec.positive, spec.negative)
     if labelled and len(reader.problems) == before:
         counts = {value: int((label == value).sum()) for value in (1, 0)}
         for value, what in ((1, "fraud"), (0, "legitimate")):
             if counts[value] == 0:
-                reader.reject(mapping.label, "label", f"has no row with label {value} ({what}); a model needs both")
+                reader.reject(spec.column, "label", f"has no row with label {value} ({what}); a model needs both")
     label_time_ms = event_time_ms + (mapping.label_delay_ms or 0)
-    if mapping.label_time is not None and mapping.label_time.column in present:
-        column = mapping.label_time.column
+    if mapping.label_time is not None and set(mapping.label_time.names) <= set(present):
+        column = mapping.label_time.name
         before = len(reader.problems)
-        given_ms = reader.time_ms(mapping.label_time, "label_time", missing=True)
-        given = given_ms != MISSING_MS
+        given_ms = times.time_ms(reader, mapping.label_time, "label_time", missing=True, day_end=True)
+        given = given_ms != times.MISSING_MS
         if len(reader.problems) == before:
             early = given & (given_ms < event_time_ms)
             reader.refuse(column, "label_time", "must not be before the event_time", early)
@@ -288,12 +269,15 @@ def _labels(
 
 def _further(reader: Reader, mapping: Mapping) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for name, numeric in mapping.numeric.items():
-        columns[name] = reader.numeric(numeric.column, f"numeric {name}", numeric)
-    for name, boolean in mapping.boolean.items():
-        columns[name] = reader.boolean(boolean.column, f"boolean {name}", boolean)
-    for name, categorical in mapping.categorical.items():
-        columns[name] = reader.categorical(categorical.column, f"categorical {name}", categorical)
+    for group, name, options in mapping.expanded(reader.table.column_names).further():
+        role = f"{group} {name}"
+        match options:
+            case NumericColumn():
+                columns[name] = numbers.numeric(reader, options.column, role, options)
+            case BooleanColumn():
+                columns[name] = numbers.boolean(reader, options.column, role, options)
+            case CategoricalColumn():
+                columns[name] = ids.categorical(reader, options.column, role, options)
     return columns
 
 

@@ -2,122 +2,43 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
-from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fraud.errors import DataError
 from fraud.features.featurizer import HISTORY_FEATURES
-from fraud.refusals import closest
-
-_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+from training.mapping_parts import (
+    BooleanColumn,
+    CategoricalColumn,
+    LabelColumn,
+    MissingValues,
+    NumberFormat,
+    NumericColumn,
+    Part,
+    TextColumn,
+    TimeColumn,
+    did_you_mean,
+    parse_duration_ms,
+)
 
 POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 TRANSACTION_ROLES = ("customer_id", "merchant_id", "amount", "category", "channel", "device_id", *POSITION_ROLES)
 TIME_ROLES = ("event_time", "processing_time", "label_time")
 ROLES = ("transaction_id", *TIME_ROLES, *TRANSACTION_ROLES, "label")
+_TEXT_ROLES = ("transaction_id", "customer_id", "merchant_id", "category", "channel", "device_id")
 _RESERVED = {
     "features": {"transaction_id", "label", *TIME_ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
     "transactions": {*ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
 }
 
 
-def parse_duration_ms(text: str) -> int:
-    """Milliseconds of a duration such as ``7d``, ``12h``, ``30m``, ``0s``.
-
-    Raises
-    ------
-    DataError
-        When `text` is no whole number followed by one of the units ms, s, m, h, d, w.
-
-    Examples
-    --------
-    >>> parse_duration_ms("7d")
-    604800000
-    """
-    match = re.fullmatch(r"(\d{1,9})(ms|s|m|h|d|w)", str(text).strip())
-    if match is None:
-        raise DataError(f"{text!r} is not a duration; write a whole number and a unit, such as 7d, 12h, 30m or 0s")
-    return int(match[1]) * _UNIT_MS[match[2]]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest of `known`, or an empty string."""
-    folded = {name.casefold(): name for name in known}
-    near = closest(word.casefold(), folded)
-    return f"; did you mean {folded[near]!r}?" if near else ""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TimeColumn(_Part):
-    """A column of times; in YAML a plain column name stands for RFC 3339 text with a zone."""
-
-    column: str
-    unit: Literal["s", "ms"] | None = None
-    """The column counts seconds or milliseconds since the epoch."""
-    timezone: str | None = None
-    """IANA name of the zone in which times without an offset are meant."""
-    format: str | None = None
-    """A strptime pattern for text that is not ISO 8601."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"column": value} if isinstance(value, str) else value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                ZoneInfo(value)
-            except (KeyError, ValueError, OSError):  # OSError: the name is a folder of the zone database
-                raise ValueError(f"{value!r} is not an IANA time zone such as UTC or Europe/Berlin") from None
-        return value
-
-    @model_validator(mode="after")
-    def _one_reading(self) -> Self:
-        if self.unit is not None and (self.timezone is not None or self.format is not None):
-            raise ValueError("unit is for epoch numbers, which have no timezone and no format")
-        return self
-
-
-class NumericColumn(_Part):
-    column: str = ""
-    missing: Literal["refuse", "allowed"] = "refuse"
-    minimum: float | None = None
-    maximum: float | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
-        return self
-
-
-class BooleanColumn(_Part):
-    column: str = ""
-    missing: Literal["refuse", "allowed"] = "refuse"
-
-
-class CategoricalColumn(_Part):
-    column: str = ""
-    missing: Literal["refuse", "allowed"] = "refuse"
-    categories: tuple[str, ...] | None = Field(default=None, strict=False, min_length=1)
-    """The allowed values in order; left out, those the data shows."""
-    unknown: Literal["refuse", "missing"] = "refuse"
-    """What a value outside `categories` is: an error, or a missing value."""
-
-
-class Mapping(_Part):
+class Mapping(Part):
     """Which columns of a table play which role.
 
     Each role names a column of the file. `numeric`, `boolean` and `categorical` name further columns (for
@@ -125,27 +46,37 @@ class Mapping(_Part):
     """
 
     kind: Literal["transactions", "features"] = "transactions"
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
-    """What separates the fields of a CSV file."""
+    delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
+    """What separates the fields of a CSV file; left out, the one of ``, ; | `` and tab that shows the columns."""
+    encoding: str | None = None
+    """The encoding of CSV files, such as ``cp1252``; left out, UTF-8, or UTF-16 where its byte order mark says so."""
+    escape: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
+    """What takes the meaning from the next character of a CSV field: a backslash; ``"`` says that none does."""
+    missing_values: MissingValues = ()
+    """What stands for a missing value in every column, beside an empty field."""
+    numbers: NumberFormat | None = None
+    """How numbers are written in columns of text; left out, with a decimal point and digits alone."""
     event_time: TimeColumn | None = None
     processing_time: TimeColumn | None = None
     label_time: TimeColumn | None = None
-    transaction_id: str | None = None
-    customer_id: str | None = None
-    merchant_id: str | None = None
+    transaction_id: TextColumn | None = None
+    customer_id: TextColumn | None = None
+    merchant_id: TextColumn | None = None
     amount: str | None = None
-    category: str | None = None
-    channel: str | None = None
-    device_id: str | None = None
+    category: TextColumn | None = None
+    channel: TextColumn | None = None
+    device_id: TextColumn | None = None
     latitude: str | None = None
     longitude: str | None = None
     merchant_latitude: str | None = None
     merchant_longitude: str | None = None
-    label: str | None = None
+    label: LabelColumn | None = None
     label_delay: str | None = None
     """How long after the event a label is known where `label_time` does not say, such as ``7d``."""
     on_zero_amount: Literal["refuse", "drop"] = "refuse"
     """Whether a row with an amount of exactly zero is an error, or left out and counted."""
+    on_negative_amount: Literal["refuse", "drop", "absolute"] = "refuse"
+    """Whether a row with an amount below zero, a refund, is an error, left out and counted, or one without its sign."""
     numeric: dict[str, NumericColumn] = Field(default_factory=dict)
     boolean: dict[str, BooleanColumn] = Field(default_factory=dict)
     categorical: dict[str, CategoricalColumn] = Field(default_factory=dict)
@@ -172,6 +103,14 @@ class Mapping(_Part):
             return cls.model_validate(content)
         except ValidationError as error:
             raise DataError("\n".join(f"{path.name}: {line}" for line in _lines(error))) from error
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else codecs.lookup(value).name
+        except LookupError:
+            raise ValueError(f"{value!r} is no encoding; write one such as utf-8, cp1252 or utf-16") from None
 
     @field_validator("numeric", "boolean", "categorical", mode="before")
     @classmethod
@@ -228,18 +167,23 @@ class Mapping(_Part):
                 problems.append(f"{pair[0]} and {pair[1]} come together")
         names: dict[str, str] = {}
         for group, name, _ in self.further():
-            if name in _RESERVED[self.kind]:
-                problems.append(f"{group} {name!r} has the name of a role; {_renaming(name)}")
-            elif self.kind == "transactions" and name in HISTORY_FEATURES:
-                problems.append(f"{group} {name!r} has the name of a history feature; {_renaming(name)}")
+            if (what := self._taken_name(name)) is not None:
+                problems.append(f"{group} {name!r} has the name of {what}; {_renaming(name)}")
             if name in names:
                 problems.append(f"{name!r} is listed under {names[name]} and under {group}")
             names[name] = group
+        for group, name, _ in self.further():
+            if name.strip("*") == "":
+                problems.append(
+                    f"{group} {name!r} takes every column, the label's too; name what its columns begin with"
+                )
         columns: dict[str, str] = {}
-        for role, column in self.columns().items():
-            if column in columns:
-                problems.append(f"column {column!r} plays two roles, {columns[column]} and {role}")
-            columns[column] = role
+        for role, names_ in self.columns().items():
+            if len(names_) > 1:
+                continue  # a part of a joined text may be a feature as well
+            if names_[0] in columns:
+                problems.append(f"column {names_[0]!r} plays two roles, {columns[names_[0]]} and {role}")
+            columns[names_[0]] = role
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -248,23 +192,77 @@ class Mapping(_Part):
     def label_delay_ms(self) -> int | None:
         return None if self.label_delay is None else parse_duration_ms(self.label_delay)
 
-    def further(self) -> list[tuple[str, str, NumericColumn | BooleanColumn | CategoricalColumn]]:
-        """(group, name, options) of every further column, in the order of the mapping."""
+    def further(self) -> list[tuple[str, str, FurtherColumn]]:
+        """(group, name, options) of every further column, in the order of the mapping; a pattern is one of them."""
         return [
             *(("numeric", name, numeric) for name, numeric in self.numeric.items()),
             *(("boolean", name, boolean) for name, boolean in self.boolean.items()),
             *(("categorical", name, categorical) for name, categorical in self.categorical.items()),
         ]
 
-    def columns(self) -> dict[str, str]:
-        """Role (or ``numeric x`` for a further column) → column of the file."""
-        found: dict[str, str] = {}
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Role (or ``numeric x`` for a further column) → its column of the file, or those that are joined for it."""
+        found: dict[str, tuple[str, ...]] = {}
         for role in ROLES:
-            value = getattr(self, role)
-            if value is not None:
-                found[role] = value.column if isinstance(value, TimeColumn) else value
-        found |= {f"{group} {name}": options.column for group, name, options in self.further()}
-        return found
+            match getattr(self, role):
+                case TimeColumn() | TextColumn() as several:
+                    found[role] = several.names
+                case LabelColumn() as label:
+                    found[role] = (label.column,)
+                case str() as column:
+                    found[role] = (column,)
+        return found | {f"{group} {name}": (options.column,) for group, name, options in self.further()}
+
+    def expanded(self, present: Iterable[str]) -> Self:
+        """Return the mapping with each pattern, such as ``V*``, replaced by the columns of a file that it matches.
+
+        Columns that play another role or are listed by name are not matched.
+
+        Raises
+        ------
+        DataError
+            A pattern matches no column, or a column is matched by two patterns or has a name that is not free.
+        """
+        if not any(_is_pattern(name) for _, name, _ in self.further()):
+            return self
+        taken = {names[0] for names in self.columns().values() if len(names) == 1}
+        free = [column for column in present if column not in taken]
+        matched: dict[str, str] = {}
+        problems: list[str] = []
+        groups: dict[str, dict[str, FurtherColumn]] = {"numeric": {}, "boolean": {}, "categorical": {}}
+        for group, name, options in self.further():
+            if not _is_pattern(name):
+                groups[group][name] = options
+                continue
+            columns = [column for column in free if _matches(name, column)]
+            if not columns:
+                problems.append(f"{group} {name!r} matches no column")
+            for column in columns:
+                if column in matched:
+                    problems.append(f"column {column!r} is matched by {matched[column]!r} and by {name!r}")
+                elif (what := self._taken_name(column)) is not None:
+                    problems.append(f"{group} {name!r} matches {column!r}, the name of {what}; {_renaming(column)}")
+                matched[column] = name
+                groups[group][column] = options.model_copy(update={"column": column})
+        if problems:
+            raise DataError("\n".join(problems))
+        return self.model_copy(update=groups)
+
+    def _taken_name(self, name: str) -> str | None:
+        if name in _RESERVED[self.kind]:
+            return "a role"
+        return "a history feature" if self.kind == "transactions" and name in HISTORY_FEATURES else None
+
+
+FurtherColumn = NumericColumn | BooleanColumn | CategoricalColumn
+
+
+def _is_pattern(name: str) -> bool:
+    return "*" in name
+
+
+def _matches(pattern: str, column: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), column, re.DOTALL) is not None
 
 
 def _renaming(name: str) -> str:
@@ -275,6 +273,9 @@ def _lines(error: ValidationError) -> list[str]:
     """One line a problem, in the words of a mapping instead of pydantic's."""
     parts: dict[str, type[BaseModel]] = {
         **dict.fromkeys(TIME_ROLES, TimeColumn),
+        **dict.fromkeys(_TEXT_ROLES, TextColumn),
+        "label": LabelColumn,
+        "numbers": NumberFormat,
         "numeric": NumericColumn,
         "boolean": BooleanColumn,
         "categorical": CategoricalColumn,

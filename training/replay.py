@@ -13,7 +13,8 @@ import pandas as pd
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Records
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
-from training.mapping import BooleanColumn, CategoricalColumn, Mapping, NumericColumn
+from training.mapping import Mapping
+from training.mapping_parts import BooleanColumn, CategoricalColumn, NumericColumn
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Progress = Callable[[int], None]
@@ -81,7 +82,7 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
 def further_features(table: pd.DataFrame, mapping: Mapping, learn: slice) -> list[Feature]:
     """Return the features that the mapping takes from the table as they are."""
     features = []
-    for _, name, options in mapping.further():
+    for _, name, options in mapping.expanded(table.columns).further():
         missing = options.missing == "allowed"
         match options:
             case NumericColumn():

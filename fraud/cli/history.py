@@ -40,7 +40,10 @@ def history(
 
 @app.command()
 def backfill(
-    data: Annotated[Path, typer.Option("--data", help="CSV or Parquet of past transactions, all of each customer.")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", help="CSV or Parquet of past transactions, all of each customer; one or several files."),
+    ],
     mapping: Annotated[Path, typer.Option("--mapping", help="YAML that names the columns, as for training.")],
     store: StoreUrl = None,
     as_of: Annotated[

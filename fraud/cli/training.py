@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True)
+DROPPED = ("dropped_zero_amounts", "dropped_negative_amounts")
 
 
 class Kind(StrEnum):
@@ -33,7 +34,15 @@ class Kind(StrEnum):
     features = "features"
 
 
-Data = Annotated[Path, typer.Option("--data", "-d", help="A CSV or Parquet file.")]
+Data = Annotated[
+    list[Path],
+    typer.Option(
+        "--data",
+        "-d",
+        help="A CSV or Parquet file, a folder, or a pattern such as 'data/*.csv' in quotes; given again, "
+        "the files are one table, read one after the other.",
+    ),
+]
 MappingFile = Annotated[
     Path, typer.Option("--mapping", "-m", help="Which columns play which role; see examples/ and docs/data.md.")
 ]
@@ -215,7 +224,7 @@ def explain(
     if transaction is not None:
         found = np.flatnonzero((rows == transaction).to_numpy())
         if not len(found):
-            raise DataError(f"{data.name} has no transaction {transaction!r}")
+            raise DataError(f"{_name_of(data)} has no transaction {transaction!r}")
         at = int(found[0])
     contributions = scorer.contributions(X[at : at + 1])[0]
     _, level, decision = verdict_of(scorer.policy, float(probabilities[at]))
@@ -228,7 +237,7 @@ def explain(
     out.print(shown)
 
 
-def _scored(data: Path, mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Series[Any], Any, Scorer]:
+def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Series[Any], Any, Scorer]:
     """Return a table, its rows' names, their features, and the model."""
     import numpy as np
 
@@ -252,7 +261,7 @@ def _scored(data: Path, mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Ser
 
 
 def _record_backtest(
-    data: Path, table: pd.DataFrame, scores: pd.DataFrame, scorer: Scorer, *, registered: bool
+    data: list[Path], table: pd.DataFrame, scores: pd.DataFrame, scorer: Scorer, *, registered: bool
 ) -> None:
     """Measure the scores of the labelled rows, show it, and let W&B know of it if the model is `registered`."""
     import msgspec
@@ -289,10 +298,10 @@ def _record_backtest(
         tell(models(), needed=False)
 
 
-def _expect_columns(table: pd.DataFrame, needed: list[str], data: Path) -> None:
+def _expect_columns(table: pd.DataFrame, needed: list[str], data: list[Path]) -> None:
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise DataError(f"{data.name}: the model needs {', '.join(missing)}, which the mapping does not name")
+        raise DataError(f"{_name_of(data)}: the model needs {', '.join(missing)}, which the mapping does not name")
 
 
 def _expect_kind(mapping: Mapping, kind: Kind | None) -> None:
@@ -308,14 +317,19 @@ def _config(file: Path | None, seed: int | None, search: int | None) -> Config:
     return config.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
-def _dataset(path: Path, table: pd.DataFrame, digest: str) -> dict[str, Any]:
+def _name_of(data: list[Path]) -> str:
+    from training.data import Files
+
+    return Files.find(data).name
+
+
+def _dataset(data: list[Path], table: pd.DataFrame, digest: str) -> dict[str, Any]:
     from training.splits import moment
 
-    facts: dict[str, Any] = {"name": path.name, "digest": digest, "rows": len(table)}
+    facts: dict[str, Any] = {"name": _name_of(data), "digest": digest, "rows": len(table)}
     if "event_time_ms" in table:
         facts |= {"from": moment(int(table["event_time_ms"].min())), "to": moment(int(table["event_time_ms"].max()))}
-    if table.attrs.get("dropped_zero_amounts"):
-        facts["dropped_zero_amounts"] = table.attrs["dropped_zero_amounts"]
+    facts |= {name: table.attrs[name] for name in DROPPED if table.attrs.get(name)}
     return facts
 
 
