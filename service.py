@@ -9,9 +9,9 @@ import gc
 from typing import Any, ClassVar
 
 import bentoml
-import orjson
 
 from fraud.models.active import active_tags, bundle_paths, pack, packed_versions
+from fraud.serving import scoring
 from fraud.serving.app import FrontedService
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
@@ -50,35 +50,35 @@ class FraudBento:
         """Load, verify and warm; the worker takes no connection before this is done."""
         gc.disable()  # until the engine starts
         from fraud.pipeline.batching import MicroBatcher
-        from fraud.pipeline.dataplane import DataPlane
+        from fraud.pipeline.decide import Pipeline
         from fraud.serving.operations import Operations
         from fraud.stores.opening import StoreOptions, open_store
 
         self.operations = Operations(settings, packed_versions(FraudBento))
         models = self.operations.models
         await models.load()
-        dataplane = DataPlane(
+        pipeline = Pipeline(
             models.champions,
             open_store(settings.store, StoreOptions.of(settings)),
             self.operations.stage,
-            self.operations.telemetry.scored,
+            self.operations.telemetry.decided,
             canary_share=settings.canary_share,
             shadow=self.operations.shadow,
             record_reasons=settings.record_reasons,
             record_unnamed=settings.record_unnamed,
             past=models.past,
         )
-        await dataplane.store.open()
+        await pipeline.store.open()
         batcher = MicroBatcher(
-            self.operations.timed(dataplane.run),
+            self.operations.timed(pipeline.decide_requests),
             max_batch_rows=settings.max_batch_rows,
             bulk_rows=settings.bulk_rows,
             max_queued_rows=settings.max_queued_rows,
             max_wait_s=settings.max_wait_s,
         )
         self.guards[:], self.observers[:] = self.operations.guards, self.operations.observers
-        self.operations.start(dataplane, batcher)
-        self.engine.start(dataplane, batcher, models)
+        self.operations.start(pipeline, batcher)
+        self.engine.start(pipeline, batcher, models)
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
@@ -88,14 +88,12 @@ class FraudBento:
     @bentoml.api(route="/predict", input_spec=Question, output_spec=Predicted)
     async def predict(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
         """Score transactions: probability, risk level and decision of each."""
-        body = orjson.dumps({"instances": instances, "model": model})
-        return Predicted.model_validate_json(await self.engine.answer(body, explain=False))
+        return Predicted.model_validate(await scoring.predictions(self.engine, instances, model, explain=False))
 
     @bentoml.api(route="/explain", input_spec=Question, output_spec=Explained)
     async def explain(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
         """Score transactions and say why: every feature's contribution in log-odds, and the strongest in words."""
-        body = orjson.dumps({"instances": instances, "model": model})
-        return Explained.model_validate_json(await self.engine.answer(body, explain=True))
+        return Explained.model_validate(await scoring.predictions(self.engine, instances, model, explain=True))
 
 
 pack(FraudBento, settings)

@@ -16,7 +16,7 @@ import sqlite3
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.rows import Decision, Outcome
 from fraud.schema import Row
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
@@ -209,16 +210,16 @@ def sizes(servers: dict[str, Server], folder: Path) -> dict[str, Callable[[], in
 async def timed(store: Store, scorer: Scorer, instances: list[dict[str, Any]], n: int) -> dict[str, Any]:
     """Score transactions of random customers one after another; return the times, µs."""
     stages: dict[str, list[float]] = defaultdict(list)
-    plane = DataPlane({"m": scorer}, store, lambda stage, seconds: stages[stage].append(seconds))
+    pipeline = Pipeline({"m": scorer}, store, lambda stage, seconds: stages[stage].append(seconds))
     rng = np.random.default_rng(7)
     taken = []
     for run, instance in enumerate([*instances[:100], *instances]):
         instance = {**instance, "transaction_id": f"bench-{run}", "customer_id": f"c{rng.integers(n)}"}
-        body = json.dumps({"instances": [instance]}).encode()
+        raw = json.dumps(instance).encode()
         started = time.perf_counter()
-        await answered(plane.run([plane.decode(body, explain=False, now_ms=FUTURE_MS)]))
+        expect_whole(await pipeline.decide_requests([pipeline.read([raw], now_ms=FUTURE_MS)]))
         taken.append(time.perf_counter() - started)
-    await plane.close()
+    await pipeline.close()
     taken = taken[100:]  # the first ones open connections and files
     return {
         "median_us": round(float(np.median(taken)) * 1e6),
@@ -227,10 +228,10 @@ async def timed(store: Store, scorer: Scorer, instances: list[dict[str, Any]], n
     }
 
 
-async def answered(answers: Awaitable[list[Any]]) -> None:
-    (answer,) = await answers
-    if not isinstance(answer, bytes) or b'"degraded":[]' not in answer:
-        raise RuntimeError(f"not scored as it should be: {answer!r}")
+def expect_whole(answered: list[list[Outcome]]) -> None:
+    ((outcome,),) = answered
+    if not isinstance(outcome, Decision) or outcome.degraded:
+        raise RuntimeError(f"not scored as it should be: {outcome!r}")
 
 
 if __name__ == "__main__":

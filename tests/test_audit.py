@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -29,9 +28,10 @@ from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, extend, key
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import RegistryError
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
+from tests.asking import ask
 from tests.tiny import transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -238,13 +238,12 @@ def recorded(scorers: list[Scorer], tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("state") / "history.db"
 
     async def score() -> None:
-        dataplane = DataPlane({"fraud-transaction": scorers[0]}, SqliteStore(path, durable=False))
+        pipeline = Pipeline({"fraud-transaction": scorers[0]}, SqliteStore(path, durable=False))
         for i in range(0, 400, 20):
             if i == 200:
-                dataplane.scorers = {"fraud-transaction": scorers[1]}
-            body = json.dumps({"instances": transactions(400, 5)[i : i + 20]}).encode()
-            await dataplane.run([dataplane.decode(body, explain=False)])
-        await dataplane.close()
+                pipeline.scorers = {"fraud-transaction": scorers[1]}
+            await ask(pipeline, transactions(400, 5)[i : i + 20])
+        await pipeline.close()
 
     asyncio.run(score())
     return path

@@ -18,11 +18,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from fraud.errors import FraudError, InvalidRequest, MalformedJson, Overloaded, RateLimited, StoreError
+from fraud.errors import InvalidRequest, MalformedJson, Overloaded, RateLimited, StoreError
 from fraud.pipeline.batching import MicroBatcher
-from fraud.serving.app import scoring_routes
 from fraud.serving.bento_pages import with_own_errors
-from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Route
 from fraud.serving.routes import Router
@@ -47,38 +45,46 @@ class EveryRowBad(InvalidRequest):
 
 
 class Doubler:
-    """A data plane of the real protocol whose score is twice the number."""
+    """Routes whose score is twice the number, on a real batcher; `start` on the event loop that serves them."""
 
-    closed = False
+    def __init__(self) -> None:
+        self.routes = [
+            Route("POST", "/predict", "score", self.predict, ""),
+            Route("POST", "/explain", "score", self.explain, ""),
+        ]
 
-    def decode(self, body: bytes, *, explain: bool, request_id: str) -> Numbers:
-        try:
-            instances = json.loads(body)["instances"]
-        except ValueError:
-            raise MalformedJson("the body is no JSON") from None
-        if instances == ["secret path"]:
-            raise RuntimeError("/etc/fraud/secret is missing")
-        if instances == ["lost store"]:
-            raise StoreError("no connection to db.internal:5432")
-        if instances == ["busy"]:
-            raise Overloaded("3 rows are waiting already; try again shortly")
-        return Numbers(instances, explain)
+    def start(self) -> None:
+        self.batcher: MicroBatcher[Numbers, list[float]] = MicroBatcher(self.run)
 
-    async def run(self, requests: list[Numbers]) -> list[bytes | FraudError]:
-        outcomes: list[bytes | FraudError] = []
-        for request in requests:
-            if any(value < 0 for value in request.values):
-                outcomes.append(EveryRowBad())
-            else:
-                scores = [2 * value for value in request.values]
-                outcomes.append(json.dumps({"predictions": scores, "explained": request.explain}).encode())
-        return outcomes
+    async def predict(self, call: Call) -> Answer:
+        return await self.answer(decoded(await call.json_body(), explain=False))
 
-    def describe(self) -> dict[str, Any]:
-        return {"models": ["doubler"]}
+    async def explain(self, call: Call) -> Answer:
+        return await self.answer(decoded(await call.json_body(), explain=True))
 
-    async def close(self) -> None:
-        self.closed = True
+    async def answer(self, numbers: Numbers) -> Answer:
+        scores = await self.batcher.submit(numbers)
+        return Answer(json.dumps({"predictions": scores, "explained": numbers.explain}).encode())
+
+    async def run(self, requests: list[Numbers]) -> list[list[float] | Exception]:
+        return [
+            EveryRowBad() if any(value < 0 for value in request.values) else [2 * value for value in request.values]
+            for request in requests
+        ]
+
+
+def decoded(body: bytes, *, explain: bool) -> Numbers:
+    try:
+        instances = json.loads(body)["instances"]
+    except ValueError:
+        raise MalformedJson("the body is no JSON") from None
+    if instances == ["secret path"]:
+        raise RuntimeError("/etc/fraud/secret is missing")
+    if instances == ["lost store"]:
+        raise StoreError("no connection to db.internal:5432")
+    if instances == ["busy"]:
+        raise Overloaded("3 rows are waiting already; try again shortly")
+    return Numbers(instances, explain)
 
 
 @dataclass
@@ -98,7 +104,6 @@ class Seen:
 @dataclass(frozen=True)
 class Server:
     port: int
-    engine: Engine
     seen: Seen
 
     def request(
@@ -155,8 +160,8 @@ PAGES = [Route("GET", path, "read", page, "") for path in ("/hello", "/broken")]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    engine, seen, dataplane = Engine(), Seen(), Doubler()
-    router = Router([*scoring_routes(engine), *PAGES])
+    seen, doubler = Seen(), Doubler()
+    router = Router([*doubler.routes, *PAGES])
     door = FrontDoor(router, behind, LIMITS, guards=[seen.guard], observers=[seen.observe])
     listener = socket.create_server(("127.0.0.1", 0))
     uvicorn_server = uvicorn.Server(
@@ -164,16 +169,16 @@ def server() -> Iterator[Server]:
     )
 
     async def serve() -> None:
-        engine.start(dataplane, MicroBatcher(dataplane.run))
+        doubler.start()
         await uvicorn_server.serve(sockets=[listener])
-        await engine.stop()
+        await doubler.batcher.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    yield Server(listener.getsockname()[1], engine, seen)
+    yield Server(listener.getsockname()[1], seen)
     uvicorn_server.should_exit = True
     thread.join(10)
-    assert dataplane.closed
+    assert not thread.is_alive()
 
 
 def test_predict_and_explain_are_answered(server: Server) -> None:
@@ -264,14 +269,6 @@ def test_the_application_behind_answers_the_rest_and_its_errors_are_reshaped(ser
     assert "Traceback" not in str(answer)
 
 
-def test_readiness_says_what_is_served(server: Server) -> None:
-    assert server.request("/readyz", method="GET")[2] == {
-        "status": "ready",
-        "queued_rows": 0,
-        "models": ["doubler"],
-    }
-
-
 def head(length: int | None) -> bytes:
     framing = b"Transfer-Encoding: chunked" if length is None else b"Content-Length: %d" % length
     return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + framing + b"\r\n\r\n"
@@ -322,11 +319,3 @@ def test_callers_that_leave_hurt_nobody(server: Server, sent: bytes) -> None:
         staying: list[Callable[[], Any]] = [lambda: server.score(3) == [6]] * 30
         done = list(pool.map(lambda call: call(), [c for pair in zip(leaving, staying, strict=True) for c in pair]))
     assert done[1::2] == [True] * 30
-
-
-def test_an_engine_without_a_model_is_not_ready() -> None:
-    engine = Engine()
-    for ask in (engine.readiness, lambda: asyncio.run(engine.answer(b"{}", explain=False))):
-        with pytest.raises(FraudError, match="no model is loaded yet") as raised:
-            ask()
-        assert (raised.value.http_status, raised.value.code) == (503, "not_ready")

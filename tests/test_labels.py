@@ -74,7 +74,7 @@ def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service:
     }
     assert refused[6]["message"] == "missing transaction_id, is_fraud; did you mean 'transaction_id' for 'transaction'"
     assert answer["labels"][6]["transaction_id"] is None
-    assert service.plane.counts == service.plane.counts | {
+    assert service.pipeline.counts == service.pipeline.counts | {
         "labels_told": 2,
         "labels_known": 1,
         "labels_unknown": 1,
@@ -136,7 +136,7 @@ def test_a_label_time_before_the_event_counts_as_the_events(opened: Callable[[],
         early = {"is_fraud": True, "label_time": rfc3339(START_MS - 60 * DAY_MS)}
         labels = [{**early, "transaction_id": ids[1]}, {**early, "transaction_id": ids[1], "label_time": rfc3339(1)}]
         assert service.outcomes(labels) == ["told", "known"]
-        recalled = service.runner.run(service.plane.store.recall(ids, [instances[0]["customer_id"]], []))
+        recalled = service.runner.run(service.pipeline.store.recall(ids, [instances[0]["customer_id"]], []))
         state = recalled.histories.customers
         assert state["last_label_time"].tolist() == [recalled.decided[ids[1]].event_time_ms]
         assert state["day_count"].sum() == 2  # no day was opened or lost for it
@@ -147,13 +147,13 @@ def test_a_thousand_labels_are_told_in_small_steps(opened: Callable[[], Store], 
         instances = of_run(f"many{id(service)}", transactions(120, 46, customers=5, merchants=3))
         service.score(instances)
         calls = []
-        apply_labels = service.plane.store.apply_labels
+        apply_labels = service.pipeline.store.apply_labels
 
         async def counted(frauds: Any) -> Any:
             calls.append(len(frauds))
             return await apply_labels(frauds)
 
-        service.plane.store.apply_labels = counted  # type: ignore[method-assign]
+        service.pipeline.store.apply_labels = counted  # type: ignore[method-assign]
         ids = [instance["transaction_id"] for instance in instances]
         ids += [f"nobody's{i}" for i in range(880)]
         labels = [{"transaction_id": name, "is_fraud": True} for name in ids]
@@ -169,7 +169,7 @@ def test_a_label_finds_the_customer_whose_id_is_kept_as_a_hash(scorer: Scorer, t
         service.score([instance])
         assert service.outcomes([{"transaction_id": instance["transaction_id"], "is_fraud": True}]) == ["told"]
         assert service.call("GET", "/v1/users/dora/profile")[1]["frauds"] == 1
-        recalled = service.runner.run(service.plane.store.recall([], ["dora"], ["m1"]))
+        recalled = service.runner.run(service.pipeline.store.recall([], ["dora"], ["m1"]))
         assert recalled.histories.merchants["fraud_count"].tolist() == [1]
     assert b"dora" not in (tmp_path / "history.db").read_bytes()
 

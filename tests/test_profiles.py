@@ -14,13 +14,14 @@ import pytest
 from fraud.history.profile import Profile, readable_profile
 from fraud.history.state import CUSTOMER, new_states
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.labels import label_routes
 from fraud.serving.profiles import profile_routes
 from fraud.serving.routes import Router
 from fraud.stores.protocol import Fraud, Store
 from fraud.stores.sqlite import SqliteStore
+from tests.asking import ask
 from tests.tiny import START_MS, transactions
 
 
@@ -29,12 +30,12 @@ async def elsewhere(scope: MutableMapping[str, Any], receive: Any, send: Any) ->
 
 
 class Service:
-    """A data plane, and the routes of profiles and labels over its store."""
+    """A pipeline, and the routes of profiles and labels over its store."""
 
     def __init__(self, scorer: Scorer, store: Store) -> None:
         self.runner = asyncio.Runner()
-        self.plane = DataPlane({"m": scorer}, store)
-        routes = [*label_routes(lambda: self.plane, 300_000), *profile_routes(lambda: self.plane.store)]
+        self.pipeline = Pipeline({"m": scorer}, store)
+        routes = [*label_routes(lambda: self.pipeline, 300_000), *profile_routes(lambda: self.pipeline.store)]
         self.router = Router(routes)
         self.door = FrontDoor(self.router, elsewhere)
         self.headers: dict[str, str] = {}
@@ -43,13 +44,11 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.runner.run(self.plane.close())
+        self.runner.run(self.pipeline.close())
         self.runner.close()
 
     def score(self, instances: list[dict[str, Any]]) -> None:
-        request = self.plane.decode(json.dumps({"instances": instances}).encode(), explain=False)
-        (answer,) = self.runner.run(self.plane.run([request]))
-        assert isinstance(answer, bytes)
+        self.runner.run(ask(self.pipeline, instances))
 
     def call(self, method: str, path: str, body: Any = b"") -> tuple[int, Any]:
         sent: list[MutableMapping[str, Any]] = []
@@ -109,7 +108,7 @@ def test_windows_end_with_the_last_transaction_and_not_with_a_label(service: Ser
     before = service.call("GET", "/v1/users/cara/profile")[1]["windows"]
     for days in (3, 60):
         label_time_ms = START_MS + days * 86_400_000
-        told = service.plane.store.apply_labels([Fraud(instances[days % 2]["transaction_id"], label_time_ms)])
+        told = service.pipeline.store.apply_labels([Fraud(instances[days % 2]["transaction_id"], label_time_ms)])
         assert service.runner.run(told) == ["told"]
         profile = service.call("GET", "/v1/users/cara/profile")[1]
         frauds = {"transactions": 2, "frauds": 1} if days == 3 else {"transactions": 0, "frauds": 0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,16 +12,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from fraud.errors import FraudError, SettingsError
+from fraud.errors import SettingsError
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
-from fraud.pipeline.shadow import MAX_WAITING, Shadow, in_canary
+from fraud.pipeline.canary import in_canary
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.shadow import MAX_WAITING, Shadow
 from fraud.stores.log import decode_record
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.personal import Pseudonymous
 from fraud.stores.protocol import Store
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
+from tests.asking import ask
 from tests.tiny import transactions, write_tiny_bundle
 
 NAME = "fraud-transaction"
@@ -34,20 +35,12 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
     return [Scorer.load(write_tiny_bundle(folder / str(seed), "transaction", seed=seed)) for seed in (1, 2)]
 
 
-async def ask(dataplane: DataPlane, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    request = dataplane.decode(json.dumps({"instances": instances}).encode(), explain=False)
-    (answer,) = await dataplane.run([request])
-    assert not isinstance(answer, FraudError)
-    predictions: list[dict[str, Any]] = json.loads(answer)["predictions"]
-    return predictions
-
-
 async def ask_one_by_one(
     scorer: Scorer, store: Store, instances: list[dict[str, Any]], **options: Any
 ) -> list[dict[str, Any]]:
-    dataplane = DataPlane({NAME: scorer}, store, **options)
-    answers = [(await ask(dataplane, [instance]))[0] for instance in instances]
-    await dataplane.close()
+    pipeline = Pipeline({NAME: scorer}, store, **options)
+    answers = [(await ask(pipeline, [instance]))[0] for instance in instances]
+    await pipeline.close()
     return answers
 
 
@@ -64,17 +57,17 @@ def test_canary_answers_whole_requests_of_its_customers(scorers: list[Scorer], t
     champion, challenger = scorers
 
     async def run() -> None:
-        dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db"), canary_share=0.5)
-        dataplane.challengers = {NAME: challenger}
+        pipeline = Pipeline({NAME: champion}, SqliteStore(tmp_path / "history.db"), canary_share=0.5)
+        pipeline.challengers = {NAME: challenger}
         instances = transactions(120, 9)
         for i in range(0, 100, 2):
             first, second = instances[i], {**instances[i + 1], "customer_id": instances[i]["customer_id"]}
-            digests = {row["model"]["digest"] for row in await ask(dataplane, [first, second])}
+            digests = {row["model"]["digest"] for row in await ask(pipeline, [first, second])}
             expected = challenger if in_canary(first["customer_id"], 0.5) else champion
             assert digests == {expected.name.digest}
-        mixed = await ask(dataplane, instances[100:])
+        mixed = await ask(pipeline, instances[100:])
         assert {row["model"]["digest"] for row in mixed} == {champion.name.digest}
-        await dataplane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -88,11 +81,11 @@ def test_shadow_records_what_the_challenger_would_have_said(scorers: list[Scorer
     async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         alone = await ask_one_by_one(challenger, SqliteStore(tmp_path / "alone.db"), instances)
         shadow = Shadow(tmp_path / "shadow.db", lambda *counts: told.append(counts), dropped.append)
-        dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db"), shadow=shadow)
-        dataplane.challengers = {NAME: challenger}
-        answers = [row for i in range(0, 60, 6) for row in await ask(dataplane, instances[i : i + 6])]
+        pipeline = Pipeline({NAME: champion}, SqliteStore(tmp_path / "history.db"), shadow=shadow)
+        pipeline.challengers = {NAME: challenger}
+        answers = [row for i in range(0, 60, 6) for row in await ask(pipeline, instances[i : i + 6])]
         shadow.close()
-        await dataplane.close()
+        await pipeline.close()
         return alone, answers
 
     alone, answers = asyncio.run(run())
@@ -117,15 +110,15 @@ def test_shadow_that_is_behind_leaves_out_and_counts(scorers: list[Scorer], tmp_
 
     async def run() -> None:
         shadow = Shadow(tmp_path / "shadow.db", lambda *_: None, dropped.append)
-        dataplane = DataPlane({NAME: champion}, SqliteStore(tmp_path / "history.db", durable=False), shadow=shadow)
-        dataplane.challengers = {NAME: challenger}
+        pipeline = Pipeline({NAME: champion}, SqliteStore(tmp_path / "history.db", durable=False), shadow=shadow)
+        pipeline.challengers = {NAME: challenger}
         with closing(sqlite3.connect(tmp_path / "shadow.db", isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")  # the shadow waits for this writer
             for instance in transactions(MAX_WAITING + 20, 6):
-                await ask(dataplane, [instance])
+                await ask(pipeline, [instance])
             db.execute("ROLLBACK")
         shadow.close()
-        await dataplane.close()
+        await pipeline.close()
 
     asyncio.run(run())
     assert sum(dropped) in (18, 19, 20)

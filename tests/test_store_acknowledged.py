@@ -18,7 +18,7 @@ import redis
 
 from fraud.errors import StoreError
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import PostgresStore
 from fraud.stores.protocol import Fraud
@@ -33,8 +33,8 @@ from tests.tiny import START_MS, transactions
 PATIENT_MS = 2_000.0
 
 
-async def degraded(plane: DataPlane, instances: list[dict[str, Any]]) -> list[list[str]]:
-    return [row["degraded"] for row in await score(plane, instances)]
+async def degraded(pipeline: Pipeline, instances: list[dict[str, Any]]) -> list[list[str]]:
+    return [row["degraded"] for row in await score(pipeline, instances)]
 
 
 async def on_record(url: str, instances: list[dict[str, Any]]) -> list[bool]:
@@ -65,22 +65,22 @@ def test_a_retry_says_what_the_decision_lacks(
     async def run() -> None:
         store = open_store(server.url, StoreOptions(budget_ms=PATIENT_MS, cold_budget_ms=PATIENT_MS))
         assert isinstance(store, Resilient)
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         o1, o2, o3 = of_run(f"o{kind}", transactions(3, 61, customers=1, merchants=1))
-        assert await degraded(plane, [o1]) == [[]]
+        assert await degraded(pipeline, [o1]) == [[]]
         await asyncio.to_thread(server.kill)
-        first = await score(plane, [o2])
+        first = await score(pipeline, [o2])
         assert first[0]["degraded"] == ["history", "record"]
-        assert await score(plane, [o2]) == first
-        assert await score(plane, [o2, o2]) == first * 2
-        assert await degraded(plane, [o3, o2, o3]) == [["history", "record"]] * 3
+        assert await score(pipeline, [o2]) == first
+        assert await score(pipeline, [o2, o2]) == first * 2
+        assert await degraded(pipeline, [o3, o2, o3]) == [["history", "record"]] * 3
         assert store.waiting == 2
-        assert plane.counts["degraded_record"] == 7
+        assert pipeline.counts["degraded_record"] == 7
         await asyncio.to_thread(server.start)
         await until_back(store)
-        assert await degraded(plane, [o1, o2, o3]) == [[], ["history"], ["history"]]
+        assert await degraded(pipeline, [o1, o2, o3]) == [[], ["history"], ["history"]]
         await assert_same_states(store, alone(scorer, [o1, o2, o3])[1])
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -90,15 +90,15 @@ def test_rows_on_record_lack_nothing_beside_rows_that_are_not(
 ) -> None:
     async def run() -> None:
         store = open_store(redis_server.url, tiered(redis_server, postgres_server))
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         old, new = of_run("beside", transactions(2, 62, customers=1, merchants=1))
-        assert await degraded(plane, [old]) == [[]]
+        assert await degraded(pipeline, [old]) == [[]]
         await asyncio.to_thread(postgres_server.kill)
-        assert await degraded(plane, [old, new, old]) == [[], ["record"], []]
+        assert await degraded(pipeline, [old, new, old]) == [[], ["record"], []]
         await asyncio.to_thread(postgres_server.start)
         await until_back(store)
-        assert await degraded(plane, [old, new]) == [[], []]
-        await plane.close()
+        assert await degraded(pipeline, [old, new]) == [[], []]
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -112,18 +112,18 @@ def test_a_decision_is_on_record_though_its_worker_was_killed(
     before, during = instances[:6], instances[6:]
 
     async def run() -> None:
-        plane = DataPlane({"m": scorer}, open_store(redis_server.url, options))
-        assert await degraded(plane, before) == [[]] * 6
+        pipeline = Pipeline({"m": scorer}, open_store(redis_server.url, options))
+        assert await degraded(pipeline, before) == [[]] * 6
         await asyncio.to_thread(postgres_server.kill)
         first = await asyncio.to_thread(answered_and_killed, redis_server.url, options, tiny_bundle, during)
         assert all("record" in row["degraded"] for row in first)
-        assert await score(plane, during) == first  # this worker never made these decisions
+        assert await score(pipeline, during) == first  # this worker never made these decisions
         await asyncio.to_thread(postgres_server.start)
-        await until_back(plane.store)
+        await until_back(pipeline.store)
         await until_on_record(postgres_server.url, during)
-        again = await score(plane, during)
+        again = await score(pipeline, during)
         assert again == [{**row, "degraded": [x for x in row["degraded"] if x != "record"]} for row in first]
-        await plane.close()
+        await pipeline.close()
         of_record = open_store(postgres_server.url, options)
         await assert_same_states(of_record, alone(scorer, instances)[1])
         await of_record.close()
@@ -144,7 +144,7 @@ def test_a_retry_puts_on_record_what_only_redis_remembers(
         instance.setdefault("merchant_id", "between-m")
 
     async def run() -> None:
-        before = DataPlane({"m": scorer}, open_store(redis_server.url, options))
+        before = Pipeline({"m": scorer}, open_store(redis_server.url, options))
         assert await degraded(before, instances[:4]) == [[]] * 4
         await before.close()
         await asyncio.to_thread(postgres_server.kill)
@@ -157,16 +157,16 @@ def test_a_retry_puts_on_record_what_only_redis_remembers(
         store = open_store(redis_server.url, options)
         await store.open()
         assert await on_record(postgres_server.url, instances[4:]) == [False] * 4
-        plane = DataPlane({"m": scorer}, store)
-        again = await score(plane, instances[4:])
+        pipeline = Pipeline({"m": scorer}, store)
+        again = await score(pipeline, instances[4:])
         assert again == [{**row, "degraded": [x for x in row["degraded"] if x != "record"]} for row in first]
         assert await on_record(postgres_server.url, instances[4:]) == [True] * 4
         profile = await store.profile(instances[0]["customer_id"])
         assert profile is not None
         ours = [i for i in instances if i["customer_id"] == instances[0]["customer_id"]]
         assert profile.state["count"].tolist() == [len(ours)]  # each once, under the one hash of the customer
-        assert await degraded(plane, instances) == [[]] * 8
-        await plane.close()
+        assert await degraded(pipeline, instances) == [[]] * 8
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -197,19 +197,19 @@ def test_what_is_refused_is_written_nowhere(scorer: Scorer, redis_server: Server
     async def run() -> None:
         store = open_store(redis_server.url, tiered(redis_server, postgres_server, queue=1))
         assert isinstance(store, Tiered)
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         first, waits, refused = of_run("refused", transactions(3, 66, customers=1, merchants=1))
-        await score(plane, [first])
+        await score(pipeline, [first])
         await asyncio.to_thread(postgres_server.kill)
-        assert await degraded(plane, [waits]) == [["record"]]
+        assert await degraded(pipeline, [waits]) == [["record"]]
         with pytest.raises(StoreError, match="1 decisions wait for postgresql already"):
-            await score(plane, [refused])
-        assert await degraded(plane, [waits]) == [["record"]]  # what waits already has its place
+            await score(pipeline, [refused])
+        assert await degraded(pipeline, [waits]) == [["record"]]  # what waits already has its place
         assert refused["transaction_id"] not in (await store.hot.recall([refused["transaction_id"]], [], [])).decided
         await asyncio.to_thread(postgres_server.start)
         await until_back(store)
         assert await on_record(postgres_server.url, [first, waits, refused]) == [True, True, False]
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -220,9 +220,9 @@ def test_a_reset_that_is_refused_forgets_nothing(
 ) -> None:
     async def run() -> None:
         store = open_store(redis_server.url, tiered(redis_server, postgres_server))
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         instances = of_run(f"reset-{off}", transactions(3, 67, customers=1, merchants=1))
-        await score(plane, instances)
+        await score(pipeline, instances)
         server = redis_server if off == "redis" else postgres_server
         await asyncio.to_thread(server.kill)
         with pytest.raises(StoreError):
@@ -232,7 +232,7 @@ def test_a_reset_that_is_refused_forgets_nothing(
         await assert_same_states(store, alone(scorer, instances)[1])
         assert await store.reset(instances[0]["customer_id"])
         assert await store.profile(instances[0]["customer_id"]) is None
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -258,10 +258,10 @@ def answered_and_killed(
 def answering(
     url: str, options: StoreOptions, bundle: Path, instances: list[dict[str, Any]], answers: Connection
 ) -> None:
-    async def run(scores: Callable[[DataPlane, list[dict[str, Any]]], Any]) -> None:
+    async def run(scores: Callable[[Pipeline, list[dict[str, Any]]], Any]) -> None:
         store = open_store(url, options)
         await store.open()
-        answers.send(json.dumps(await scores(DataPlane({"m": Scorer.load(bundle)}, store), instances)))
+        answers.send(json.dumps(await scores(Pipeline({"m": Scorer.load(bundle)}, store), instances)))
         time.sleep(60)  # nothing more happens in this process: it is killed
 
     asyncio.run(run(score))

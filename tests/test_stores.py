@@ -27,11 +27,12 @@ from fraud.errors import SettingsError, StoreError
 from fraud.features.featurizer import Histories
 from fraud.history.state import CUSTOMER, encode
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Fraud, States, Store
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.states import told_of
+from tests.asking import ask
 from tests.conftest import EXAMPLES, PATIENT
 from tests.servers import Server
 from tests.tiny import START_MS, transactions
@@ -45,13 +46,8 @@ def of_run(name: str, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: f"{name}-{v}" if k in ids else v for k, v in instance.items()} for instance in instances]
 
 
-async def score(plane: DataPlane, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    body = json.dumps({"instances": instances}).encode()
-    (answer,) = await plane.run([plane.decode(body, explain=True)])
-    if isinstance(answer, Exception):
-        raise answer
-    rows: list[dict[str, Any]] = json.loads(answer)["predictions"]
-    return rows
+async def score(pipeline: Pipeline, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return await ask(pipeline, instances, explain=True)
 
 
 def alone(scorer: Scorer, instances: list[dict[str, Any]]) -> tuple[list[float], Histories]:
@@ -110,10 +106,10 @@ def test_idempotency_of_two_workers(opened: Callable[[], Store], arriving: tuple
 def test_a_fraud_is_told_once_and_only_of_what_was_scored(opened: Callable[[], Store], scorer: Scorer) -> None:
     async def run() -> None:
         store = opened()
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         instances = of_run(f"labels{id(store)}", transactions(3, 21, customers=1, merchants=1))
         instances[0].setdefault("merchant_id", f"m{id(store)}")
-        await score(plane, instances)
+        await score(pipeline, instances)
         first = Fraud(instances[0]["transaction_id"], START_MS + 86_400_000)
         unknown = Fraud("never scored", START_MS)
         assert await store.apply_labels([first, unknown]) == ["told", "unknown"]
@@ -123,7 +119,7 @@ def test_a_fraud_is_told_once_and_only_of_what_was_scored(opened: Callable[[], S
         assert recalled.histories.customers["fraud_count"].tolist() == [1]
         assert recalled.histories.merchants["fraud_count"].tolist() == [1]
         assert recalled.histories.customers["last_label_time"].tolist() == [first.label_time_ms]
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -131,9 +127,9 @@ def test_a_fraud_is_told_once_and_only_of_what_was_scored(opened: Callable[[], S
 def test_a_reset_forgets_the_history_and_keeps_the_decisions(opened: Callable[[], Store], scorer: Scorer) -> None:
     async def run() -> None:
         store = opened()
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         instances = of_run(f"reset{id(store)}", transactions(4, 22, customers=1))
-        answers = await score(plane, instances[:3])
+        answers = await score(pipeline, instances[:3])
         customer = instances[0]["customer_id"]
         profile = await store.profile(customer)
         assert profile is not None
@@ -141,12 +137,12 @@ def test_a_reset_forgets_the_history_and_keeps_the_decisions(opened: Callable[[]
         assert await store.reset(customer)
         assert await store.profile(customer) is None
         assert not await store.reset(customer)
-        assert await score(plane, instances[:3]) == answers
-        await score(plane, instances[3:])
+        assert await score(pipeline, instances[:3]) == answers
+        await score(pipeline, instances[3:])
         profile = await store.profile(customer)
         assert profile is not None
         assert profile.state["count"].tolist() == [1]
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -157,11 +153,11 @@ def test_a_backfill_is_the_history_of_what_follows(opened: Callable[[], Store], 
         instances = of_run(f"backfill{id(store)}", transactions(120, 23, customers=4, merchants=3))
         _, past = alone(scorer, instances[:80])
         await store.backfill(States(past.customer_ids, past.merchant_ids, past.customers, past.merchants))
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         margins, states = alone(scorer, instances)
-        assert [row["raw_margin"] for row in await score(plane, instances[80:])] == margins[80:]
+        assert [row["raw_margin"] for row in await score(pipeline, instances[80:])] == margins[80:]
         await assert_same_states(store, states)
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -169,9 +165,9 @@ def test_a_backfill_is_the_history_of_what_follows(opened: Callable[[], Store], 
 def test_the_silent_are_forgotten_and_no_one_else(opened: Callable[[], Store], scorer: Scorer) -> None:
     async def run() -> None:
         store = opened()
-        plane = DataPlane({"m": scorer}, store)
+        pipeline = Pipeline({"m": scorer}, store)
         instances = of_run(f"expire{id(store)}", transactions(40, 28, customers=5, merchants=3))
-        await score(plane, instances)
+        await score(pipeline, instances)
         _, states = alone(scorer, instances)
         assert await store.expire(START_MS) == 0  # all were heard of since
         await assert_same_states(store, states)
@@ -182,7 +178,7 @@ def test_the_silent_are_forgotten_and_no_one_else(opened: Callable[[], Store], s
             assert await store.expire(latest) == 0
             recalled = await store.recall([], states.customer_ids, states.merchant_ids)
             assert recalled.histories.customers["count"].astype(bool).sum() == 1
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -191,12 +187,12 @@ def worker(url: str, options: StoreOptions, bundle: Path, instances: list[dict[s
     """Score transactions one by one in a process of its own."""
 
     async def run() -> None:
-        plane = DataPlane({"m": Scorer.load(bundle)}, open_store(url, options))
+        pipeline = Pipeline({"m": Scorer.load(bundle)}, open_store(url, options))
         barrier.wait(120)
         for instance in instances:
-            (row,) = await score(plane, [instance])
+            (row,) = await score(pipeline, [instance])
             assert row["degraded"] == []
-        await plane.close()
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -240,20 +236,20 @@ def test_what_redis_loses_is_rebuilt_from_postgresql(
 ) -> None:
     async def run() -> None:
         options = StoreOptions(cold_store=postgres_server.url, **PATIENT)  # type: ignore[arg-type]
-        plane = DataPlane({"m": scorer}, open_store(redis_server.url, options))
+        pipeline = Pipeline({"m": scorer}, open_store(redis_server.url, options))
         instances = of_run("rebuilt", transactions(120, 25, customers=5, merchants=4))
         expected, states = alone(scorer, instances)
         answers = []
         for start in range(0, 120, 20):
             redis_server.forget_all()
-            answers += await score(plane, instances[start : start + 20])
+            answers += await score(pipeline, instances[start : start + 20])
         assert [row["raw_margin"] for row in answers] == expected
         assert all(row["degraded"] == [] for row in answers)
         redis_server.forget_all()
-        again = await score(plane, instances)  # decisions as well
+        again = await score(pipeline, instances)  # decisions as well
         assert [row["raw_margin"] for row in again] == expected
-        await assert_same_states(plane.store, states)
-        await plane.close()
+        await assert_same_states(pipeline.store, states)
+        await pipeline.close()
 
     asyncio.run(run())
 
@@ -263,15 +259,15 @@ def test_many_at_the_same_states_find_their_turn(redis_server: Server, scorer: S
 
     async def run() -> None:
         stores = [open_store(redis_server.url, StoreOptions(**PATIENT)) for _ in range(6)]  # type: ignore[arg-type]
-        planes = [DataPlane({"m": scorer}, store) for store in stores]
+        pipelines = [Pipeline({"m": scorer}, store) for store in stores]
         instances = of_run("crowd", transactions(600, 26, customers=3, merchants=2))
         parts = [instances[i::6] for i in range(6)]
         for start in range(0, 100, 20):
-            pieces = zip(planes, parts, strict=True)
-            await asyncio.gather(*(score(plane, part[start : start + 20]) for plane, part in pieces))
+            pieces = zip(pipelines, parts, strict=True)
+            await asyncio.gather(*(score(pipeline, part[start : start + 20]) for pipeline, part in pieces))
         await assert_same_states(stores[0], alone(scorer, instances)[1])
-        for plane in planes:
-            await plane.close()
+        for pipeline in pipelines:
+            await pipeline.close()
 
     asyncio.run(run())
 

@@ -23,7 +23,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry, Histogram
 
 from fraud.decisions.policy import Policy, RiskLevels
+from fraud.decisions.verdict import verdict_of
 from fraud.models.active import Swap
+from fraud.models.scorer import ModelName
+from fraud.pipeline.rows import Decision
 from fraud.serving import logs, telemetry
 from fraud.serving.http import Answer
 from fraud.serving.telemetry import METRICS, PROBABILITIES, SECONDS, Telemetry, resident_bytes
@@ -61,7 +64,6 @@ def call(path: str = "/predict", request_id: str = "r1", route: str | None = Non
 def scorer(name: str = "m", version: str = "v") -> Any:
     return SimpleNamespace(
         name=SimpleNamespace(name=name, version=version, digest=f"sha256:{version}"),
-        policy=Policy(0.3, 0.7, RiskLevels(0.2, 0.5, 0.8)),
     )
 
 
@@ -99,7 +101,9 @@ def test_requests_and_errors_are_counted(made: Made) -> None:
 
 def test_scores_are_counted_by_decision(made: Made) -> None:
     probabilities = np.random.default_rng(1).random(500).tolist()
-    made.telemetry.scored(scorer(), probabilities)
+    policy = Policy(0.3, 0.7, RiskLevels(0.2, 0.5, 0.8))
+    model = ModelName("m", "v", "sha256:v")
+    made.telemetry.decided([Decision("t", model, 0.0, p, verdict_of(policy, p)) for p in probabilities])
     decisions = {"approve": (0, 0.3), "review": (0.3, 0.7), "decline": (0.7, 1.1)}
     for decision, (low, high) in decisions.items():
         expected = sum(low <= p < high for p in probabilities)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -16,7 +15,8 @@ from rich.console import Console
 from fraud.checks.history import scorer_for, simulated
 from fraud.models.find import load_scorer
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.rows import Decision
 from fraud.schema import MAX_INSTANCES
 from fraud.stores.opening import StoreOptions, open_store
 from training.data import Mapping, load_table
@@ -74,22 +74,21 @@ def explain(
 
 
 async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> Explained:
-    """Explain instances through a data plane of their own, an empty history behind it."""
+    """Explain instances through a pipeline of their own, an empty history behind it."""
     knots = scorer.bundle.calibrator
     gaps, others, refused = [0.0], 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        plane = DataPlane({scorer.name.name: scorer}, open_store("sqlite:", StoreOptions(Path(folder), durable=False)))
+        store = open_store("sqlite:", StoreOptions(Path(folder), durable=False))
+        pipeline = Pipeline({scorer.name.name: scorer}, store)
         for begin in range(0, len(instances), MAX_INSTANCES):
-            body = b'{"instances":[' + b",".join(instances[begin : begin + MAX_INSTANCES]) + b"]}"
-            (answer,) = await plane.run([plane.decode(body, explain=True)])
-            if not isinstance(answer, bytes):
-                raise answer
-            for row in msgspec.json.decode(answer)["predictions"]:
-                if "error" in row:
+            request = pipeline.read(instances[begin : begin + MAX_INSTANCES], explain=True)
+            (outcomes,) = await pipeline.decide_requests([request])
+            for outcome in outcomes:
+                if not isinstance(outcome, Decision) or outcome.explanation is None:
                     refused += 1
                     continue
-                total = row["base_value"] + sum(row["contributions"].values())
-                gaps.append(abs(total - row["raw_margin"]))
-                others += float(np.interp(row["raw_margin"], knots.x, knots.y)) != row["fraud_probability"]
-        await plane.close()
+                total = outcome.explanation.base_value + sum(outcome.explanation.contributions.values())
+                gaps.append(abs(total - outcome.raw_margin))
+                others += float(np.interp(outcome.raw_margin, knots.x, knots.y)) != outcome.fraud_probability
+        await pipeline.close()
     return Explained(len(gaps) - 1, refused, max(gaps), others)

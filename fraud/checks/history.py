@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import typer
@@ -21,7 +22,8 @@ from fraud.errors import SettingsError
 from fraud.features.featurizer import Featurizer, Matrix
 from fraud.models.bundle import Bundle, Calibrator, Manifest, Preprocessor
 from fraud.models.scorer import Scorer
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.rows import Decision, Rejection
 from fraud.schema import FeatureSpec
 from fraud.settings import Settings
 from fraud.simulation.simulate import simulate_transactions
@@ -140,7 +142,7 @@ def scorer_for(table: pd.DataFrame, spec: FeatureSpec) -> Scorer:
 async def measure_parity(
     table: pd.DataFrame, scorer: Scorer, store: Store, seed: int, *, repeat_share: float = 0.02, show: bool = False
 ) -> Parity:
-    """Send a table through a data plane in the order of arrival and compare what it recorded with the replay.
+    """Send a table through a pipeline in the order of arrival and compare what it recorded with the replay.
 
     Parameters
     ----------
@@ -149,12 +151,12 @@ async def measure_parity(
     repeat_share : float
         How many transactions are sent again, at some time after their first.
     """
-    plane = DataPlane({scorer.name.name: scorer}, store)
+    pipeline = Pipeline({scorer.name.name: scorer}, store)
     rng = np.random.default_rng(seed)
     instances = instances_of(table, scorer.spec)
     arrivals = table["processing_time_ms"].to_numpy()
     again = np.where(rng.random(len(table)) < repeat_share, (rng.random(len(table)) * np.arange(len(table))), -1)
-    first_answers: dict[int, bytes] = {}
+    first: dict[int, Decision] = {}
     wanted = set(again[again >= 0].astype(int).tolist())
     frauds, told, differing_answers, degraded = _frauds(table), 0, 0, 0
     started = time.perf_counter()
@@ -164,17 +166,16 @@ async def measure_parity(
             told += len(due)
             if await store.apply_labels(due) != ["told"] * len(due):
                 raise ValueError("a label was not taken though its transaction had been scored")
-        answer = await _score(plane, instances[i], int(arrivals[i]))
-        degraded += b'"degraded":[]' not in answer
+        decision = await _decide(pipeline, instances[i], int(arrivals[i]))
+        degraded += bool(decision.degraded)
         if i in wanted:
-            first_answers[i] = answer
+            first[i] = decision
         if again[i] >= 0:
-            differing_answers += await _score(plane, instances[int(again[i])], int(arrivals[i])) != first_answers.get(
-                int(again[i]), answer
-            )
+            repeated = await _decide(pipeline, instances[int(again[i])], int(arrivals[i]))
+            differing_answers += repeated != first.get(int(again[i]), decision)
     seconds = time.perf_counter() - started
     online = await recorded_features(store, table["transaction_id"], len(scorer.spec.features))
-    await plane.close()
+    await pipeline.close()
     offline = replay(table, scorer.featurizer, slice(None))
     differing, difference = compare(online, offline)
     times = table["event_time_ms"].to_numpy()
@@ -248,29 +249,29 @@ class Idempotency:
 
 async def measure_idempotency(table: pd.DataFrame, scorer: Scorer, stores: list[Store], seed: int) -> Idempotency:
     """Send each transaction once or more to each of several workers, all of them at once."""
-    planes = [DataPlane({scorer.name.name: scorer}, store) for store in stores]
+    pipelines = [Pipeline({scorer.name.name: scorer}, store) for store in stores]
     instances = instances_of(table, scorer.spec)
     now_ms = int(table["processing_time_ms"].max())
     answers: dict[int, set[bytes]] = {i: set() for i in range(len(table))}
 
-    async def worker(plane: DataPlane, order: Iterable[int]) -> int:
+    async def worker(pipeline: Pipeline, order: Iterable[int]) -> int:
         sent = 0
         for i in order:
-            answers[i].add(await _score(plane, instances[i], now_ms))
+            answers[i].add(msgspec.json.encode(await _decide(pipeline, instances[i], now_ms)))
             sent += 1
         return sent
 
     rng = np.random.default_rng(seed)
     orders = []
-    for _ in planes:
+    for _ in pipelines:
         twice = np.repeat(np.arange(len(table)), rng.integers(1, 3, len(table)))
         orders.append(twice[np.argsort(twice + rng.random(len(twice)) * 8)].tolist())  # near, not in step
-    sent = await asyncio.gather(*(worker(plane, order) for plane, order in zip(planes, orders, strict=True)))
+    sent = await asyncio.gather(*(worker(pipeline, order) for pipeline, order in zip(pipelines, orders, strict=True)))
     ids = table["transaction_id"].tolist()
     decisions = sum([len((await stores[0].recall(ids[i : i + 500], [], [])).decided) for i in range(0, len(ids), 500)])
     profiles = [await stores[0].profile(str(name)) for name in table["customer_id"].unique()]
-    for plane in planes:
-        await plane.close()
+    for pipeline in pipelines:
+        await pipeline.close()
     return Idempotency(
         len(table),
         sum(sent),
@@ -280,12 +281,12 @@ async def measure_idempotency(table: pd.DataFrame, scorer: Scorer, stores: list[
     )
 
 
-async def _score(plane: DataPlane, instance: bytes, now_ms: int) -> bytes:
-    request = plane.decode(b'{"instances":[%b]}' % instance, explain=False, now_ms=now_ms)
-    (answer,) = await plane.run([request])
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+async def _decide(pipeline: Pipeline, instance: bytes, now_ms: int) -> Decision:
+    """Return the decision on one transaction, the same whether it is made now or repeated."""
+    ((outcome,),) = await pipeline.decide_requests([pipeline.read([instance], now_ms=now_ms)])
+    if isinstance(outcome, Rejection):
+        raise outcome.error
+    return msgspec.structs.replace(outcome, is_repeat=False)
 
 
 def _frauds(table: pd.DataFrame) -> list[Fraud]:

@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from fraud.decisions.policy import Action, RiskLevel
 from fraud.schema import Row
 
 
@@ -25,8 +26,8 @@ class DecisionRecord(msgspec.Struct):
     raw_margin: float
     fraud_probability: float
     prediction: bool
-    risk_level: str
-    decision: str
+    risk_level: RiskLevel
+    decision: Action
     degraded: list[str]
     event_time_ms: int
     processing_time_ms: int

@@ -6,7 +6,7 @@ and the evaluation of a policy in training.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,11 @@ class Verdict(NamedTuple):
     prediction: bool
     risk_level: RiskLevel
     decision: Action
+
+
+_VERDICTS: dict[tuple[RiskLevel, Action], Verdict] = {
+    (level, action): Verdict(action != "approve", level, action) for level in get_args(RiskLevel) for action in ACTIONS
+}
 
 
 def verdict_of(policy: Policy, probability: float) -> Verdict:
@@ -43,7 +48,7 @@ def verdict_of(policy: Policy, probability: float) -> Verdict:
         action = "decline"
     elif probability >= policy.review_threshold:
         action = "review"
-    return Verdict(action != "approve", level, action)
+    return _VERDICTS[level, action]
 
 
 def actions_at(y_prob: ArrayLike, review_threshold: float, decline_threshold: float) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""A challenger beside the champion: some customers are answered by it, or it scores in the shadow of the answers."""
+"""The shadow: a challenger scores what the champion answered, behind the answers, and what it says is recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +27,6 @@ CREATE TABLE IF NOT EXISTS shadows (
     challenger TEXT NOT NULL, raw_margin REAL NOT NULL, fraud_probability REAL NOT NULL, decision TEXT NOT NULL
 ) STRICT
 """
-
-
-def in_canary(customer_id: str, share: float) -> bool:
-    """Tell whether a customer is among the share whom the challenger answers: always the same ones."""
-    return int.from_bytes(blake2b(customer_id.encode(), digest_size=8).digest(), "big") < share * 2**64
 
 
 class ShadowJob(NamedTuple):

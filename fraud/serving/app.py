@@ -9,6 +9,7 @@ import orjson
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
+from fraud.serving import scoring
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreRequest
 from fraud.serving.engine import Engine
@@ -40,8 +41,8 @@ def service_routes(engine: Engine, settings: Settings) -> list[Route]:
     """Return what the service answers itself, whatever serves it."""
     return [
         *scoring_routes(engine),
-        *label_routes(lambda: engine.dataplane, round(settings.max_clock_ahead_s * 1000)),
-        *profile_routes(lambda: engine.dataplane.store),
+        *label_routes(lambda: engine.pipeline, round(settings.max_clock_ahead_s * 1000)),
+        *profile_routes(lambda: engine.pipeline.store),
         *admin_routes(engine),
     ]
 
@@ -50,10 +51,10 @@ def scoring_routes(engine: Engine) -> list[Route]:
     """`/predict` and `/explain`, and `/readyz` with its detail."""
 
     async def predict(call: Call) -> Answer:
-        return Answer(await engine.answer(await call.json_body(), explain=False, request_id=call.request_id))
+        return Answer(await scoring.answer(engine, await call.json_body(), explain=False, request_id=call.request_id))
 
     async def explain(call: Call) -> Answer:
-        return Answer(await engine.answer(await call.json_body(), explain=True, request_id=call.request_id))
+        return Answer(await scoring.answer(engine, await call.json_body(), explain=True, request_id=call.request_id))
 
     async def readyz(_: Call) -> Answer:
         return Answer(orjson.dumps(engine.readiness()))

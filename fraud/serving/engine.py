@@ -1,4 +1,4 @@
-"""The one way a body is scored, whether it came through the front door or through BentoML."""
+"""The pipeline in service: behind a micro-batcher, with earlier model versions at hand to explain what they decided."""
 
 from __future__ import annotations
 
@@ -6,27 +6,17 @@ import gc
 import sys
 from typing import Any, Protocol
 
-from fraud.errors import FraudError, NotReady, Overloaded, PastVersion
-from fraud.pipeline.batching import HasRows, MicroBatcher
+import msgspec
 
-
-class Scores(Protocol):
-    """What the engine needs of the data plane."""
-
-    def decode(self, body: bytes, *, explain: bool, request_id: str) -> Any:
-        """Read one body; raises `RequestError` when the whole of it is bad."""
-
-    async def run(self, requests: list[Any]) -> list[bytes | FraudError]:
-        """Score one micro-batch; each caller's JSON answer, or the error that is its own."""
-
-    def describe(self) -> dict[str, Any]:
-        """The models served, for ``/readyz``."""
-
-    async def close(self) -> None: ...
+from fraud.errors import NotReady, Overloaded, PastVersion
+from fraud.pipeline.batching import MicroBatcher
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.requests import ScoreRequest
+from fraud.pipeline.rows import Outcome, PendingRow, Rejection
 
 
 class Follows(Protocol):
-    """What the engine shows of the models behind the data plane."""
+    """What the engine shows of the models behind the pipeline."""
 
     def describe(self) -> dict[str, Any]:
         """Swaps that failed, for ``/readyz``."""
@@ -39,74 +29,103 @@ class Follows(Protocol):
 
 
 class Engine:
-    """A data plane behind a micro-batcher; until `start` and after `stop` it is not ready."""
+    """A pipeline behind a micro-batcher; until `start` and after `stop` it is not ready."""
 
     def __init__(self) -> None:
-        self._dataplane: Scores | None = None
-        self._batcher: MicroBatcher[HasRows, bytes] | None = None
+        self._pipeline: Pipeline | None = None
+        self._batcher: MicroBatcher[ScoreRequest, list[Outcome]] | None = None
         self._models: Follows | None = None
 
-    def start(self, dataplane: Scores, batcher: MicroBatcher[Any, bytes], models: Follows | None = None) -> None:
-        """Take a loaded and warm data plane into service; on the running event loop.
+    def start(
+        self,
+        pipeline: Pipeline,
+        batcher: MicroBatcher[ScoreRequest, list[Outcome]],
+        models: Follows | None = None,
+    ) -> None:
+        """Take a loaded and warm pipeline into service; on the running event loop.
 
         What lives now lives as long as the process: it is taken out of the garbage collector's sight, whose full
         passes over the imported modules would otherwise stop the service for 50 ms and more. `service.start` kept the
         collector off while it was built, for it would have found next to nothing. Threads take turns each millisecond
         instead of each fifth, so that a large request that is scored in one delays the loop less.
         """
-        self._dataplane, self._batcher, self._models = dataplane, batcher, models
+        self._pipeline, self._batcher, self._models = pipeline, batcher, models
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         gc.enable()
         sys.setswitchinterval(0.001)
 
     @property
-    def dataplane(self) -> Any:
-        """The data plane in service; raises `NotReady` when there is none."""
-        if self._dataplane is None:
+    def pipeline(self) -> Pipeline:
+        """The pipeline in service; raises `NotReady` when there is none."""
+        if self._pipeline is None:
             raise NotReady("no model is loaded yet")
-        return self._dataplane
+        return self._pipeline
 
     async def stop(self) -> None:
-        dataplane, batcher = self._dataplane, self._batcher
-        self._dataplane = self._batcher = None
+        pipeline, batcher = self._pipeline, self._batcher
+        self._pipeline = self._batcher = None
         if batcher is not None:
             await batcher.close()
-        if dataplane is not None:
-            await dataplane.close()
+        if pipeline is not None:
+            await pipeline.close()
 
-    async def answer(self, body: bytes, *, explain: bool, request_id: str = "") -> bytes:
-        """Score the instances of a JSON body; returns the JSON answer.
+    def admit(self) -> Pipeline:
+        """Return the pipeline that is to read a request, before any work is done for it.
 
         Raises
         ------
-        RequestError
-            The body as a whole cannot be scored.
+        NotReady
+            No model is loaded.
+        Overloaded
+            Too many rows wait already.
+        """
+        pipeline, batcher = self._pipeline, self._batcher
+        if pipeline is None or batcher is None:
+            raise NotReady("no model is loaded yet")
+        if batcher.full:
+            raise Overloaded(f"{batcher.queued_rows} rows are waiting already; try again shortly")
+        return pipeline
+
+    async def decide(self, request: ScoreRequest) -> list[Outcome]:
+        """Decide on a request together with those of other callers; returns the outcomes of its rows, in order.
+
+        Rows that only an earlier version can explain go through the pipeline again when it is loaded.
+
+        Raises
+        ------
         Overloaded
             Too many rows wait already.
         NotReady
             No model is loaded.
         """
-        dataplane, batcher = self._dataplane, self._batcher
-        if dataplane is None or batcher is None:
+        if request.is_rejected:
+            return [row for row in request.rows if isinstance(row, Rejection)]
+        batcher = self._batcher
+        if batcher is None:
             raise NotReady("no model is loaded yet")
-        if batcher.full:
-            raise Overloaded(f"{batcher.queued_rows} rows are waiting already; try again shortly")
-        request = dataplane.decode(body, explain=explain, request_id=request_id)
-        try:
-            return await batcher.submit(request)
-        except PastVersion as error:
-            if self._models is not None:
-                await self._models.load_past(error.name, error.digest)
-            request.is_second_try = True
-            return await batcher.submit(request)
+        outcomes = await batcher.submit(request)
+        if request.explain and self._models is not None:
+            past = {
+                i: outcome.error
+                for i, outcome in enumerate(outcomes)
+                if isinstance(outcome, Rejection) and isinstance(outcome.error, PastVersion)
+            }
+            if past:
+                for name, digest in {(error.name, error.digest): None for error in past.values()}:
+                    await self._models.load_past(name, digest)
+                again = request.only([row for i in past if isinstance(row := request.rows[i], PendingRow)])
+                for i, outcome in zip(past, await batcher.submit(again), strict=True):
+                    outcomes[i] = outcome
+        return outcomes
 
     def readiness(self) -> dict[str, Any]:
         """What is served; raises `NotReady` when nothing is."""
-        if self._dataplane is None or self._batcher is None:
+        if self._pipeline is None or self._batcher is None:
             raise NotReady("no model is loaded yet")
         models = {} if self._models is None else self._models.describe()
-        return {"status": "ready", "queued_rows": self._batcher.queued_rows, **self._dataplane.describe(), **models}
+        served = msgspec.to_builtins(self._pipeline.describe())
+        return {"status": "ready", "queued_rows": self._batcher.queued_rows, "models": served, **models}
 
     async def refresh(self) -> dict[str, Any]:
         """Look for other versions at once, in this worker; returns what is served then, and whether W&B was asked."""

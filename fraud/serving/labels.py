@@ -16,10 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from fraud.errors import InvalidRequest, RequestError
-from fraud.pipeline.answers import RowsRefused
 from fraud.pipeline.requests import transaction_id_of
 from fraud.refusals import explained
 from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, refuse_controls, time_ms
+from fraud.serving.answers import RowsRefused
 from fraud.serving.contract import Either, Problem, Refused, described_by
 from fraud.serving.http import Answer, Call, Route
 from fraud.stores.protocol import Fraud, LabelOutcome, Store
@@ -67,7 +67,7 @@ class LabelsAnswer(msgspec.Struct):
 
 
 class Plane(Protocol):
-    """What is needed of the data plane: its store, and the counts that telemetry shows."""
+    """What is needed of the pipeline: its store, and the counts that telemetry shows."""
 
     store: Store
     counts: Counter[str]

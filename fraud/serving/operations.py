@@ -8,7 +8,9 @@ from typing import Any
 
 from fraud.models.active import ActiveModels
 from fraud.pipeline.batching import MicroBatcher
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.requests import ScoreRequest
+from fraud.pipeline.rows import Outcome
 from fraud.pipeline.shadow import Shadow
 from fraud.serving import logs
 from fraud.serving.front_door import Guard, Observer
@@ -56,7 +58,7 @@ class Operations:
             self.observers.append(logs.RequestLog(settings.log_requests, settings.log_format))
 
     def stage(self, name: str, seconds: float) -> None:
-        """Tell what a batch spent in a stage; `DataPlane.on_stage`."""
+        """Tell what a batch spent in a stage; `Pipeline.on_stage`."""
         self.telemetry.stage(name, seconds)
         if self.tracing is not None:
             self.tracing.stage(name, seconds)
@@ -65,18 +67,18 @@ class Operations:
         """Wrap what scores a batch."""
         return self.telemetry.timed(run if self.tracing is None else self.tracing.traced(run))
 
-    def start(self, dataplane: DataPlane, batcher: MicroBatcher[Any, Any]) -> None:
+    def start(self, pipeline: Pipeline, batcher: MicroBatcher[ScoreRequest, list[Outcome]]) -> None:
         """Follow the registry and show what happens, from now on."""
 
         def install(champions: dict[str, Any], challengers: dict[str, Any]) -> None:
-            dataplane.scorers, dataplane.challengers = champions, challengers
+            pipeline.scorers, pipeline.challengers = champions, challengers
             self.telemetry.serving(champions, challengers)
 
         self.models.follow(install)
         self.telemetry.watch(
             lambda: batcher.queued_rows,
-            lambda: dict(dataplane.counts),
-            dataplane.store.stats,
+            lambda: dict(pipeline.counts),
+            pipeline.store.stats,
             lambda: self.models.following.looks,
         )
         self.telemetry.start()

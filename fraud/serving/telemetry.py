@@ -24,6 +24,7 @@ from fraud.models.active import Swap
 
 if TYPE_CHECKING:
     from fraud.models.registry import Following
+    from fraud.pipeline.rows import Decision
     from fraud.stores.protocol import StoreStats
 
 FLUSH_S = 0.5
@@ -225,25 +226,19 @@ class Telemetry:
             with self._lock:
                 queue = self._tally("fraud_stage_seconds", "queue")
                 for request in requests:
-                    queue.observe(now - request.decoded_at)
+                    queue.observe(now - request.queued_at)
                 self._tally("fraud_batch_rows").observe(sum([request.n_rows for request in requests]))
             return await run(requests)
 
         return run_timed
 
-    def scored(self, scorer: Any, probabilities: Sequence[float]) -> None:
-        """Count the scores that a model gave to a batch."""
-        name, version = scorer.name.name, scorer.name.version
-        thresholds = (scorer.policy.review_threshold, scorer.policy.decline_threshold)
-        decisions = [0, 0, 0]
+    def decided(self, decisions: Sequence[Decision]) -> None:
+        """Count the decisions that a batch made; those that it only repeated are none of them."""
         with self._lock:
-            scores = self._tally("fraud_score", name, version)
-            for probability in probabilities:
-                scores.observe(probability)
-                decisions[(probability >= thresholds[0]) + (probability >= thresholds[1])] += 1
-            for decision, count in zip(("approve", "review", "decline"), decisions, strict=True):
-                if count:
-                    self._tally("fraud_rows_total", name, version, decision).increase(count)
+            for decision in decisions:
+                name, version = decision.model.name, decision.model.version
+                self._tally("fraud_score", name, version).observe(decision.fraud_probability)
+                self._tally("fraud_rows_total", name, version, decision.verdict.decision).increase()
 
     def swapped(self, swap: Swap) -> None:
         """Count a swap, and show which version is served."""
@@ -290,7 +285,7 @@ class Telemetry:
         store: Callable[[], StoreStats] | None = None,
         looks: Callable[[], Mapping[str, Following]] | None = None,
     ) -> None:
-        """Read the queue's length, the data plane's counts, how its store and the following do from now on."""
+        """Read the queue's length, the pipeline's counts, how its store and the following do from now on."""
         self._sources = [
             lambda: self._metrics["fraud_queue_rows"].set(queued_rows()),
             lambda: self._take_counts(counts()),

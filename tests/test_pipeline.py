@@ -1,4 +1,4 @@
-"""The data plane: rows fail alone, retries change nothing, and batches answer as single requests do."""
+"""The pipeline: rows fail alone, retries change nothing, and batches answer as single requests do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import closing
 from pathlib import Path
@@ -14,18 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fraud.decisions.verdict import verdict_of
 from fraud.errors import FraudError, PastVersion, StoreError, UnknownModel
 from fraud.features.featurizer import Histories
 from fraud.models.scorer import Scorer
-from fraud.pipeline.answers import RowsRefused
 from fraud.pipeline.batching import MicroBatcher
-from fraud.pipeline.dataplane import DataPlane
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.rows import Decision, PendingRow, Rejection
+from fraud.serving import scoring
+from fraud.serving.answers import RowsRefused
 from fraud.serving.app import scoring_routes
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import HttpLimits
 from fraud.serving.routes import Router
+from fraud.serving.scoring import decode_request
 from fraud.stores.sqlite import SqliteStore
+from tests.asking import answers, ask
 from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
 
 
@@ -40,17 +46,17 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
 
 
 class Caller:
-    """Sends bodies to a data plane over a SQLite store, from outside the event loop."""
+    """Sends bodies to a pipeline over a SQLite store, from outside the event loop."""
 
     def __init__(self, scorers: dict[str, Scorer], path: Path) -> None:
         self.runner = asyncio.Runner()
-        self.plane = DataPlane(scorers, SqliteStore(path / "history.db", durable=False))
+        self.pipeline = Pipeline(scorers, SqliteStore(path / "history.db", durable=False))
 
     def outcomes(self, *requests: list[dict[str, Any]], explain: bool = False, model: str | None = None) -> list[Any]:
         bodies = [json.dumps({"instances": instances, "model": model}).encode() for instances in requests]
-        decoded = [self.plane.decode(body, explain=explain) for body in bodies]
-        answers = self.runner.run(self.plane.run(decoded))
-        return [answer if isinstance(answer, FraudError) else json.loads(answer)["predictions"] for answer in answers]
+        decoded = [decode_request(self.pipeline, body, explain=explain) for body in bodies]
+        answered = self.runner.run(answers(self.pipeline, decoded))
+        return [answer if isinstance(answer, FraudError) else json.loads(answer)["predictions"] for answer in answered]
 
     def __call__(self, *instances: dict[str, Any], explain: bool = False, model: str | None = None) -> Any:
         (outcome,) = self.outcomes(list(instances), explain=explain, model=model)
@@ -59,7 +65,7 @@ class Caller:
         return outcome
 
     def close(self) -> None:
-        self.runner.run(self.plane.close())
+        self.runner.run(self.pipeline.close())
         self.runner.close()
 
 
@@ -68,6 +74,12 @@ def call(scorers: dict[str, Scorer], tmp_path: Path) -> Iterator[Caller]:
     caller = Caller(scorers, tmp_path)
     yield caller
     caller.close()
+
+
+def pending(pipeline: Pipeline, instances: list[dict[str, Any]], **options: Any) -> list[PendingRow]:
+    """Typed rows, as a transport other than HTTP hands them over."""
+    request = pipeline.read([json.dumps(instance).encode() for instance in instances], **options)
+    return [row for row in request.rows if isinstance(row, PendingRow)]
 
 
 def offline(scorer: Scorer, instances: list[dict[str, Any]]) -> Any:
@@ -131,10 +143,10 @@ def test_a_retry_gets_the_same_decision_and_tells_the_history_once(call: Caller)
     reordered = dict(reversed(first.items()))
     assert call(reordered) == answer  # as it was scored then, before the second
     assert call(first, second) == answer + later
-    profile = call.runner.run(call.plane.store.profile(first["customer_id"]))
+    profile = call.runner.run(call.pipeline.store.profile(first["customer_id"]))
     assert profile is not None
     assert profile.state["count"][0] == 2
-    assert call.plane.counts["rows_recalled"] == 3
+    assert call.pipeline.counts["rows_recalled"] == 3
 
 
 def test_an_id_twice_in_one_batch_is_one_decision(call: Caller) -> None:
@@ -144,7 +156,7 @@ def test_an_id_twice_in_one_batch_is_one_decision(call: Caller) -> None:
     assert one == two == three
     assert four["error"]["code"] == "idempotency_conflict"
     assert four["error"]["path"] == "$.instances[1].transaction_id"
-    profile = call.runner.run(call.plane.store.profile(instance["customer_id"]))
+    profile = call.runner.run(call.pipeline.store.profile(instance["customer_id"]))
     assert profile is not None
     assert profile.state["count"][0] == 1
 
@@ -187,7 +199,7 @@ def test_a_bad_row_fails_alone_with_its_path(call: Caller) -> None:
     assert two["transaction_id"] == bad["transaction_id"]
     assert two["error"]["path"] == "$.instances[1].amount"
     assert "ahead of the server's clock" in three["error"]["message"]
-    assert call.plane.counts["rows_refused"] == 2
+    assert call.pipeline.counts["rows_refused"] == 2
 
 
 def test_when_every_row_is_bad_the_request_is(call: Caller) -> None:
@@ -213,7 +225,7 @@ def test_every_row_of_a_long_request_has_its_place(call: Caller) -> None:
 def test_unknown_fields_are_ignored_and_counted(call: Caller) -> None:
     instance = transactions(1, 12)[0]
     answer = call({**instance, "note": "vip", "tags": [1, 2]})
-    assert call.plane.counts["extra_fields"] == 2
+    assert call.pipeline.counts["extra_fields"] == 2
     assert call(instance) == answer
 
 
@@ -248,8 +260,9 @@ def test_ready_features_plain_or_not_score_the_same(call: Caller) -> None:
 def test_models_of_both_kinds_share_a_batch(call: Caller) -> None:
     body = [json.dumps({"instances": transactions(3, 14)}).encode()]
     body += [json.dumps({"instances": ready_rows(2, 4), "model": "fraud-features"}).encode()]
-    answers = call.runner.run(call.plane.run([call.plane.decode(b, explain=False) for b in body]))
-    names = [[r["model"]["name"] for r in json.loads(a)["predictions"]] for a in answers if isinstance(a, bytes)]
+    decoded = [decode_request(call.pipeline, b, explain=False) for b in body]
+    answered = call.runner.run(answers(call.pipeline, decoded))
+    names = [[r["model"]["name"] for r in json.loads(a)["predictions"]] for a in answered if isinstance(a, bytes)]
     assert names == [["fraud-transaction"] * 3, ["fraud-features"] * 2]
 
 
@@ -259,18 +272,21 @@ def test_a_swap_leaves_decoded_requests_with_their_version(
     other = Scorer.load(write_tiny_bundle(tmp_path / "other", "transaction", seed=1))
     assert other.name.digest != scorers["fraud-transaction"].name.digest
     first, second = transactions(2, 15)
-    decoded = call.plane.decode(json.dumps({"instances": [first]}).encode(), explain=False)
-    call.plane.scorers = {"fraud-transaction": other}
-    (answer,) = call.runner.run(call.plane.run([decoded]))
+    decoded = call.pipeline.read([json.dumps(first).encode()])
+    call.pipeline.scorers = {"fraud-transaction": other}
+    (answer,) = call.runner.run(answers(call.pipeline, [decoded]))
     assert isinstance(answer, bytes)
     row = json.loads(answer)["predictions"][0]
     assert row["model"]["digest"] == scorers["fraud-transaction"].name.digest
     assert call(second)[0]["model"]["digest"] == other.name.digest
     assert call(first) == [row]  # a retry after the swap
-    with pytest.raises(PastVersion, match="is not served here"):
-        call(first, explain=True)  # for the engine to load the version that scored it, and ask again
+    with pytest.raises(RowsRefused, match="is not served here"):
+        call(first, explain=True)
+    (outcome,) = call.runner.run(call.pipeline.decide(pending(call.pipeline, [first], explain=True)))
+    assert isinstance(outcome, Rejection)
+    assert isinstance(outcome.error, PastVersion)  # for the engine to load the version that scored it, and ask again
     past = {s.name.digest: s for s in scorers.values()}
-    call.plane.past = past
+    call.pipeline.past = past
     assert call(first, explain=True)[0].items() >= row.items()
 
 
@@ -279,14 +295,10 @@ def test_a_version_that_is_gone_explains_nothing_and_fails_alone(
 ) -> None:
     first, second = transactions(2, 15)
     call(first)
-    call.plane.scorers = {
+    call.pipeline.scorers = {
         "fraud-transaction": Scorer.load(write_tiny_bundle(tmp_path / "other", "transaction", seed=1))
     }
-    request = call.plane.decode(json.dumps({"instances": [first, second]}).encode(), explain=True)
-    request.is_second_try = True
-    (answer,) = call.runner.run(call.plane.run([request]))
-    assert isinstance(answer, bytes)
-    gone, explained = json.loads(answer)["predictions"]
+    gone, explained = call(first, second, explain=True)
     assert gone["error"]["code"] == "unknown_model"
     assert explained["reasons"]
 
@@ -296,7 +308,7 @@ def test_rows_without_an_id_are_recorded_under_one_that_the_answer_tells(call: C
     unnamed = [{k: v for k, v in row.items() if k != "transaction_id"} for row in unnamed]
     silent = call(*unnamed, model="fraud-features")
     assert [row["transaction_id"] for row in silent] == [None] * 3
-    call.plane.record_unnamed = True
+    call.pipeline.record_unnamed = True
     rows = call({**named, "transaction_id": "mine"}, *unnamed, *unnamed, model="fraud-features")
     ids = [row["transaction_id"] for row in rows]
     assert ids[0] == "mine"
@@ -305,7 +317,7 @@ def test_rows_without_an_id_are_recorded_under_one_that_the_answer_tells(call: C
     again = [{**row, "transaction_id": given} for row, given in zip(unnamed, ids[1:], strict=False)]
     explained = call(*again, explain=True, model="fraud-features")
     assert [row["transaction_id"] for row in explained] == ids[1:4]
-    recorded = call.runner.run(call.plane.store.recall([f"fraud-features\x1f{given}" for given in ids], [], []))
+    recorded = call.runner.run(call.pipeline.store.recall([f"fraud-features\x1f{given}" for given in ids], [], []))
     assert len(recorded.decided) == 7
 
 
@@ -326,19 +338,18 @@ def test_two_workers_with_the_same_transactions_give_one_decision_each(
 ) -> None:
     instances = transactions(40, 17, customers=3, merchants=2)
 
-    async def worker(plane: DataPlane) -> list[Any]:
-        answers = []
+    async def worker(pipeline: Pipeline) -> list[Any]:
+        answered: list[Any] = []
         for instance in instances:
-            request = plane.decode(json.dumps({"instances": [instance]}).encode(), explain=False)
-            answers += await plane.run([request])
-        return answers
+            answered += await ask(pipeline, [instance])
+        return answered
 
     async def both() -> tuple[list[Any], list[Any], Any]:
-        planes = [DataPlane(scorers, SqliteStore(tmp_path / "history.db", durable=False)) for _ in range(2)]
-        one, two = await asyncio.gather(*(worker(plane) for plane in planes))
-        states = [await planes[0].store.profile(f"c{i}") for i in range(3)]
-        for plane in planes:
-            await plane.close()
+        pipelines = [Pipeline(scorers, SqliteStore(tmp_path / "history.db", durable=False)) for _ in range(2)]
+        one, two = await asyncio.gather(*(worker(pipeline) for pipeline in pipelines))
+        states = [await pipelines[0].store.profile(f"c{i}") for i in range(3)]
+        for pipeline in pipelines:
+            await pipeline.close()
         return one, two, states
 
     one, two, profiles = asyncio.run(both())
@@ -363,10 +374,21 @@ def test_a_store_that_fails_is_an_error_of_the_request_not_of_the_service(call: 
 
 def test_stages_are_timed(call: Caller) -> None:
     seconds: dict[str, float] = {}
-    call.plane.on_stage = seconds.__setitem__
+    call.pipeline.on_stage = seconds.__setitem__
     call(*transactions(3, 19), explain=True)
     assert set(seconds) == {"recall", "featurize", "score", "record", "explain"}
     assert np.all(np.array(list(seconds.values())) > 0)
+
+
+@pytest.fixture
+def process_as_before() -> Iterator[None]:
+    """An engine that starts sets the garbage collector and the switch interval for its whole process."""
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+    gc.enable()
+    sys.setswitchinterval(interval)
 
 
 BAD_BODIES = {
@@ -383,7 +405,7 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize("bad", BAD_BODIES)
-def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller) -> None:
+def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller, process_as_before: None) -> None:
     """Were it part of a reference cycle, its body would be held until the garbage collector's next run."""
     said = BAD_BODIES[bad]
     body = said if isinstance(said, bytes) else json.dumps({"instances": said}).encode()
@@ -402,7 +424,7 @@ def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller
 
     async def run() -> int:
         engine = Engine()
-        engine.start(call.plane, MicroBatcher(call.plane.run))
+        engine.start(call.pipeline, MicroBatcher(call.pipeline.decide_requests))
         gc.disable()
         door = FrontDoor(Router(scoring_routes(engine)), behind, HttpLimits(max_body_bytes=10_000))
         await door(scope, receive, send)
@@ -412,13 +434,133 @@ def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller
         return gc.collect()
 
     statuses: list[int] = []
-    threshold = gc.get_threshold()
-    try:
-        unreachable = call.runner.run(run())
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*threshold)
-        gc.enable()
+    unreachable = call.runner.run(run())
     assert len(statuses) == 21
     assert all(status >= 400 or bad.startswith(("a bad row among", "the same id")) for status in statuses)
     assert unreachable < 20, unreachable
+
+
+def test_an_engine_without_a_model_is_not_ready() -> None:
+    engine = Engine()
+    for use in (engine.readiness, engine.admit, lambda: engine.pipeline):
+        with pytest.raises(FraudError, match="no model is loaded yet") as raised:
+            use()
+        assert (raised.value.http_status, raised.value.code) == (503, "not_ready")
+
+
+class Versions:
+    """Versions that are served no more, at hand when they are asked for."""
+
+    def __init__(self, *scorers: Scorer) -> None:
+        self.kept = {scorer.name.digest: scorer for scorer in scorers}
+        self.past: dict[str, Scorer] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    async def load_past(self, name: str, digest: str) -> None:
+        self.asked.append((name, digest))
+        self.past[digest] = self.kept[digest]
+
+    async def refresh(self) -> str:
+        return "asked"
+
+    def describe(self) -> dict[str, Any]:
+        return {"challengers": []}
+
+
+def test_an_engine_serves_its_pipeline_until_it_stops(
+    scorers: dict[str, Scorer], tmp_path: Path, process_as_before: None
+) -> None:
+    """Decisions of a version that is served no more are explained by it: it is loaded, and the other rows are kept."""
+    old = scorers["fraud-transaction"]
+    new = Scorer.load(write_tiny_bundle(tmp_path / "other", "transaction", seed=1))
+    first, second = transactions(2, 15)
+
+    async def run() -> None:
+        versions = Versions(old)
+        store = SqliteStore(tmp_path / "h.db", durable=False)
+        pipeline = Pipeline({"fraud-transaction": old}, store, past=versions.past)
+        engine = Engine()
+        engine.start(pipeline, MicroBatcher(pipeline.decide_requests), versions)
+        body = json.dumps({"instances": [first]}).encode()
+        before = json.loads(await scoring.answer(engine, body, explain=False))["predictions"]
+        pipeline.scorers = {"fraud-transaction": new}
+        body = json.dumps({"instances": [second, first, {**second, "amount": 0}]}).encode()
+        fresh, again, bad = json.loads(await scoring.answer(engine, body, explain=True))["predictions"]
+        assert versions.asked == [(old.name.name, old.name.digest)]
+        assert again.items() >= before[0].items()
+        assert again["reasons"]
+        assert fresh["model"]["digest"] == new.name.digest
+        assert bad["error"]["path"] == "$.instances[2].amount"
+        assert pipeline.counts["rows"] == 2
+        name = {"name": new.name.name, "version": new.name.version, "digest": new.name.digest}
+        assert engine.readiness() == {"status": "ready", "queued_rows": 0, "models": [name], "challengers": []}
+        assert await engine.refresh() == {"wandb_look": "asked", **engine.readiness()}
+        await engine.stop()
+        with pytest.raises(FraudError, match="no model is loaded yet"):
+            engine.admit()
+
+    asyncio.run(run())
+
+
+def test_typed_rows_of_several_models_and_callers_are_decided_in_one_call(
+    call: Caller, scorers: dict[str, Scorer]
+) -> None:
+    """As a stream or an older contract calls it: each row by itself, with and without an explanation."""
+    told: list[list[Decision]] = []
+    call.pipeline.on_decided = lambda decisions: told.append(list(decisions))
+    paid, other = transactions(2, 21)
+    rows = [
+        *pending(call.pipeline, [paid]),
+        *pending(call.pipeline, ready_rows(2, 5), model="fraud-features"),
+        *pending(call.pipeline, [{**paid, "amount": paid["amount"] + 1}]),
+        *pending(call.pipeline, [other, paid], explain=True),
+    ]
+    outcomes = call.runner.run(call.pipeline.decide(rows))
+    first, plain, plain_too, conflict, _, repeated = outcomes
+    assert isinstance(conflict, Rejection)
+    assert (conflict.transaction_id, conflict.error.code) == (paid["transaction_id"], "idempotency_conflict")
+    decisions = [outcome for outcome in outcomes if isinstance(outcome, Decision)]
+    kinds = [decision.model.name.removeprefix("fraud-") for decision in decisions]
+    assert kinds == ["transaction", "features", "features", "transaction", "transaction"]
+    assert [decision.is_repeat for decision in decisions] == [False, False, False, False, True]
+    assert [decision.explanation is not None for decision in decisions] == [False, False, False, True, True]
+    assert isinstance(first, Decision)
+    assert isinstance(repeated, Decision)
+    assert (repeated.raw_margin, repeated.verdict) == (first.raw_margin, first.verdict)
+    for decision in decisions:
+        policy = scorers[decision.model.name].policy
+        assert decision.verdict == verdict_of(policy, decision.fraud_probability)
+    assert [(d.transaction_id, d.raw_margin) for d in told[0]] == [
+        (d.transaction_id, d.raw_margin) for d in decisions if not d.is_repeat
+    ]
+    alone = [call.runner.run(call.pipeline.decide([row]))[0] for row in rows[1:3]]
+    assert alone == [plain, plain_too]
+
+
+def test_a_store_that_fails_rejects_only_the_rows_that_need_it(call: Caller, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
+        db.execute("ALTER TABLE decisions RENAME TO hidden")
+    rows = [
+        *pending(call.pipeline, ready_rows(1, 5), model="fraud-features"),
+        *pending(call.pipeline, transactions(1, 22)),
+    ]
+    plain, rejected = call.runner.run(call.pipeline.decide(rows))
+    assert isinstance(plain, Decision)
+    assert isinstance(rejected, Rejection)
+    assert isinstance(rejected.error, StoreError)
+
+
+def test_rows_of_python_objects_are_answered_as_those_of_json(call: Caller, process_as_before: None) -> None:
+    """BentoML's own way has read the JSON already."""
+    instances = [*transactions(3, 23), {**transactions(1, 24)[0], "amount": -1.0}]
+
+    async def run() -> tuple[Any, Any]:
+        engine = Engine()
+        engine.start(call.pipeline, MicroBatcher(call.pipeline.decide_requests))
+        return (
+            json.loads(await scoring.answer(engine, json.dumps({"instances": instances}).encode(), explain=True)),
+            await scoring.predictions(engine, instances, None, explain=True),
+        )
+
+    by_json, by_objects = call.runner.run(run())
+    assert json.loads(json.dumps(by_objects)) == by_json

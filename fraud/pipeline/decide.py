@@ -1,0 +1,376 @@
+"""The pipeline: from pending rows to decisions, in the stages recall, featurize, score, explain, decide and record.
+
+Every transport calls it: it decodes what arrived into pending rows before, and encodes the outcomes after. Rows of
+several models and callers may come in one call. Each stands for itself: one that fails is rejected alone, and a
+transaction that was decided before gets the decision it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import ParamSpec, TypeVar
+
+import msgspec
+import numpy as np
+
+from fraud.decisions.record import DecisionRecord
+from fraud.decisions.verdict import verdict_of
+from fraud.errors import PastVersion, StoreError, UnknownModel
+from fraud.features.featurizer import Histories, Matrix, transactions_of
+from fraud.models.scorer import ModelName, Scorer
+from fraud.pipeline.canary import for_canary
+from fraud.pipeline.in_flight import RowInFlight, firsts, reject
+from fraud.pipeline.requests import ScoreRequest
+from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection
+from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of
+from fraud.stores.protocol import Recalled, Store, distinct
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INLINE_ROWS = 64
+"""Rows scored on the event loop itself; more of them go to a thread."""
+
+
+class Pipeline:
+    """Decides with a few models over one store.
+
+    Parameters
+    ----------
+    scorers : mapping of str to Scorer
+        By the name a request may ask for; the first is the default. A swap assigns `scorers` anew; rows read before
+        are decided by the version they were read for.
+    store : Store
+    on_stage : callable, optional
+        Is called with a stage (``recall``, ``featurize``, ``score``, ``record``, ``explain``) and the seconds that a
+        batch spent in it.
+    on_decided : callable, optional
+        Is called on the event loop with the decisions that a batch made, those it only repeated left out.
+    canary_share : float
+        Share of the customers whom the model's challenger answers, where `challengers` has one.
+    shadow : Shadow, optional
+        Where challengers score what champions answered.
+    record_reasons : bool
+        Whether a recorded decision carries its strongest contributions.
+    record_unnamed : bool
+        Whether rows without a transaction id are given one and recorded.
+    past : mapping of str to Scorer, optional
+        Versions by digest that are served no more and may still explain what they decided.
+
+    Attributes
+    ----------
+    counts : Counter
+        Since the start: ``rows`` scored, ``rows_refused``, ``rows_recalled``, ``extra_fields`` ignored,
+        ``degraded_<name>`` and ``labels_<outcome>``.
+    """
+
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer],
+        store: Store,
+        on_stage: Callable[[str, float], None] | None = None,
+        on_decided: Callable[[Sequence[Decision]], None] | None = None,
+        *,
+        canary_share: float = 0.0,
+        shadow: Shadow | None = None,
+        record_reasons: bool = False,
+        record_unnamed: bool = False,
+        past: Mapping[str, Scorer] | None = None,
+    ) -> None:
+        self.scorers = dict(scorers)
+        self.challengers: Mapping[str, Scorer] = {}
+        self.canary_share = canary_share
+        self.shadow = shadow
+        self.record_reasons = record_reasons
+        self.record_unnamed = record_unnamed
+        self.past = {} if past is None else past
+        self.store = store
+        self.on_stage = on_stage
+        self.on_decided = on_decided
+        self.counts: Counter[str] = Counter()
+        self._threads = ThreadPoolExecutor(1, "score")
+
+    def read(
+        self,
+        raws: Sequence[bytes | msgspec.Raw],
+        *,
+        model: str | None = None,
+        explain: bool = False,
+        now_ms: int | None = None,
+        request_id: str = "",
+    ) -> ScoreRequest:
+        """Return a caller's rows of JSON as a request, the first rows of it read.
+
+        Parameters
+        ----------
+        model : str, optional
+            The name of the model that is to decide; the default model's if none.
+        now_ms : int, optional
+            When they arrived, ms since the epoch; the clock by default.
+
+        Raises
+        ------
+        UnknownModel
+            No model of that name is served.
+        """
+        scorers = self.scorers
+        scorer = next(iter(scorers.values())) if model is None else scorers.get(model)
+        if scorer is None:
+            assert model is not None
+            raise UnknownModel(model, list(scorers))
+        request = ScoreRequest(scorer, raws, explain=explain, now_ms=now_ms, request_id=request_id)
+        request.read_some()
+        challenger = self.challengers.get(scorer.name.name) if self.canary_share else None
+        return request if challenger is None else for_canary(request, challenger, self.canary_share)
+
+    async def decide_requests(self, requests: Sequence[ScoreRequest]) -> list[list[Outcome]]:
+        """Decide on the rows of several callers together; each gets the outcomes of its own rows, in order.
+
+        A large request is read to its end first; the event loop gets a turn after each chunk.
+        """
+        for request in requests:
+            while not request.is_read:
+                await asyncio.sleep(0)
+                request.read_some()
+        rows = [row for request in requests for row in request.rows if isinstance(row, PendingRow)]
+        decided = iter(await self.decide(rows))
+        answered: list[list[Outcome]] = []
+        for request in requests:
+            outcomes = [row if isinstance(row, Rejection) else next(decided) for row in request.rows]
+            refused = sum([isinstance(outcome, Rejection) for outcome in outcomes])
+            if 0 < refused < len(outcomes):  # otherwise it is a request that is refused
+                self.counts["rows_refused"] += refused
+            answered.append(outcomes)
+        return answered
+
+    async def decide(self, rows: Sequence[PendingRow]) -> list[Outcome]:
+        """Decide on rows in the order they come, each by itself; return as many outcomes in the same order.
+
+        What cannot be decided is rejected with its own error: a transaction id that came before with other contents,
+        an explanation that only a version served no more can give (`PastVersion`), a store that failed.
+        """
+        self.counts["extra_fields"] += sum([row.row.n_extra for row in rows])
+        if not self.record_unnamed and all(row.is_plain for row in rows):
+            decisions = await self._in_turn(rows, self._decide_plain, rows)
+            self.counts["rows"] += len(rows)
+            self._tell(decisions)
+            return [*decisions]
+        in_flight = [RowInFlight(row, name_it=self.record_unnamed) for row in rows]
+        named, repeats, fresh = firsts(in_flight)
+        recalled = await self._recall(named)
+        unrecorded: list[RowInFlight] = []
+        for key, row in named.items():
+            known = recalled.decided.get(key)
+            if known is not None:
+                row.repeat(known)
+                if key in recalled.unrecorded and row.record is not None:
+                    unrecorded.append(row)
+            elif row.error is None:
+                fresh.append(row)
+        if fresh:
+            await self._in_turn(fresh, self._score, fresh, recalled)
+            self.counts["rows"] += len(fresh)
+            for name in recalled.degraded:
+                self.counts[f"degraded_{name}"] += len(fresh)
+        await self._record([row for row in (*fresh, *unrecorded) if row.key is not None], recalled)
+        for row in repeats:
+            row.follow(named[row.key or ""])
+        await self._explain_recorded([row for row in in_flight if row.asks_explanation])
+        for row in in_flight:
+            self.counts["rows_recalled"] += row.is_repeat
+            for name in row.lacks if row.record is not None else ():
+                self.counts[f"degraded_{name}"] += 1
+        outcomes = [row.outcome() for row in in_flight]
+        self._tell([outcome for outcome in outcomes if isinstance(outcome, Decision) and not outcome.is_repeat])
+        return outcomes
+
+    def describe(self) -> list[ModelName]:
+        """Return the models served."""
+        return [scorer.name for scorer in self.scorers.values()]
+
+    async def close(self) -> None:
+        """Close the store."""
+        self._threads.shutdown()
+        await self.store.close()
+
+    # the stages, in their order
+
+    async def _recall(self, named: Mapping[str, RowInFlight]) -> Recalled:
+        """Return the earlier decisions by key, and the histories of the customers and merchants of the rows."""
+        with_history = [row.row for row in named.values() if row.row.customer_id]
+        if not named:
+            return Recalled({}, Histories.new(()))
+        customers = distinct(row.customer_id for row in with_history)
+        merchants = distinct(row.roles.get("merchant_id") for row in with_history)
+        started = time.perf_counter()
+        try:
+            return await self.store.recall(list(named), customers, merchants)
+        except StoreError as error:
+            reject([*named.values()], error.kept())
+            return Recalled({}, Histories.new(()))
+        finally:
+            self._timed("recall", started)
+
+    def _score(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
+        """Give every row its decision record; the histories know its transaction afterwards."""
+        for scorer, group in groupby(rows, key=lambda row: row.scorer):
+            some = list(group)
+            challenger = self.challengers.get(scorer.name.name) if self.shadow is not None else None
+            before = copy_of(recalled.histories) if challenger is not None else None
+            X = self._featurize(scorer, some, recalled.histories)
+            started = time.perf_counter()
+            margins, probabilities = scorer.score(X)
+            self._timed("score", started)
+            self._explain(scorer, some, X)
+            degraded = recalled.degraded if scorer.spec.kind == "transaction" else ()
+            for row, x, margin, probability in zip(some, X, margins.tolist(), probabilities.tolist(), strict=True):
+                row.record = _decided(row, x, margin, probability, degraded)
+            if self.shadow is not None and challenger not in (None, scorer) and before is not None:
+                records = [row.record for row in some if row.record is not None]
+                self.shadow.offer(ShadowJob(challenger, [row.row.raw for row in some], before, records))
+
+    def _featurize(self, scorer: Scorer, rows: Sequence[RowInFlight], histories: Histories) -> Matrix:
+        started = time.perf_counter()
+        if scorer.spec.kind == "features":
+            X = scorer.featurizer.ready([row.row for row in rows])
+        else:
+            X = scorer.featurizer.advance([row.row for row in rows], histories)
+        self._timed("featurize", started)
+        return X
+
+    def _explain(self, scorer: Scorer, rows: Sequence[RowInFlight], X: Matrix) -> None:
+        """Explain the rows that ask for it, and keep the strongest reasons of those they are recorded of."""
+        wanted = [i for i, row in enumerate(rows) if row.asks_explanation or (self.record_reasons and row.key)]
+        if not wanted:
+            return
+        started = time.perf_counter()
+        if len(wanted) < len(rows):
+            rows, X = [rows[i] for i in wanted], X[wanted]
+        contributions = scorer.contributions(X)
+        asking = [i for i, row in enumerate(rows) if row.asks_explanation]
+        if asking:
+            whole = len(asking) == len(rows)
+            explained = scorer.explainer.explained(
+                X if whole else X[asking], contributions if whole else contributions[asking]
+            )
+            for i, explanation in zip(asking, explained, strict=True):
+                rows[i].explanation = explanation
+        if self.record_reasons:
+            for row, reasons in zip(rows, scorer.explainer.strongest(contributions), strict=True):
+                row.reasons = reasons
+        self._timed("explain", started)
+
+    async def _record(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
+        """Record decisions and tell the histories; another worker's decision counts where it was first."""
+        with_history = [row for row in rows if row.row.customer_id]
+        without = [row for row in rows if not row.row.customer_id]
+        for some in (with_history, without):
+            if not some:
+                continue
+            transactions = transactions_of([row.row for row in some]) if some is with_history else None
+            started = time.perf_counter()
+            try:
+                recorded = await self.store.record([row.record for row in some if row.record], transactions, recalled)
+            except StoreError as error:
+                reject(some, error.kept())
+                continue
+            finally:
+                self._timed("record", started)
+            for row, record in zip(some, recorded.decided, strict=True):
+                row.lacks = recorded.degraded
+                if record is not row.record:  # another worker was first
+                    row.repeat(record)
+
+    async def _explain_recorded(self, rows: Sequence[RowInFlight]) -> None:
+        """Explain decisions that were on record as they were scored then, by the version that did."""
+        by_digest: dict[str, list[RowInFlight]] = {}
+        for row in rows:
+            if row.record is not None and row.explanation is None:
+                by_digest.setdefault(row.record.model_digest, []).append(row)
+        for digest, some in by_digest.items():
+            scorer = self._version(digest, some[0].scorer)
+            if scorer is not None:
+                await self._in_turn(some, self._explain_as_scored, scorer, some)
+            else:
+                record = some[0].record
+                assert record is not None
+                reject(some, PastVersion(record.model_name, digest, list(self.scorers)))
+
+    def _version(self, digest: str, asked: Scorer) -> Scorer | None:
+        versions = (asked, *self.scorers.values(), *self.challengers.values())
+        return next((version for version in versions if version.name.digest == digest), self.past.get(digest))
+
+    def _explain_as_scored(self, scorer: Scorer, rows: Sequence[RowInFlight]) -> None:
+        started = time.perf_counter()
+        features = b"".join([row.record.features for row in rows if row.record is not None])
+        X = np.frombuffer(features, "<f8").reshape(len(rows), -1)
+        explained = scorer.explainer.explained(X, scorer.contributions(X))
+        for row, explanation in zip(rows, explained, strict=True):
+            row.explanation = explanation
+        self._timed("explain", started)
+
+    def _decide_plain(self, rows: Sequence[PendingRow]) -> list[Decision]:
+        """Decide on plain rows with nothing on the way but the score."""
+        decisions: list[Decision] = []
+        for scorer, group in groupby(rows, key=lambda row: row.scorer):
+            X = scorer.featurizer.ready([row.row for row in group])
+            started = time.perf_counter()
+            margins, probabilities = scorer.score(X)
+            self._timed("score", started)
+            name, policy = scorer.name, scorer.policy
+            decisions += [
+                Decision(None, name, margin, probability, verdict_of(policy, probability))
+                for margin, probability in zip(margins.tolist(), probabilities.tolist(), strict=True)
+            ]
+        return decisions
+
+    async def _in_turn(self, rows: Sequence[object], stage: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Run a stage on the event loop, or in the thread where it has many rows."""
+        if len(rows) <= INLINE_ROWS:
+            return stage(*arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: stage(*arguments, **named))
+
+    def _timed(self, name: str, started: float) -> None:
+        if self.on_stage is not None:
+            self.on_stage(name, time.perf_counter() - started)
+
+    def _tell(self, decisions: Sequence[Decision]) -> None:
+        if self.on_decided is not None and decisions:
+            self.on_decided(decisions)
+
+
+def _decided(
+    row: RowInFlight,
+    x: np.ndarray[tuple[int], np.dtype[np.float64]],
+    margin: float,
+    probability: float,
+    degraded: Sequence[str],
+) -> DecisionRecord:
+    """Decide on one row, as it is recorded."""
+    scorer, said, pending = row.scorer, row.row, row.pending
+    prediction, risk_level, decision = verdict_of(scorer.policy, probability)
+    return DecisionRecord(
+        said.transaction_id,
+        row.fingerprint,
+        scorer.name.name,
+        scorer.name.digest,
+        x.tobytes(),
+        margin,
+        probability,
+        prediction,
+        risk_level,
+        decision,
+        list(degraded),
+        said.event_time_ms,
+        pending.now_ms,
+        pending.request_id,
+        said.customer_id,
+        said.roles.get("merchant_id"),
+        said.amount,
+        row.reasons,
+    )

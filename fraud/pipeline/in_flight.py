@@ -1,0 +1,131 @@
+"""One row on its way through the pipeline: under which key it is decided once, and what has come of it so far."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from fraud.decisions.record import DecisionRecord, fingerprint, key_of
+from fraud.decisions.verdict import Verdict
+from fraud.detectors.explain import Explained
+from fraud.errors import FraudError, IdempotencyConflict
+from fraud.models.bundle import short
+from fraud.models.scorer import ModelName, Scorer
+from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection
+
+
+class RowInFlight:
+    """The state of one pending row within one call of the pipeline.
+
+    Parameters
+    ----------
+    pending : PendingRow
+    name_it : bool
+        Whether a row without a transaction id is given one, to be recorded under.
+    """
+
+    __slots__ = (
+        "asks_explanation",
+        "error",
+        "explanation",
+        "fingerprint",
+        "is_named",
+        "is_repeat",
+        "key",
+        "lacks",
+        "pending",
+        "reasons",
+        "record",
+        "row",
+        "scorer",
+    )
+
+    def __init__(self, pending: PendingRow, *, name_it: bool = False) -> None:
+        row = pending.row
+        self.pending = pending
+        self.scorer: Scorer = pending.scorer
+        self.asks_explanation = pending.explain
+        self.is_named = row.transaction_id is not None
+        if name_it and not self.is_named:
+            row = msgspec.structs.replace(row, transaction_id=given_id())
+        self.row = row
+        self.key: str | None = None
+        self.fingerprint = b""
+        if row.transaction_id is not None:
+            self.key = key_of(row.transaction_id, None if row.customer_id else self.scorer.name.name)
+            self.fingerprint = fingerprint(row)
+        self.record: DecisionRecord | None = None
+        self.reasons: list[tuple[str, float]] = []
+        self.lacks: tuple[str, ...] = ()
+        """What could not be done with the decision after it was made: ``record``, as long as it is not on record."""
+        self.is_repeat = False
+        self.explanation: Explained | None = None
+        self.error: FraudError | None = None
+
+    def repeat(self, record: DecisionRecord) -> None:
+        """Take the decision on record, if it was made on the same row; otherwise the row is in conflict with it."""
+        self.record = self.explanation = None
+        self.is_repeat = True
+        if record.said_the_same(self.fingerprint, self.scorer.name.digest):
+            self.record = record
+        else:
+            assert self.row.transaction_id is not None
+            self.error = IdempotencyConflict(self.row.transaction_id, f"{self.pending.path}.transaction_id")
+
+    def follow(self, first: RowInFlight) -> None:
+        """Take what came of an earlier row of the same call with the same key."""
+        if first.record is None:
+            self.is_repeat = True
+            self.error = first.error
+        else:
+            self.repeat(first.record)
+            self.lacks = first.lacks
+
+    def outcome(self) -> Outcome:
+        """Return what came of the row."""
+        record = self.record
+        if self.error is not None or record is None:
+            assert self.error is not None, "a row has neither a decision nor an error"
+            return Rejection(self.pending.row.transaction_id, self.error)
+        model = self.scorer.name
+        if record.model_digest != model.digest:
+            model = ModelName(record.model_name, short(record.model_digest), record.model_digest)
+        return Decision(
+            record.transaction_id,
+            model,
+            record.raw_margin,
+            record.fraud_probability,
+            Verdict(record.prediction, record.risk_level, record.decision),
+            (*record.degraded, *self.lacks),
+            self.is_repeat,
+            self.explanation,
+        )
+
+
+def firsts(rows: Iterable[RowInFlight]) -> tuple[dict[str, RowInFlight], list[RowInFlight], list[RowInFlight]]:
+    """Split rows into the first one of each key, the rows that repeat one of these, and those that were not named."""
+    by_key: dict[str, RowInFlight] = {}
+    repeats: list[RowInFlight] = []
+    unnamed: list[RowInFlight] = []
+    for row in rows:
+        if row.key is None or not row.is_named:
+            unnamed.append(row)
+        elif row.key in by_key:
+            repeats.append(row)
+        else:
+            by_key[row.key] = row
+    return by_key, repeats, unnamed
+
+
+def reject(rows: Sequence[RowInFlight], error: FraudError) -> None:
+    """Let rows fail with one error, and forget what was decided on them."""
+    for row in rows:
+        row.record = row.explanation = None
+        row.error = error
+
+
+def given_id() -> str:
+    """Return an id for a row that came without one."""
+    return f"given-{secrets.token_hex(12)}"

@@ -1,0 +1,78 @@
+"""The JSON of a scoring answer: one element a row, a prediction or what is wrong with the row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from fraud.errors import FraudError, RequestError
+from fraud.pipeline.rows import Outcome, Rejection
+from fraud.serving.contract import Explanation, PredictAnswer, Prediction, Problem, Refused
+
+CHUNK_ROWS = 64
+"""Rows that are encoded on the event loop; the answer of more is written in a thread."""
+
+
+class RowsRefused(RequestError):
+    """Every row of a request is bad: the first row's error, and all of them in `errors`."""
+
+    def __init__(self, problems: Sequence[FraudError]) -> None:
+        first = problems[0]
+        super().__init__(first.message, first.path)
+        self.code = first.code
+        self.http_status = first.http_status if len({p.http_status for p in problems}) == 1 else 422
+        self.errors = [msgspec.to_builtins(problem_of(problem)) for problem in problems]
+
+
+def problem_of(error: FraudError) -> Problem:
+    return Problem(error.code, error.message, error.path)
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
+    """Return the JSON of an answer; that of many rows is written in a thread.
+
+    Raises
+    ------
+    RowsRefused
+        No row could be scored.
+    FraudError
+        A row failed for another reason than its contents: the whole request is to be sent again.
+    """
+    if len(outcomes) > CHUNK_ROWS:
+        return await asyncio.to_thread(lambda: _encode(answer_of(outcomes)))
+    return _encode(answer_of(outcomes))
+
+
+def answer_of(outcomes: Sequence[Outcome]) -> PredictAnswer:
+    """Return the answer to the rows of one request; raises as `encode_answer` does."""
+    rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
+    if rejections:
+        for rejection in rejections:
+            if not isinstance(rejection.error, RequestError):
+                raise rejection.error
+        if len(rejections) == len(outcomes):
+            raise RowsRefused([rejection.error for rejection in rejections])
+    return PredictAnswer([_element(outcome) for outcome in outcomes])
+
+
+def _element(outcome: Outcome) -> Prediction | Refused:
+    if isinstance(outcome, Rejection):
+        return Refused(outcome.transaction_id, problem_of(outcome.error))
+    prediction, risk_level, decision = outcome.verdict
+    shared = (
+        outcome.transaction_id,
+        outcome.fraud_probability,
+        prediction,
+        risk_level,
+        decision,
+        outcome.model,
+        outcome.degraded,
+    )
+    if outcome.explanation is None:
+        return Prediction(*shared)
+    return Explanation(*shared, outcome.raw_margin, *outcome.explanation)

@@ -1,0 +1,57 @@
+"""Scoring over HTTP: a body of JSON is decoded into a request, decided on, and its outcomes encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.requests import ScoreRequest
+from fraud.schema import decode_envelope, expect_count
+from fraud.serving.answers import answer_of, encode_answer
+from fraud.serving.engine import Engine
+
+
+async def answer(engine: Engine, body: bytes, *, explain: bool, request_id: str = "") -> bytes:
+    """Score the instances of a JSON body; returns the JSON answer.
+
+    Raises
+    ------
+    RequestError
+        The body as a whole cannot be scored, be it that every one of its rows is bad.
+    StoreError
+        The store failed on some of the rows.
+    Overloaded
+        Too many rows wait already.
+    NotReady
+        No model is loaded.
+    """
+    request = decode_request(engine.admit(), body, explain=explain, request_id=request_id)
+    return await encode_answer(await engine.decide(request))
+
+
+async def predictions(
+    engine: Engine, instances: Sequence[dict[str, Any]], model: str | None, *, explain: bool
+) -> dict[str, Any]:
+    """Score instances that are Python objects already, and answer in Python objects; raises as `answer` does."""
+    raws = [msgspec.json.encode(instance) for instance in instances]
+    expect_count(len(raws), "instances")
+    request = engine.admit().read(raws, model=model, explain=explain)
+    answered: dict[str, Any] = msgspec.to_builtins(answer_of(await engine.decide(request)))
+    return answered
+
+
+def decode_request(
+    pipeline: Pipeline, body: bytes, *, explain: bool, now_ms: int | None = None, request_id: str = ""
+) -> ScoreRequest:
+    """Read a body's envelope and its first rows; the others are read in the batcher's turn.
+
+    Raises
+    ------
+    RequestError
+        It is no JSON, holds no rows or too many, or names a model that is not served.
+    """
+    raws, model = decode_envelope(body)
+    return pipeline.read(raws, model=model, explain=explain, now_ms=now_ms, request_id=request_id)
