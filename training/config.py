@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fraud.errors import DataError
-from training.policy import DEFAULT_COSTS
+from training.policy import DEFAULT_COSTS, check_costs
 
 
 class Booster(BaseModel):
@@ -46,8 +46,21 @@ class Config(BaseModel):
     test_share: float = Field(0.2, gt=0, lt=0.5, description="Of the whole time, for the last window.")
     search_trials: int = Field(0, ge=0, le=200, description="Trials of the hyperparameter search; 0 for none.")
     n_bootstrap: int = Field(200, ge=20)
+    review_capacity: float = Field(0.05, ge=0, le=1, description="Most of the transactions that people can review.")
+    review_rate: float = Field(0.01, gt=0, lt=1, description="Share to review where the mapping names no stake.")
     booster: Booster = Booster()
     costs: dict[str, float] = DEFAULT_COSTS
+
+    @field_validator("costs")
+    @classmethod
+    def _complete(cls, given: dict[str, float]) -> dict[str, float]:
+        """Fill in the default of each cost that is not given."""
+        costs = DEFAULT_COSTS | given
+        try:
+            check_costs(costs)
+        except DataError as error:
+            raise ValueError(error.message) from None
+        return costs
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:

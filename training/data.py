@@ -15,7 +15,7 @@ from training import ids, numbers, times
 from training.columns import Reader
 from training.csv_files import Dialect
 from training.files import Files, Given
-from training.mapping import POSITION_ROLES, Mapping
+from training.mapping import POSITION_ROLES, STAKE, Mapping
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,
@@ -123,7 +123,7 @@ def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd
         Sorted by ``event_time_ms``, or in file order where the mapping has no event_time. Columns:
         ``transaction_id`` (str); ``event_time_ms`` and ``label_time_ms`` (int64, only with an event_time);
         ``label`` (int8: 1, 0, -1 unknown); then the features in the order of the mapping (float64, boolean,
-        Categorical of str; missing where the mapping allows it).
+        Categorical of str; missing where the mapping allows it); ``stake`` (float64) where the mapping names one.
     """
     _expect_kind(mapping, "features")
     reader = _open(path, mapping, labelled)
@@ -134,9 +134,23 @@ def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd
     labels = _labels(reader, mapping, labelled, order)
     if mapping.event_time is None:
         del labels["label_time_ms"]
-    frame |= labels | _further(reader, mapping)
+    frame |= labels | _further(reader, mapping) | _stake(reader, mapping)
     reader.finish()
     return _sorted(frame, order)
+
+
+def _stake(reader: Reader, mapping: Mapping) -> dict[str, NDArray[np.float64]]:
+    """Money at stake in each row; nothing where the mapping names none, or the file to score has no such column."""
+    stake = mapping.stake
+    if isinstance(stake, float):
+        return {STAKE: np.full(reader.table.num_rows, stake)}
+    if stake is None or stake not in reader.table.column_names:
+        return {}
+    before = len(reader.problems)
+    money = numbers.number(reader, stake, STAKE)
+    if len(reader.problems) == before:
+        reader.refuse(stake, STAKE, "must be a sum of money, zero or above", ~(money >= 0))
+    return {STAKE: money}
 
 
 def dataset_digest(path: Given) -> str:
@@ -176,7 +190,7 @@ def _present_columns(source: str, mapping: Mapping, present: list[str], labelled
         (role, column)
         for role, columns in wanted.items()
         for column in columns
-        if labelled or column in present or role not in ("label", "label_time")
+        if labelled or column in present or role not in ("label", "label_time", STAKE)
     ]
     problems = [
         f"{source}: column {column!r} ({role}) is not in the file{did_you_mean(column, present)}"

@@ -131,7 +131,8 @@ def measure(
     ``cost_per_1000``
         Cost of the policy's decisions per 1,000 transactions (`decision_costs`), in the unit of `amount`.
     ``savings``
-        1 - cost / cost of approving everything (Bahnsen et al., 2013).
+        1 - cost / cost of approving everything (Bahnsen et al., 2013). These two and ``alert_amount_recall`` are
+        left out where the policy has no costs.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ def measure(
     event_time_ms : array of int, shape (n_transactions,), optional
         Milliseconds since the epoch, UTC.
     amount : array, shape (n_transactions,), float64, optional
-        Money; without it every transaction counts 1.
+        Money, in the unit of the policy's costs; without it every transaction counts 1.
     n_bootstrap : int
         Number of resamples. A draw without any fraud, or without anything else, is drawn again.
     seed : int
@@ -232,8 +233,7 @@ def no_skill(
         n_cards = np.bincount(card_day)
         shown = np.minimum(n_cards, TOP_CARDS) / TOP_CARDS
         measures[f"card_precision_at_{TOP_CARDS}"] = float(np.mean(shown * np.bincount(card_day, fraud) / n_cards))
-    money = np.ones(len(y)) if amount is None else np.asarray(amount, dtype=np.float64)
-    return measures | {
+    measures |= {
         "brier_score": rate * (1 - rate),
         "log_loss": float(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate)),
         "expected_calibration_error": 0.0,
@@ -242,10 +242,12 @@ def no_skill(
         "decline_rate": 0.0,
         "alert_recall": 0.0,
         "alert_precision": 0.0,
-        "alert_amount_recall": 0.0,
-        "cost_per_1000": 1000 * float(decision_costs(y, money, policy["costs"])[0].mean()),
-        "savings": 0.0,
     }
+    if not policy["costs"]:
+        return measures
+    money = np.ones(len(y)) if amount is None else np.asarray(amount, dtype=np.float64)
+    cost = float(decision_costs(y, money, policy["costs"])[0].mean())
+    return measures | {"alert_amount_recall": 0.0, "cost_per_1000": 1000 * cost, "savings": 0.0}
 
 
 def reliability(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 12) -> dict[str, Floats]:

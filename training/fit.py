@@ -52,7 +52,7 @@ def fit_booster(
     spec : FeatureSpec
     config : Config
     progress : callable, optional
-        LabelOutcome a stage, a boosting round and the most rounds there can be.
+        Told a stage, a boosting round and the most rounds there can be; these are fewer once it has stopped early.
     columns : (k,) int64, optional
         Train on these columns of `X` alone, for a baseline.
 
@@ -72,7 +72,7 @@ def fit_booster(
     validation_set = _dataset(X, y, validation, spec, config, columns, train_set)
     if config.search_trials:
         parameters, trials = _search(train_set, validation_set, config, progress)
-    stopped = _boost(train_set, parameters, config, config.rounds, progress, "stop early", validation_set)
+    stopped = _boost(train_set, parameters, config, config.rounds, progress, "boost", validation_set)
     n_trees = stopped.best_iteration
     score = stopped.best_score["validation"][METRIC]
     del train_set, validation_set
@@ -130,17 +130,26 @@ def _boost(
     callbacks: list[Callable[..., Any]] = []
     if validation is not None:
         callbacks.append(lgb.early_stopping(config.early_stopping_rounds, verbose=False))
-    if progress is not None:
-        callbacks.append(lambda env: progress(stage, env.iteration + 1, rounds))
-    return lgb.train(
+    boosted = 0
+
+    def tell(env: Any) -> None:
+        nonlocal boosted
+        boosted = env.iteration + 1
+        if progress is not None:
+            progress(stage, boosted, rounds)
+
+    booster = lgb.train(
         {**_fixed(config), **parameters.model_dump()},
         data,
         rounds,
         valid_sets=None if validation is None else [validation],
         valid_names=None if validation is None else ["validation"],
-        callbacks=callbacks,
+        callbacks=[*callbacks, tell],
         keep_training_booster=False,
     )
+    if progress is not None:
+        progress(stage, boosted, boosted)
+    return booster
 
 
 def _search(

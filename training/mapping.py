@@ -29,11 +29,13 @@ from training.mapping_parts import (
 
 POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 TRANSACTION_ROLES = ("customer_id", "merchant_id", "amount", "category", "channel", "device_id", *POSITION_ROLES)
+STAKE = "stake"
+"""The role of the money at stake in a row of ready features."""
 TIME_ROLES = ("event_time", "processing_time", "label_time")
 ROLES = ("transaction_id", *TIME_ROLES, *TRANSACTION_ROLES, "label")
 _TEXT_ROLES = ("transaction_id", "customer_id", "merchant_id", "category", "channel", "device_id")
 _RESERVED = {
-    "features": {"transaction_id", "label", *TIME_ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
+    "features": {"transaction_id", "label", STAKE, *TIME_ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
     "transactions": {*ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
 }
 
@@ -73,6 +75,8 @@ class Mapping(Part):
     label: LabelColumn | None = None
     label_delay: str | None = None
     """How long after the event a label is known where `label_time` does not say, such as ``7d``."""
+    stake: str | float | None = None
+    """The money at stake in a row of ready features: a column, which may be a feature too, or one number for all."""
     on_zero_amount: Literal["refuse", "drop"] = "refuse"
     """Whether a row with an amount of exactly zero is an error, or left out and counted."""
     on_negative_amount: Literal["refuse", "drop", "absolute"] = "refuse"
@@ -146,6 +150,8 @@ class Mapping(Part):
         if self.kind == "transactions":
             needed = ("event_time", "customer_id", "amount")
             problems += [f"role {role!r} is missing" for role in needed if getattr(self, role) is None]
+            if self.stake is not None:
+                problems.append("role 'stake' is for kind: features; the stake of a transaction is its amount")
             if self.label is not None and self.label_time is None and self.label_delay is None:
                 problems.append(
                     "when is a label known? give label_time (a column) or label_delay (such as 7d), or both"
@@ -159,6 +165,8 @@ class Mapping(Part):
                 problems.append("no features; list them under numeric, boolean and categorical")
             if self.label_time is not None and self.event_time is None:
                 problems.append("label_time needs event_time")
+        if isinstance(self.stake, float) and not 0 < self.stake < float("inf"):
+            problems.append(f"stake: {self.stake:g} is not a sum of money above zero")
         if self.label is None and (self.label_time is not None or self.label_delay is not None):
             problems.append("label_time and label_delay need a label")
         for prefix in ("", "merchant_"):
@@ -181,7 +189,7 @@ class Mapping(Part):
         for role, names_ in self.columns().items():
             if len(names_) > 1:
                 continue  # a part of a joined text may be a feature as well
-            if names_[0] in columns:
+            if names_[0] in columns and role != STAKE:
                 problems.append(f"column {names_[0]!r} plays two roles, {columns[names_[0]]} and {role}")
             columns[names_[0]] = role
         if problems:
@@ -211,7 +219,8 @@ class Mapping(Part):
                     found[role] = (label.column,)
                 case str() as column:
                     found[role] = (column,)
-        return found | {f"{group} {name}": (options.column,) for group, name, options in self.further()}
+        found |= {f"{group} {name}": (options.column,) for group, name, options in self.further()}
+        return found | {STAKE: (self.stake,)} if isinstance(self.stake, str) else found
 
     def expanded(self, present: Iterable[str]) -> Self:
         """Return the mapping with each pattern, such as ``V*``, replaced by the columns of a file that it matches.
@@ -225,7 +234,7 @@ class Mapping(Part):
         """
         if not any(_is_pattern(name) for _, name, _ in self.further()):
             return self
-        taken = {names[0] for names in self.columns().values() if len(names) == 1}
+        taken = {names[0] for role, names in self.columns().items() if len(names) == 1 and role != STAKE}
         free = [column for column in present if column not in taken]
         matched: dict[str, str] = {}
         problems: list[str] = []

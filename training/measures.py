@@ -22,6 +22,7 @@ DAY_MS = 86_400_000
 FALSE_POSITIVE_RATES = (0.001, 0.005, 0.01)
 TOP_CARDS = 100
 CALIBRATION_BINS = 15
+MONEY_MEASURES = ("alert_amount_recall", "cost_per_1000", "savings")
 
 
 class Ranking:
@@ -91,9 +92,12 @@ class CardDays:
 
 
 class Sums:
-    """Measures that are sums over rows, or ratios of sums: added up once for each customer."""
+    """Measures that are sums over rows, or ratios of sums: added up once for each customer.
 
-    names = (
+    MONEY_MEASURES are left out where the policy has no costs: money is not known there.
+    """
+
+    names: tuple[str, ...] = (
         "brier_score",
         "log_loss",
         "expected_calibration_error",
@@ -102,9 +106,7 @@ class Sums:
         "decline_rate",
         "alert_recall",
         "alert_precision",
-        "alert_amount_recall",
-        "cost_per_1000",
-        "savings",
+        *MONEY_MEASURES,
     )
 
     def __init__(
@@ -112,7 +114,6 @@ class Sums:
     ) -> None:
         epsilon = np.finfo(np.float64).eps
         taken = decisions(p, policy)
-        costs = decision_costs(y, amount, policy["costs"])
         sure = np.clip(np.where(y == 1, p, 1 - p), epsilon, 1 - epsilon)
         rows = [
             np.ones(len(y)),
@@ -123,11 +124,18 @@ class Sums:
             taken == 1,
             taken == 2,
             y * (taken > 0),
-            y * amount,
-            y * amount * (taken > 0),
-            np.take_along_axis(costs, taken[np.newaxis], axis=0)[0],
-            costs[0],
         ]
+        if policy["costs"]:
+            costs = decision_costs(y, amount, policy["costs"])
+            rows += [
+                y * amount,
+                y * amount * (taken > 0),
+                np.take_along_axis(costs, taken[np.newaxis], axis=0)[0],
+                costs[0],
+            ]
+        else:
+            self.names = tuple(name for name in Sums.names if name not in MONEY_MEASURES)
+        self.first_bin = len(rows)
         bins = equal_mass_bins(p, CALIBRATION_BINS)
         rows += [(p - y) * (bins == b) for b in range(bins.max() + 1)]
         self.sums = np.stack([np.bincount(cluster, weights=row, minlength=n_clusters) for row in rows], axis=1)
@@ -135,23 +143,20 @@ class Sums:
     def measures(self, counts: Ints) -> list[float]:
         total = counts @ self.sums
         n, brier, log_loss, expected, frauds, reviewed, declined, caught = total[:8]
-        fraud_amount, caught_amount, cost, cost_of_approving = total[8:12]
-        return [
-            float(value)
-            for value in (
-                brier / n,
-                log_loss / n,
-                np.abs(total[12:]).sum() / n,
-                expected / frauds,
-                reviewed / n,
-                declined / n,
-                caught / frauds,
-                caught / max(reviewed + declined, 1),
-                caught_amount / fraud_amount,
-                1000 * cost / n,
-                1 - cost / cost_of_approving,
-            )
+        values = [
+            brier / n,
+            log_loss / n,
+            np.abs(total[self.first_bin :]).sum() / n,
+            expected / frauds,
+            reviewed / n,
+            declined / n,
+            caught / frauds,
+            caught / max(reviewed + declined, 1),
         ]
+        if self.first_bin > 8:
+            fraud_amount, caught_amount, cost, cost_of_approving = total[8:12]
+            values += [caught_amount / fraud_amount, 1000 * cost / n, 1 - cost / cost_of_approving]
+        return [float(value) for value in values]
 
 
 def _changes(values: Ints) -> NDArray[np.bool_]:

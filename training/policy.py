@@ -1,4 +1,8 @@
-"""What a decision costs, and the thresholds that cost least."""
+"""What a decision costs, and the thresholds that cost least; or, where money is not known, a share to review.
+
+In every policy the three answers of a score say one thing: ``approve`` is risk level low or medium and prediction
+false, ``review`` is high and true, ``decline`` is critical and true.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from fraud.decisions.verdict import actions_at
 from fraud.errors import DataError
+
+DECLINES_TOO_MANY = 10.0
+"""Declining more than so many times the fraud rate is worth a warning: at least nine of ten are good customers."""
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +64,7 @@ def decision_costs(y_true: ArrayLike, amount: ArrayLike, costs: Mapping[str, flo
     DataError
         When a cost is missing, unknown, negative or, for a share, above 1.
     """
-    _check_costs(costs)
+    check_costs(costs)
     fraud = np.asarray(y_true, dtype=np.float64)
     money = np.asarray(amount, dtype=np.float64)
     paid_out = fraud * (money + costs["chargeback_fee"])
@@ -70,7 +77,8 @@ def decision_costs(y_true: ArrayLike, amount: ArrayLike, costs: Mapping[str, flo
     )
 
 
-def _check_costs(costs: Mapping[str, float]) -> None:
+def check_costs(costs: Mapping[str, float]) -> None:
+    """Raise a DataError unless exactly the costs of DEFAULT_COSTS are given, each within its range."""
     if costs.keys() != DEFAULT_COSTS.keys():
         raise DataError(f"costs are {sorted(costs)}; needed are exactly {sorted(DEFAULT_COSTS)}")
     for name, value in costs.items():
@@ -80,7 +88,11 @@ def _check_costs(costs: Mapping[str, float]) -> None:
 
 
 def choose_policy(
-    y_true: ArrayLike, y_prob: ArrayLike, amount: ArrayLike, costs: Mapping[str, float]
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    amount: ArrayLike,
+    costs: Mapping[str, float],
+    review_capacity: float = 1.0,
 ) -> dict[str, Any]:
     """Return the policy whose two thresholds cost least on these transactions.
 
@@ -90,9 +102,10 @@ def choose_policy(
 
         sum(A) + sum over p >= t_r of (R - A) + sum over p >= t_d of (D - R)
 
-    Each sum depends on one threshold, so the minimum over all ordered pairs of thresholds needs one sort and
-    two cumulative sums. Candidates lie halfway between neighbouring probabilities, with 1.0 for (next to)
-    never; among equally cheap ones the highest thresholds win, which interfere least.
+    Each sum depends on one threshold, so the cost of every ordered pair of thresholds is known from one sort and two
+    cumulative sums; pairs that send more to review than people can look at are left out. Candidates lie halfway
+    between neighbouring probabilities, with 1.0 for (next to) never; among equally cheap ones the highest thresholds
+    win, which interfere least.
 
     Give the calibration window: the booster has not seen it, and the test window stays untouched. Thresholds
     on a probability, not on an expected loss, keep a decision easy to explain and independent of the amount.
@@ -106,6 +119,8 @@ def choose_policy(
         Label (1 fraud, 0 legitimate), calibrated probability in [0, 1], money.
     costs : mapping
         With the keys of DEFAULT_COSTS.
+    review_capacity : float
+        Most of the transactions that may be sent to review, a share within 0 and 1.
 
     Returns
     -------
@@ -122,21 +137,61 @@ def choose_policy(
     candidates = np.concatenate(([1.0], (values + np.append(values[1:], 0.0)) / 2))
     reviewed = np.concatenate(([0.0], np.cumsum((review - approve)[order])[ends]))
     declined = np.concatenate(([0.0], np.cumsum((decline - review)[order])[ends]))
+    above = np.concatenate(([0], ends + 1))
     if values[0] == 1.0:  # a certain fraud is above every threshold
-        candidates, reviewed, declined = candidates[1:], reviewed[1:], declined[1:]
+        candidates, reviewed, declined, above = candidates[1:], reviewed[1:], declined[1:], above[1:]
         candidates[0] = 1.0
-    cheapest_above = np.minimum.accumulate(declined)
-    at_review = int(np.argmin(reviewed + cheapest_above))
-    at_decline = int(np.argmin(declined[: at_review + 1]))
+    # the lowest index of a decline threshold that leaves no more to each review threshold than can be reviewed
+    first = np.searchsorted(above, above - review_capacity * len(p) - 1e-9)
+    cheapest = [start + int(np.argmin(declined[start : end + 1])) for end, start in enumerate(first.tolist())]
+    at_review = int(np.argmin(reviewed + declined[cheapest]))
+    at_decline = cheapest[at_review]
     review_threshold, decline_threshold = float(candidates[at_review]), float(candidates[at_decline])
-    fraud_rate = float(np.mean(np.asarray(y_true)))
-    return {
-        "review_threshold": review_threshold,
-        "decline_threshold": decline_threshold,
-        "risk_levels": {
-            "medium": float(np.sqrt(min(fraud_rate, review_threshold) * review_threshold)),
-            "high": review_threshold,
-            "critical": decline_threshold,
-        },
-        "costs": {name: float(costs[name]) for name in DEFAULT_COSTS},
-    }
+    policy = _thresholds(review_threshold, decline_threshold, float(np.mean(np.asarray(y_true))))
+    return policy | {"costs": {name: float(costs[name]) for name in DEFAULT_COSTS}}
+
+
+def review_the_riskiest(y_true: ArrayLike, y_prob: ArrayLike, review_rate: float) -> dict[str, Any]:
+    """Return the policy that reviews a share of the transactions and declines none: for tables without money.
+
+    What a wrong decline costs is not known there, so a person decides. The threshold lies halfway between two
+    neighbouring probabilities, where the share at or above it is nearest to `review_rate`; equal probabilities are
+    reviewed together or not at all, and 1.0 reviews (next to) none.
+
+    Parameters
+    ----------
+    y_true, y_prob : arrays, shape (n_transactions,)
+        Label (1 fraud, 0 legitimate) and calibrated probability on the calibration window.
+    review_rate : float
+        Share of the transactions, within 0 and 1.
+
+    Returns
+    -------
+    dict
+        As `choose_policy`, with empty `costs` and with `review_rate`.
+    """
+    values, counts = np.unique(np.asarray(y_prob, dtype=np.float64), return_counts=True)
+    below = np.append(0.0, values)
+    candidates = np.append((below[:-1] + below[1:]) / 2, 1.0)
+    shares = np.append(np.cumsum(counts[::-1])[::-1], 0) / counts.sum()
+    nearest = len(shares) - 1 - int(np.argmin(np.abs(shares[::-1] - review_rate)))
+    policy = _thresholds(float(candidates[nearest]), 1.0, float(np.mean(np.asarray(y_true))))
+    return policy | {"costs": {}, "review_rate": review_rate}
+
+
+def _thresholds(review: float, decline: float, fraud_rate: float) -> dict[str, Any]:
+    """Return thresholds with their risk levels, so that level, decision and prediction agree at every probability."""
+    medium = float(np.sqrt(min(fraud_rate, review) * review))
+    levels = {"medium": medium, "high": review, "critical": decline}
+    return {"review_threshold": review, "decline_threshold": decline, "risk_levels": levels}
+
+
+def declines_too_many(decline_rate: float, fraud_rate: float) -> str | None:
+    """Return the warning about a policy that declines far more transactions than there are frauds, or None."""
+    if decline_rate <= DECLINES_TOO_MANY * fraud_rate:
+        return None
+    return (
+        f"The policy declines {decline_rate:.1%} of the transactions at a fraud rate of {fraud_rate:.2%}: "
+        f"of {decline_rate / fraud_rate:.0f} declined, at most one is a fraud. Check that the costs and the amounts "
+        "(the mapping's stake) are in one unit, and that declining a good customer costs what it should."
+    )

@@ -154,7 +154,7 @@ def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress:
     wanted : slice
         Rows of the table; the others only make history.
     progress : callable, optional
-        LabelOutcome the number of rows walked, again and again.
+        Told the number of rows walked, again and again.
 
     Returns
     -------

@@ -16,6 +16,7 @@ from fraud.schema import FeatureSpec
 from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored
 from training.measures import FALSE_POSITIVE_RATES, TOP_CARDS
+from training.policy import declines_too_many
 from training.tables import Explained, Window, meaning
 
 
@@ -164,8 +165,13 @@ def limits(facts: ModelFacts) -> list[str]:
             f"On the test window the probabilities expect {expected.value:.2f} times the frauds that came "
             f"(95 % interval {expected.low:.2f} to {expected.high:.2f}): the calibration had drifted by then."
         )
+    warning = declines_too_many(facts.metrics["decline_rate"].value, facts.no_skill["average_precision"])
+    if warning is not None:
+        found.insert(0, warning)
     review, decline = facts.policy["review_threshold"], facts.policy["decline_threshold"]
-    if review == decline:
+    if not facts.policy["costs"]:
+        found.append("Nothing is declined: the money at stake is not known, so a person decides.")
+    elif review == decline:
         found.append("The policy declines without any review; so the costs decided.")
     elif decline == 1.0:
         found.append("The policy reviews but never declines short of a probability of 1; so the costs decided.")
@@ -176,8 +182,20 @@ def limits(facts: ModelFacts) -> list[str]:
         "Frauds that nobody reported count as legitimate, in training and here.",
         "A probability of 0 or 1 says that the calibration window held one kind alone at such scores; "
         "it is no certainty.",
-        "The costs of the policy are assumptions; with other costs, other thresholds are right.",
+        "The costs of the policy are assumptions; with other costs, other thresholds are right."
+        if facts.policy["costs"]
+        else "The share to review is an assumption; with the stake and the costs known, other thresholds are right.",
     ]
+
+
+def by_rate(facts: ModelFacts) -> str:
+    """Return how the policy was chosen where no money is known, or nothing."""
+    if facts.policy["costs"]:
+        return ""
+    return (
+        f"The review threshold is the one at which about {facts.policy['review_rate']:.1%} of the calibration window "
+        "are reviewed. Nothing is declined, since what a wrong decline costs is not known: the mapping names no stake."
+    )
 
 
 def _environment() -> jinja2.Environment:
@@ -201,7 +219,12 @@ def model_card(facts: ModelFacts) -> str:
     for name in facts.metrics:
         definitions.setdefault(MEASURES[name].meaning, []).append(MEASURES[name].title)
     return template.render(
-        facts=facts, test=facts.windows[-1], plain=_plain_fields(facts), limits=limits(facts), definitions=definitions
+        facts=facts,
+        test=facts.windows[-1],
+        plain=_plain_fields(facts),
+        limits=limits(facts),
+        by_rate=by_rate(facts),
+        definitions=definitions,
     )
 
 
@@ -263,6 +286,7 @@ def write_report(
             captions=CAPTIONS,
             plain=_plain_fields(facts),
             limits=limits(facts),
+            by_rate=by_rate(facts),
             tiles=[name for name in TILES if name in facts.metrics],
             run=run or {},
         )

@@ -94,26 +94,24 @@ def features(listed: Sequence[Feature], explained: Explained) -> pd.DataFrame:
 
 
 def decisions(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
-    """What each policy approves, reviews and declines, and what that costs in the data's money."""
+    """What each policy approves, reviews and declines, and, where money is known, what that costs."""
     y = outcomes.y_true
     amount = np.ones(len(y)) if outcomes.amount is None else outcomes.amount
     rows = []
     for name, (_, probability, chosen) in scores.items():
         taken = policy.decisions(probability, chosen)
-        costs = policy.decision_costs(y, amount, chosen["costs"])
+        costs = policy.decision_costs(y, amount, chosen["costs"]) if chosen["costs"] else None
         for i, decision in enumerate(ACTIONS):
             here = taken == i
-            rows.append(
-                {
-                    "scores": name,
-                    "decision": decision,
-                    "transactions": int(here.sum()),
-                    "frauds": int(y[here].sum()),
+            row: dict[str, str | float] = {"scores": name, "decision": decision}
+            row |= {"transactions": int(here.sum()), "frauds": int(y[here].sum())}
+            if costs is not None:
+                row |= {
                     "fraud_amount": float((y * amount)[here].sum()),
                     "legitimate_amount": float(((1 - y) * amount)[here].sum()),
                     "cost": float(costs[i, here].sum()),
                 }
-            )
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

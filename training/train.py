@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fraud.detectors.lightgbm.model import Model
+from fraud.errors import DataError
 from fraud.features.featurizer import Featurizer, Matrix
 from fraud.models.bundle import Calibrator, Preprocessor
 from fraud.schema import FeatureSpec
@@ -26,7 +27,7 @@ from training.data import Mapping
 from training.evaluate import Outcomes, Samples, Scored, measure, no_skill
 from training.fit import Fitted, fit_booster
 from training.package import write_model
-from training.policy import choose_policy
+from training.policy import choose_policy, declines_too_many, review_the_riskiest
 from training.replay import further_features, replay, requested_columns, transaction_spec
 from training.report import ModelFacts, model_card, write_report
 from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
@@ -63,6 +64,8 @@ class Task:
     X: Matrix
     y: NDArray[np.int8]
     label_delay_ms: int
+    stake: NDArray[np.float64] | None
+    """Money at stake in each row of the table, in the unit of the costs; None where it is not known."""
 
     def rows(self, window: slice) -> tuple[Matrix, pd.DataFrame]:
         return self.X[self.windows.within(window)], self.table.iloc[window]
@@ -88,6 +91,8 @@ class Run:
     baseline: dict[str, Any]
     timings_s: dict[str, float]
     windows: list[Window]
+    warnings: list[str]
+    """What a person should look at before the model decides anything."""
 
 
 def label_delay_of(table: pd.DataFrame, mapping: Mapping) -> int:
@@ -126,7 +131,7 @@ def prepare_transactions(
         label_delay_ms,
         as_of,
     )
-    return Task(table, windows, spec, preprocessor, X, y, label_delay_ms)
+    return Task(table, windows, spec, preprocessor, X, y, label_delay_ms, stake_of(table))
 
 
 def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: StageTimer, progress: Progress) -> Task:
@@ -143,11 +148,23 @@ def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: Stage
 
 def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> Task:
     """Return what a training needs from a table of ready features, in the order of its rows."""
+    if "stake" not in table and "costs" in config.model_fields_set:
+        raise DataError(
+            "the configuration gives costs in money, but the mapping does not say what money is at stake in a row; "
+            "add for example 'stake: loan_amount' (a column) or 'stake: 5000' to the mapping, or leave the costs out: "
+            "then a share of the rows is reviewed (review_rate) and none is declined"
+        )
     windows = split_by_order(len(table), (config.validation_share, config.calibration_share, config.test_share))
     spec = FeatureSpec("features", tuple(further_features(table, mapping, windows.train)))
     X = np.empty((len(table), len(spec.features)), np.float64)
     requested_columns(table, spec, X)
-    return Task(table, windows, spec, Preprocessor(), X, table["label"].to_numpy(np.int8), 0)
+    return Task(table, windows, spec, Preprocessor(), X, table["label"].to_numpy(np.int8), 0, stake_of(table))
+
+
+def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
+    """Return the money at stake in each row: a transaction's amount, or what the mapping of ready features names."""
+    column = "stake" if "stake" in table else "amount" if "customer_id" in table else None
+    return None if column is None else table[column].to_numpy(np.float64)
 
 
 def fit_model(
@@ -162,16 +179,13 @@ def fit_model(
     calibrator = fit_calibrator(margins, y)
     model = Model(fitted.text, {"x": calibrator.x, "y": calibrator.y})
     known = y >= 0
-    policy = choose_policy(
-        y[known], model.probability(margins)[known], _amounts(task, task.windows.calibration)[known], config.costs
-    )
+    probabilities = model.probability(margins)[known]
+    if task.stake is None:
+        policy = review_the_riskiest(y[known], probabilities, config.review_rate)
+    else:
+        stake = task.stake[task.windows.calibration][known]
+        policy = choose_policy(y[known], probabilities, stake, config.costs, config.review_capacity)
     return Trained(fitted, calibrator, policy, model)
-
-
-def _amounts(task: Task, window: slice) -> NDArray[np.float64]:
-    """Return money at stake; a table without amounts counts each row as one."""
-    rows = task.table.iloc[window]
-    return rows["amount"].to_numpy(np.float64) if task.spec.kind == "transaction" else np.ones(len(rows))
 
 
 def plain_columns(spec: FeatureSpec) -> NDArray[np.int64]:
@@ -219,7 +233,7 @@ def train(
         labelled = (test["label"] >= 0).to_numpy()
         scored = _scored(trained, X[labelled])
         plain_scored = _scored(plain, X[labelled][:, columns])
-        amounts = _amounts(task, task.windows.test)[labelled]
+        amounts = None if task.stake is None else task.stake[task.windows.test][labelled]
         test = test[labelled]
         samples = measure_window(scored, test, amounts, config)
         plain_samples = measure_window(plain_scored, test, amounts, config)
@@ -293,7 +307,11 @@ def train(
         "timings_s": clock.timings_s,
     }
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    return Run(folder, digest, dict(facts.metrics), dict(facts.baseline), clock.timings_s, list(facts.windows))
+    warning = declines_too_many(facts.metrics["decline_rate"].value, facts.no_skill["average_precision"])
+    warnings = [] if warning is None else [warning]
+    return Run(
+        folder, digest, dict(facts.metrics), dict(facts.baseline), clock.timings_s, list(facts.windows), warnings
+    )
 
 
 def _scored(trained: Trained, X: Matrix) -> Scored:
@@ -310,7 +328,7 @@ def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def measure_window(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64], config: Config) -> Samples:
+def measure_window(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64] | None, config: Config) -> Samples:
     """Measure the scores of labelled rows, drawing customers where the rows name them."""
     return measure(
         test["label"],

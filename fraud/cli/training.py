@@ -119,6 +119,7 @@ def train(
         )
         watch.finish(run.folder)
     _show(run)
+    _warn(run.warnings)
     out.print(f"report   {run.folder / 'report.html'}\nbundle   {run.folder / 'bundle'}\ndigest   {run.digest}")
     models().log_run(run.folder)
     tell(models(), needed=False)
@@ -265,13 +266,13 @@ def _record_backtest(
 ) -> None:
     """Measure the scores of the labelled rows, show it, and let W&B know of it if the model is `registered`."""
     import msgspec
-    import numpy as np
 
     from fraud.cli.registry import models, tell
     from training.config import Config
     from training.data import dataset_digest
     from training.evaluate import Scored
-    from training.train import measure_window
+    from training.policy import declines_too_many
+    from training.train import measure_window, stake_of
 
     known = (table["label"] >= 0).to_numpy()
     rows, given, config = table[known], scores[known], Config()
@@ -279,16 +280,17 @@ def _record_backtest(
     scored = Scored(
         given["raw_margin"].to_numpy(),
         given["fraud_probability"].to_numpy(),
-        policy | {"costs": policy["costs"] or config.costs},
+        policy | {"costs": (policy["costs"] or config.costs) if stake_of(rows) is not None else {}},
     )
-    amounts = rows["amount"].to_numpy() if scorer.spec.kind == "transaction" else np.ones(len(rows))
-    measures = measure_window(scored, rows, amounts, config).intervals()
+    measures = measure_window(scored, rows, stake_of(rows), config).intervals()
     digest = dataset_digest(data)
     trained_on_it = scorer.bundle.manifest.data.get("digest") == digest
     shown = Table("measure", "value", title=f"{len(rows):,} labelled rows, with 95% intervals", box=None)
     for name, interval in measures.items():
         shown.add_row(name, f"{interval.value:.4f}  [{interval.low:.4f}, {interval.high:.4f}]")
     out.print(shown)
+    declined, fraud_rate = measures["decline_rate"].value, float((rows["label"] == 1).mean())
+    _warn([warning] if (warning := declines_too_many(declined, fraud_rate)) else [])
     if trained_on_it:
         out.print("The model was trained on this file: rows that it knows flatter it.")
     if registered:
@@ -353,6 +355,11 @@ def _write(scores: pd.DataFrame, file: Path) -> None:
         raise DataError(f"{file.name}: scores are written as .parquet or .csv")
 
 
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+
+
 def _show(run: Run) -> None:
     table = Table("measure", "model", "request's own fields alone", title="test window, with 95% intervals", box=None)
     for name, interval in run.metrics.items():
@@ -372,6 +379,9 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
+            most = next(task.total for task in bars.tasks if task.id == tasks[stage])
+            if most is not None and total < most:
+                bars.update(tasks[stage], description=f"{stage}, stopped early at {done} of at most {most:.0f}")
             bars.update(tasks[stage], completed=done, total=total)
 
         yield progress
