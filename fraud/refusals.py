@@ -80,7 +80,7 @@ def explained(
     message, field = split_path(reason)
     message = shown_reason(message)
     name = (field or "$")[2:]
-    if message == "Number out of range":
+    if message.endswith("out of range"):
         message = f"{what} must be a JSON object of finite values: {message}"
     if name in MOMENTS:
         message += '; send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'

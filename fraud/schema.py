@@ -7,20 +7,30 @@ specification, so one release of the service serves models of any columns.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
 from fraud.errors import InvalidRequest, MalformedJson
+from fraud.forms import (
+    Form,
+    as_category,
+    as_flag,
+    as_id,
+    as_it_is,
+    as_moment,
+    as_number,
+    empty_is_missing,
+    id_text,
+    value_of,
+)
 from fraud.refusals import explained, shown_reason, split_path, unknown_category
 
 MAX_ID_LENGTH = 128
-MAX_WHOLE_FLOAT = 2.0**53
-"""Below it, float64 holds every whole number."""
 MAX_INSTANCES = 1000
 MAX_OBJECT_BYTES = 65_536
 """Of one instance or label."""
@@ -36,7 +46,7 @@ POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longit
 POSITION_LIMITS = {"latitude": 90.0, "merchant_latitude": 90.0, "longitude": 180.0, "merchant_longitude": 180.0}
 ID_FIELDS = ("transaction_id", "customer_id", "merchant_id")
 ESCAPE = b"\\"
-"""Without a backslash in its JSON, no id can hold a control character, so the check is skipped."""
+"""Without a backslash in its JSON, no id can hold a control character."""
 TRANSACTION_FIELDS = ("transaction_id", "event_time", "customer_id", "amount", *TEXT_ROLES, *POSITION_ROLES)
 
 
@@ -107,6 +117,7 @@ Moment: Any = Annotated[datetime, msgspec.Meta(tz=True)]
 class _Field(NamedTuple):
     name: str
     annotation: Any
+    form: Form
     optional: bool = False
 
 
@@ -175,37 +186,33 @@ class RowDecoder:
     def __init__(self, spec: FeatureSpec, max_ahead_ms: int = 86_400_000) -> None:
         self.spec = spec
         self.max_ahead_ms = max_ahead_ms
-        codes = {
-            feature.name: {value: float(code) for code, value in enumerate(feature.categories)}
-            for feature in spec.requested
-            if feature.type == "categorical"
-        }
-        fields = self._transaction_fields() if spec.kind == "transaction" else [_Field("transaction_id", Id, True)]
+        fields = (
+            self._transaction_fields() if spec.kind == "transaction" else [_Field("transaction_id", Id, as_id, True)]
+        )
         role_names = {field.name for field in fields}
         fields += [_feature_field(feature) for feature in spec.requested if feature.name not in role_names]
         self._known = frozenset(field.name for field in fields)
         self._required = [field.name for field in fields if not field.optional]
+        self._forms = {field.name: empty_is_missing(field.form) if field.optional else field.form for field in fields}
         attributes = {field.name: f"f{i}" for i, field in enumerate(fields)}  # any name will do in a table
-        self._decoder = msgspec.json.Decoder(
-            msgspec.defstruct(
-                "Instance",
-                [
-                    (
-                        attributes[field.name],
-                        field.annotation | None if field.optional else field.annotation,
-                        msgspec.field(name=field.name, default=None if field.optional else msgspec.NODEFAULT),
-                    )
-                    for field in fields
-                ],
-                kw_only=True,
-            )
+        self._type = msgspec.defstruct(
+            "Instance",
+            [
+                (
+                    attributes[field.name],
+                    field.annotation | None if field.optional else field.annotation,
+                    msgspec.field(name=field.name, default=None if field.optional else msgspec.NODEFAULT),
+                )
+                for field in fields
+            ],
+            kw_only=True,
         )
+        self._decoder = msgspec.json.Decoder(self._type)
         self._ids = [(name, attributes[name]) for name in ID_FIELDS if name in attributes]
-        self._columns = [(attributes[f.name], f.name, codes.get(f.name)) for f in spec.requested]
+        of_all = attrgetter(*(attribute for _, attribute in self._ids))
+        self._ids_of = of_all if len(self._ids) > 1 else lambda instance: (of_all(instance),)
+        self._columns = [(attributes[f.name], f, _codes(f)) for f in spec.requested]
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
-        self._refusing = {
-            f.name: f.categories for f in spec.requested if f.type == "categorical" and f.unknown == "refuse"
-        }
 
     def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
         """Return one checked row.
@@ -228,22 +235,24 @@ class RowDecoder:
         fields = fields_of(said, path)
         try:
             instance: Any = self._decoder.decode(said)
-        except msgspec.ValidationError as error:
-            raise explained(fields, path, str(error), self._required, self._known) from None
-        if ESCAPE in said:
-            for name, attribute in self._ids:
-                refuse_controls(getattr(instance, attribute), f"{path}.{name}")
+        except msgspec.ValidationError:
+            instance = self._other_forms(fields, path)
+        escaped = said.find(ESCAPE) >= 0
+        for value in self._ids_of(instance):
+            if value is not None and (escaped or "." in value or "+" in value):
+                self._check_ids(instance, path)
+                break
         values = []
-        for attribute, name, codes in self._columns:
+        for attribute, feature, codes in self._columns:
             value = getattr(instance, attribute)
             if codes is None:
                 values.append(np.nan if value is None else float(value))
             elif value in codes:
                 values.append(codes[value])
-            elif value is None or name not in self._refusing:
+            elif feature.unknown == "missing":
                 values.append(np.nan)
             else:
-                raise unknown_category(value, self._refusing[name], f"{path}.{name}")
+                raise unknown_category(value, feature.categories, f"{path}.{feature.name}")
         n_extra = len(fields.keys() - self._known)
         if self.spec.kind == "features":
             return Row(instance.f0, tuple(values), said, n_extra=n_extra)
@@ -252,55 +261,76 @@ class RowDecoder:
         roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
         return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra)
 
+    def _other_forms(self, fields: Mapping[str, msgspec.Raw], path: str) -> Any:
+        """Return an instance some of whose values arrived in another form than the first.
+
+        Raises
+        ------
+        InvalidRequest
+            One of them is of no form.
+        """
+        arrived: dict[str, Any] = {}
+        for name, form in self._forms.items():
+            if name in fields:
+                try:
+                    arrived[name] = form(value_of(fields[name]))
+                except msgspec.ValidationError as error:
+                    raise self._explained(fields, path, f"{error} - at `$.{name}`") from None
+                except ValueError as error:
+                    raise InvalidRequest(str(error), f"{path}.{name}") from None
+        try:
+            return msgspec.convert(arrived, self._type)
+        except msgspec.ValidationError as error:
+            raise self._explained(fields, path, str(error)) from None
+
+    def _check_ids(self, instance: Any, path: str) -> None:
+        """Give each id its one text, or refuse it."""
+        for name, attribute in self._ids:
+            value = getattr(instance, attribute)
+            if value is not None:
+                setattr(instance, attribute, checked_id(value, f"{path}.{name}"))
+
+    def _explained(self, fields: Mapping[str, msgspec.Raw], path: str, reason: str) -> InvalidRequest:
+        return explained(fields, path, reason, self._required, self._known)
+
     def _transaction_fields(self) -> list[_Field]:
         fields = [
-            _Field("transaction_id", Id),
-            _Field("event_time", Moment),
-            _Field("customer_id", Id),
-            _Field("amount", Annotated[float, msgspec.Meta(gt=0)]),
+            _Field("transaction_id", Id, as_id),
+            _Field("event_time", Moment, as_moment),
+            _Field("customer_id", Id, as_id),
+            _Field("amount", Annotated[float, msgspec.Meta(gt=0)], as_it_is),
         ]
         for role in self.spec.roles:
             limit = POSITION_LIMITS.get(role.name)
-            annotation = Id if limit is None else Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
-            fields.append(_Field(role.name, annotation, role.missing))
+            if limit is None:
+                fields.append(_Field(role.name, Id, as_category, role.missing))
+            else:
+                position = Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
+                fields.append(_Field(role.name, position, as_it_is, role.missing))
         return fields
 
 
-_DECIMAL_OF_AN_INTEGER = re.compile(r"([+-]?\d+)\.0+")
-_SCIENTIFIC = re.compile(r"[+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+")
-
-
-def id_text(value: str | int | float) -> str:
-    """Return the one text of an id, whether it arrives as text, as an integer or as a float.
-
-    ``1001``, ``1001.0`` and ``"1001.0"`` are the same id, ``"1001"``. Any other text stays as it is: ``"007"`` keeps
-    its zeros.
+def checked_id(value: str, path: str) -> str:
+    """Return the one text of an id.
 
     Raises
     ------
-    ValueError
-        The value stands for several ids: text in scientific notation (``4.53202E+15``), or a float that is no whole
-        number or is at or above 2**53, where floats skip whole numbers.
-
-    Examples
-    --------
-    >>> id_text(1001.0), id_text("1001.00"), id_text("007")
-    ('1001', '1001', '007')
+    InvalidRequest
+        It holds a character that no id may, or stands for several ids.
     """
-    if isinstance(value, str):
-        if "." not in value and "+" not in value:
-            return value
-        if _SCIENTIFIC.fullmatch(value):
-            raise ValueError(f"{value!r} is in scientific notation, which drops digits of an id; send all its digits")
-        integral = _DECIMAL_OF_AN_INTEGER.fullmatch(value)
-        return integral[1] if integral else value
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise ValueError(f"{value!r} is no whole number; send an id as text or as a whole number")
-        if abs(value) >= MAX_WHOLE_FLOAT:
-            raise ValueError(f"{value!r} is at or above 2**53, where floats skip whole numbers; send the id as text")
-        value = int(value)
-    return str(value)
+    refuse_controls(value, path)
+    try:
+        return id_text(value)
+    except ValueError as error:
+        raise InvalidRequest(str(error), path) from None
+
+
+def _codes(feature: Feature) -> dict[str | None, float] | None:
+    """Return the number of each value of a categorical feature, NaN for a missing one where that is allowed."""
+    if feature.type != "categorical":
+        return None
+    missing: dict[str | None, float] = {None: np.nan, "": np.nan} if feature.missing else {}
+    return missing | {value: float(code) for code, value in enumerate(feature.categories)}
 
 
 def refuse_controls(value: str | None, path: str) -> None:
@@ -357,7 +387,11 @@ def fields_of(said: bytes, path: str, what: str = "an instance") -> Mapping[str,
 
 
 def _feature_field(feature: Feature) -> _Field:
-    annotation: Any = Annotated[float, msgspec.Meta(ge=feature.minimum, le=feature.maximum)]
-    if feature.type != "numeric":
-        annotation = str if feature.type == "categorical" else bool
-    return _Field(feature.name, annotation, feature.missing)
+    match feature.type:
+        case "numeric":
+            number = Annotated[float, msgspec.Meta(ge=feature.minimum, le=feature.maximum)]
+            return _Field(feature.name, number, as_number, feature.missing)
+        case "boolean":
+            return _Field(feature.name, bool, as_flag, feature.missing)
+        case "categorical":
+            return _Field(feature.name, str, as_category, feature.missing)

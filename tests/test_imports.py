@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fraud", "training", "wandb_sync", "load_tests")
 
-CORE = ("errors", "refusals", "schema", "settings", "history", "features", "detectors", "decisions")
+CORE = ("errors", "forms", "refusals", "schema", "settings", "history", "features", "detectors", "decisions")
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "forms": set(),
     "refusals": {"errors"},
-    "schema": {"errors", "refusals"},
+    "schema": {"errors", "forms", "refusals"},
     "settings": {"errors"},
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},

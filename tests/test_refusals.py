@@ -80,7 +80,7 @@ def test_long_values_are_shown_in_part(change: dict[str, Any], start: str) -> No
 def test_long_numbers_are_refused_or_read() -> None:
     good = row({feature.name: 1 for feature in FEATURES} | {"city": CITIES[0], "customer_index_3": 0})
     huge = good.replace(b'"customer_index_3": 0', b'"customer_index_3": ' + b"1" * 50_000)
-    assert "finite values: Number out of range; 1111" in refusal(lambda: WIDE.decode(huge, "$"))
+    assert "finite values: Integer value out of range; 1111" in refusal(lambda: WIDE.decode(huge, "$"))
     assert "finite values" in refusal(lambda: WIDE.decode(good.replace(b'_3": 0', b'_3": 1e400'), "$"))
     assert WIDE.decode(good.replace(b'_3": 0', b'_3": 0.' + b"1" * 50_000), "$").values[3] == pytest.approx(1 / 9)
     assert WIDE.decode(good.replace(b'_3": 0', b'_3": -0'), "$").values[3] == 0.0

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fraud.errors import MalformedJson, RequestError
-from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope, id_text
+from fraud.forms import id_text
+from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope
 
 PAYMENTS = RowDecoder(
     FeatureSpec(
@@ -73,6 +74,46 @@ def test_a_good_loan_becomes_a_row_and_what_it_may_not_know_is_missing() -> None
     assert np.isnan(row.values[3])
 
 
+@pytest.mark.parametrize(
+    ("sent", "means"),
+    [
+        ({"customer_id": 4532021234567890}, {"customer_id": "4532021234567890"}),
+        ({"customer_id": 1001.0}, {"customer_id": "1001"}),
+        ({"customer_id": "1001.0"}, {"customer_id": "1001"}),
+        ({"customer_id": 2**63 + 5}, {"customer_id": str(2**63 + 5)}),
+        ({"transaction_id": 17, "merchant_id": -3, "age": 44.0}, {"transaction_id": "17", "merchant_id": "-3"}),
+        ({"strong": 1}, {"strong": True}),
+        ({"strong": 0.0}, {"strong": False}),
+        ({"strong": ""}, {}),
+        ({"age": True}, {"age": 1}),
+        ({"device_id": 7, "channel": 3.0}, {"device_id": "7", "channel": "3"}),
+        ({"device_id": "", "channel": None}, {}),
+        ({"channel": True}, {"channel": "true"}),
+        ({"terminal": 5411}, {"terminal": "5411"}),
+        ({"terminal": 5411.0}, {"terminal": "5411"}),
+        ({"terminal": "crypto"}, {"terminal": None}),
+        ({"terminal": ""}, {}),
+        ({"event_time": "2026-01-31T12:30+01:00"}, {"event_time": "2026-01-31T12:30:00+01:00"}),
+        ({"event_time": "20260131T113000Z"}, {"event_time": "2026-01-31T11:30:00Z"}),
+    ],
+)
+def test_a_value_in_a_tables_own_form_is_the_same_row(sent: dict[str, Any], means: dict[str, Any]) -> None:
+    spec = PAYMENTS.spec
+    terminal = Feature("terminal", "request", "categorical", ("5411", "5812"), "missing", missing=True)
+    roles = (*spec.roles, Role("device_id", missing=True), Role("channel", missing=True))
+    decoder = RowDecoder(FeatureSpec("transaction", (*spec.features, terminal), roles), max_ahead_ms=300_000)
+    row = decoder.decode(json.dumps(PAYMENT | sent).encode(), "$", NOW_MS)
+    same = decoder.decode(json.dumps(PAYMENT | means).encode(), "$", NOW_MS)
+    np.testing.assert_array_equal(row.values, same.values)
+    assert (row.transaction_id, row.event_time_ms, row.customer_id, row.amount, row.roles) == (
+        same.transaction_id,
+        same.event_time_ms,
+        same.customer_id,
+        same.amount,
+        same.roles,
+    )
+
+
 TIME = 'send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
 
 
@@ -85,7 +126,22 @@ TIME = 'send RFC 3339 with a zone, such as "2026-01-31T12:30:00Z"'
         ({"amount": "12.5"}, 'Expected `float`, got `str`; "12.5" arrived', ".amount"),
         ({"amount": True}, "Expected `float`, got `bool`; true arrived", ".amount"),
         ({"customer_id": ""}, 'Expected `str` of length >= 1; "" arrived', ".customer_id"),
-        ({"customer_id": 7}, "Expected `str`, got `int`; 7 arrived", ".customer_id"),
+        ({"customer_id": [7]}, "Expected `str`, got `array`; [7] arrived", ".customer_id"),
+        ({"customer_id": True}, "Expected `str`, got `bool`; true arrived", ".customer_id"),
+        ({"customer_id": 7, "amount": 0}, "Expected `float` > 0.0; 0 arrived", ".amount"),
+        ({"customer_id": 7.5}, "7.5 is no whole number; send an id as text or as a whole number", ".customer_id"),
+        (
+            {"customer_id": 2.0**53},
+            "9007199254740992.0 is at or above 2**53, where floats skip whole numbers; send the id as text",
+            ".customer_id",
+        ),
+        (
+            {"customer_id": "4.5E+15"},
+            "'4.5E+15' is in scientific notation, which drops digits of an id; send all its digits",
+            ".customer_id",
+        ),
+        ({"strong": 2}, "Expected `bool | null`, got `int`; 2 arrived", ".strong"),
+        ({"category": 5411}, "unknown category '5411'; allowed: fuel, grocery, travel", ".category"),
         (
             {"merchant_id": "m" * 129},
             f'Expected `str` of length <= 128; "{"m" * 59}… arrived',

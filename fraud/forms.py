@@ -1,0 +1,116 @@
+"""The forms in which a value may arrive: a table's integer ids and codes, 0 and 1 for flags, times without seconds.
+
+A row in the first form of each value (text, numbers, true and false, RFC 3339) never comes here: see `RowDecoder`.
+Each function returns the first form of a value, or the value itself, which is then refused with the usual message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+
+MAX_WHOLE_FLOAT = 2.0**53
+"""Below it, float64 holds every whole number."""
+_DECIMAL_OF_AN_INTEGER = re.compile(r"([+-]?\d+)\.0+")
+_SCIENTIFIC = re.compile(r"[+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+")
+_MAX_TIME_LENGTH = 40
+
+Value = str | int | float | bool | None | list[object] | dict[str, object] | datetime
+Form = Callable[[Value], Value]
+
+_decode_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
+
+
+def value_of(raw: msgspec.Raw) -> Value:
+    """Return a JSON value; of an array or an object only that it is one.
+
+    Raises
+    ------
+    msgspec.ValidationError
+        A number beyond float64.
+    """
+    match bytes(memoryview(raw)[:1]):
+        case b"[":
+            return []
+        case b"{":
+            return {}
+    value: Value = _decode_scalar(raw)
+    return value
+
+
+def id_text(value: str | int | float) -> str:
+    """Return the one text of an id, whether it arrives as text, as an integer or as a float.
+
+    ``1001``, ``1001.0`` and ``"1001.0"`` are the same id, ``"1001"``. Any other text stays as it is: ``"007"`` keeps
+    its zeros.
+
+    Raises
+    ------
+    ValueError
+        The value stands for several ids: text in scientific notation (``4.53202E+15``), or a float that is no whole
+        number or is at or above 2**53, where floats skip whole numbers.
+
+    Examples
+    --------
+    >>> id_text(1001.0), id_text("1001.00"), id_text("007")
+    ('1001', '1001', '007')
+    """
+    if isinstance(value, str):
+        if "." not in value and "+" not in value:
+            return value
+        if _SCIENTIFIC.fullmatch(value):
+            raise ValueError(f"{value!r} is in scientific notation, which drops digits of an id; send all its digits")
+        integral = _DECIMAL_OF_AN_INTEGER.fullmatch(value)
+        return integral[1] if integral else value
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"{value!r} is no whole number; send an id as text or as a whole number")
+        if abs(value) >= MAX_WHOLE_FLOAT:
+            raise ValueError(f"{value!r} is at or above 2**53, where floats skip whole numbers; send the id as text")
+        value = int(value)
+    return str(value)
+
+
+def as_id(value: Value) -> Value:
+    """A whole number is its digits, whether or not it has a decimal point."""
+    return id_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def as_category(value: Value) -> Value:
+    """A code is its digits, a flag ``true`` or ``false``, as in a table's column of them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return as_id(value)
+
+
+def as_flag(value: Value) -> Value:
+    """1 is true and 0 is false."""
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
+
+
+def as_number(value: Value) -> Value:
+    """true is 1 and false is 0."""
+    return float(value) if isinstance(value, bool) else value
+
+
+def as_moment(value: Value) -> Value:
+    """Any notation of ISO 8601 with a zone, such as ``2026-01-31T12:30Z``."""
+    if isinstance(value, str) and len(value) <= _MAX_TIME_LENGTH:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+        return value if moment.tzinfo is None else moment
+    return value
+
+
+def as_it_is(value: Value) -> Value:
+    return value
+
+
+def empty_is_missing(form: Form) -> Form:
+    """Read empty text as a missing value, as in a table."""
+    return lambda value: None if value == "" else form(value)
