@@ -471,6 +471,9 @@ BAD_MAPPINGS = {
     ]),
     "wrong unit": ("event_time: {column: t, unit: sec}", ["event_time.unit: input should be 's', 'ms', 'm', 'h', 'd' or 'month' (got 'sec')"]),
     "one coordinate": ("event_time: t\ncustomer_id: c\namount: a\nlatitude: x", ["latitude and longitude come together"]),
+    "strict of no role": ("event_time: t\ncustomer_id: c\namount: a\nmerchant_id: m\nstrict: [device]", [
+        "strict: 'device' is none of the text roles mapped here (merchant_id)",
+    ]),
     "column with two roles": ("event_time: t\ncustomer_id: c\namount: a\nnumeric: [a]", [
         "column 'a' plays two roles, amount and numeric a",
     ]),

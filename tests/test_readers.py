@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fraud.errors import DataError
-from fraud.schema import id_text
+from fraud.forms import id_text
 from training.csv_files import CsvFile, Dialect
 from training.data import dataset_digest, load_transactions
 from training.files import Given

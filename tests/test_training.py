@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fraud.errors import BundleError, DataError
+from fraud.errors import BundleError, DataError, InvalidRequest
 from fraud.features.featurizer import Featurizer, Histories
 from fraud.models.bundle import read_bundle
 from fraud.models.scorer import Scorer
@@ -100,6 +101,116 @@ def test_replay_is_what_the_featurizer_gives_one_row_at_a_time(table: pd.DataFra
     histories = Histories.new(rows)
     online = np.concatenate([featurizer.advance([row], histories) for row in rows])
     np.testing.assert_array_equal(offline, online[500:])
+
+
+COUNTED = """
+event_time: {column: at, unit: ms}
+transaction_id: id
+customer_id: card
+merchant_id: shop
+amount: paid
+category: mcc
+channel: entry
+device_id: device
+label: fraud
+label_delay: 7d
+boolean: [contactless]
+numeric: [age, tries]
+categorical: [region]
+"""
+"""Of a table of numbers alone: ids, codes and flags are integers or floats."""
+
+
+ROLE_OF = {
+    "at": "event_time",
+    "id": "transaction_id",
+    "card": "customer_id",
+    "shop": "merchant_id",
+    "paid": "amount",
+    "mcc": "category",
+    "entry": "channel",
+    "device": "device_id",
+}
+
+
+def table_of_numbers(n: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "at": 1_767_225_600_000 + np.cumsum(rng.integers(1, 200_000, n)),
+            "id": np.arange(n) + 7_000_000,
+            "card": 4_532_021_234_567_000 + rng.integers(0, 30, n),
+            "shop": rng.integers(0, 20, n).astype(float),
+            "paid": rng.integers(1, 500, n),
+            "mcc": rng.choice([5411, 5812, 4111], n),
+            "entry": rng.choice([1.0, 2.0], n),
+            "device": rng.integers(0, 40, n),
+            "fraud": (rng.random(n) < 0.1).astype(int),
+            "contactless": rng.integers(0, 2, n),
+            "age": rng.integers(18, 90, n),
+            "tries": rng.random(n) < 0.3,
+            "region": rng.integers(1, 6, n).astype(float),
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_row_of_the_table_in_its_own_values_is_the_row_that_was_trained(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "numbers.yaml").write_text(COUNTED)
+    mapping = Mapping.from_yaml(tmp_path / "numbers.yaml")
+    raw = table_of_numbers(400, 3)
+    if kind == "csv":
+        raw["tries"] = raw["tries"].astype(int)  # a column of True and False is text there
+    path = tmp_path / f"numbers.{kind}"
+    raw.to_parquet(path) if kind == "parquet" else raw.to_csv(path, index=False)
+    table = load_transactions(path, mapping).assign(label=np.int8(0))
+    spec = transaction_spec(table, mapping, slice(0, 300))
+    featurizer = Featurizer(spec, np.quantile(table["amount"], np.linspace(0, 0.99, 100)).tolist())
+    offline = replay(table, featurizer, slice(0, 400))
+
+    role_of = {column: column for column in raw.columns} | ROLE_OF
+    decoder, online = RowDecoder(spec), []
+    for record in json.loads(raw.drop(columns="fraud").to_json(orient="records")):
+        instance = {role_of[column]: value for column, value in record.items()}
+        at = datetime.fromtimestamp(instance["event_time"] / 1000, UTC)
+        instance["event_time"] = at.isoformat(timespec="milliseconds")
+        online.append(decoder.decode(json.dumps(instance).encode(), "$"))
+    histories = Histories.new(online)
+    np.testing.assert_array_equal(offline, np.concatenate([featurizer.advance([row], histories) for row in online]))
+
+
+def test_a_request_may_lack_what_strict_does_not_name(tmp_path: Path) -> None:
+    def decoder_of(strict: str) -> RowDecoder:
+        (tmp_path / "numbers.yaml").write_text(COUNTED + strict)
+        mapping = Mapping.from_yaml(tmp_path / "numbers.yaml")
+        table_of_numbers(200, 1).to_parquet(tmp_path / "numbers.parquet")
+        return RowDecoder(
+            transaction_spec(load_transactions(tmp_path / "numbers.parquet", mapping), mapping, slice(200))
+        )
+
+    least = {
+        "transaction_id": "t",
+        "event_time": "2026-01-31T12:30Z",
+        "customer_id": 1,
+        "amount": 3,
+        "contactless": 1,
+        "age": 40,
+        "tries": 2,
+        "region": 9,
+    }
+    lenient = decoder_of("")
+    row = lenient.decode(json.dumps(least).encode(), "$")
+    assert row.roles == {"merchant_id": None, "category": None, "channel": None, "device_id": None}
+    new = lenient.decode(json.dumps(least | {"category": "crypto"}).encode(), "$")
+    assert new.roles["category"] == "crypto"
+    assert np.isnan(new.values[0])
+    with pytest.raises(InvalidRequest, match=r"^missing merchant_id, category, channel, device_id$"):
+        decoder_of("strict: true").decode(json.dumps(least).encode(), "$")
+    strict = decoder_of("strict: [category]")
+    with pytest.raises(InvalidRequest, match=r"^missing category$"):
+        strict.decode(json.dumps(least).encode(), "$")
+    with pytest.raises(InvalidRequest, match=r"^unknown category 'crypto'; allowed: 4111, 5411, 5812$"):
+        strict.decode(json.dumps(least | {"category": "crypto"}).encode(), "$")
 
 
 def test_the_same_data_seed_and_configuration_give_the_same_bundle(

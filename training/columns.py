@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fraud.errors import DataError
-from fraud.schema import id_text
+from fraud.forms import id_text
 from training.mapping_parts import NumberFormat
 
 ROWS_SHOWN = 5

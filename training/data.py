@@ -11,11 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fraud.errors import DataError
+from fraud.schema import POSITION_ROLES
 from training import ids, numbers, times
 from training.columns import Reader
 from training.csv_files import Dialect
 from training.files import Files, Given
-from training.mapping import POSITION_ROLES, STAKE, Mapping
+from training.mapping import STAKE, Mapping
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,

@@ -16,7 +16,7 @@ _WHOLE_DIGITS = {16: 11, 32: 24, 64: 53}
 
 
 def text(reader: Reader, column: str, role: str) -> pa.Array:
-    """Column as large_string, null where missing; each whole number is its digits, as `fraud.schema.id_text` has it."""
+    """Column as large_string, null where missing; each whole number is its digits, as `fraud.forms.id_text` has it."""
     values = reader.values(column)
     if pa.types.is_floating(values.type):
         return _of_floats(reader, values, column, role)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from fraud.errors import DataError
 from fraud.features.featurizer import HISTORY_FEATURES
+from fraud.schema import POSITION_ROLES, TEXT_ROLES
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,
@@ -27,7 +28,6 @@ from training.mapping_parts import (
     parse_duration_ms,
 )
 
-POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 TRANSACTION_ROLES = ("customer_id", "merchant_id", "amount", "category", "channel", "device_id", *POSITION_ROLES)
 STAKE = "stake"
 """The role of the money at stake in a row of ready features."""
@@ -81,6 +81,8 @@ class Mapping(Part):
     """Whether a row with an amount of exactly zero is an error, or left out and counted."""
     on_negative_amount: Literal["refuse", "drop", "absolute"] = "refuse"
     """Whether a row with an amount below zero, a refund, is an error, left out and counted, or one without its sign."""
+    strict: bool | list[str] = False
+    """Text roles that every request must carry, with a value that training knew: all (true), or those listed."""
     numeric: dict[str, NumericColumn] = Field(default_factory=dict)
     boolean: dict[str, BooleanColumn] = Field(default_factory=dict)
     categorical: dict[str, CategoricalColumn] = Field(default_factory=dict)
@@ -169,6 +171,12 @@ class Mapping(Part):
             problems.append(f"stake: {self.stake:g} is not a sum of money above zero")
         if self.label is None and (self.label_time is not None or self.label_delay is not None):
             problems.append("label_time and label_delay need a label")
+        if not isinstance(self.strict, bool):
+            problems += [
+                f"strict: {role!r} is none of the text roles mapped here ({', '.join(self.text_roles()) or 'none'})"
+                for role in self.strict
+                if role not in self.text_roles()
+            ]
         for prefix in ("", "merchant_"):
             pair = (f"{prefix}latitude", f"{prefix}longitude")
             if len({getattr(self, role) is None for role in pair}) == 2:
@@ -199,6 +207,14 @@ class Mapping(Part):
     @property
     def label_delay_ms(self) -> int | None:
         return None if self.label_delay is None else parse_duration_ms(self.label_delay)
+
+    def text_roles(self) -> list[str]:
+        """The optional roles of text that have a column."""
+        return [role for role in TEXT_ROLES if getattr(self, role) is not None]
+
+    def is_strict(self, role: str) -> bool:
+        """Whether every request must carry a text role, with a value that training knew."""
+        return self.strict if isinstance(self.strict, bool) else role in self.strict
 
     def further(self) -> list[tuple[str, str, FurtherColumn]]:
         """(group, name, options) of every further column, in the order of the mapping; a pattern is one of them."""

@@ -49,7 +49,7 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
         The rows whose categories may be known: the training window.
     """
     roles = tuple(
-        Role(role, missing=bool(table[role].isna().any()))
+        Role(role, missing=_may_be_missing(table, mapping, role))
         for role in (*TEXT_ROLES, *POSITION_ROLES)
         if role in table.columns
     )
@@ -71,12 +71,23 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
             "request",
             "categorical",
             categories=_categories(table[role], learn, None),
-            missing=bool(table[role].isna().any()),
+            unknown="refuse" if mapping.is_strict(role) else "missing",
+            missing=_may_be_missing(table, mapping, role),
         )
         for role in CATEGORY_ROLES
         if role in names
     ]
     return FeatureSpec("transaction", (*derived, *requested, *further_features(table, mapping, learn)), roles)
+
+
+def _may_be_missing(table: pd.DataFrame, mapping: Mapping, role: str) -> bool:
+    """Whether a request may lack a role.
+
+    A text role that is missing is one that nothing is known of, as a new one. A position is not: a distance that no
+    training row lacked would count as 0 km.
+    """
+    lenient = role in TEXT_ROLES and not mapping.is_strict(role)
+    return lenient or bool(table[role].isna().any())
 
 
 def further_features(table: pd.DataFrame, mapping: Mapping, learn: slice) -> list[Feature]:
@@ -91,7 +102,11 @@ def further_features(table: pd.DataFrame, mapping: Mapping, learn: slice) -> lis
                 feature = Feature(name, "request", "boolean", missing=missing)
             case CategoricalColumn():
                 categories = _categories(table[name], learn, options.categories)
-                feature = Feature(name, "request", "categorical", categories, options.unknown, missing=missing)
+                chosen = options.categories is not None or "unknown" in options.model_fields_set
+                unknown = (
+                    options.unknown if chosen else "missing"
+                )  # as a category that only later rows of the table have
+                feature = Feature(name, "request", "categorical", categories, unknown, missing=missing)
         features.append(feature)
     return features
 
