@@ -25,8 +25,9 @@ from typer.testing import CliRunner
 from fraud.checks.audit import exported, replay, verify_chain
 from fraud.cli.audit import app
 from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, extend, key_of, link_of
+from fraud.decisions.marks import place_mark
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import RegistryError
+from fraud.errors import RegistryError, StoreError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.stores.sqlite import SqliteStore
@@ -65,7 +66,7 @@ def write(path: Path, records: list[DecisionRecord], key: bytes = KEY) -> Sqlite
         await store.close()
 
     asyncio.run(record())
-    return SqliteLog(path)
+    return SqliteLog(path, key)
 
 
 @pytest.fixture
@@ -149,16 +150,85 @@ def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: SqliteLo
     assert broken.sequence == 1
 
 
-def test_log_cut_off_with_its_head_shows_by_a_head_noted_before(log: SqliteLog, path: Path) -> None:
-    noted = log.head()
-    twenty = next(logged for logged, _ in log.rows(19))
+def cut_off(path: Path, log: SqliteLog, at: int, mark: bytes | None) -> None:
+    """Remove the rows after one and let the log end there."""
+    last = next(logged for logged, _ in log.rows(at - 1))
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("DELETE FROM decisions WHERE seq > 20")
-        db.execute("UPDATE chain SET seq = 20, link = ? WHERE place = 'head'", (twenty.link,))
+        db.execute("DELETE FROM decisions WHERE seq > ?", (at,))
+        db.execute("UPDATE chain SET seq = ?, link = ?, mark = ? WHERE place = 'head'", (at, last.link, mark))
+
+
+def test_log_cut_off_with_its_head_shows(log: SqliteLog, path: Path) -> None:
+    noted, mark = log.head(), log.place("head").mark
+    for forged in (None, mark, bytes(32)):
+        cut_off(path, log, 20, forged)
+        broken = verify_chain(log, KEY).broken
+        assert broken == (21, "the service did not let the log end at row 20: it was cut off")
+        broken = verify_chain(log, KEY, noted).broken
+        assert broken is not None
+        assert broken.reason == "row 30, noted down before, is not in the log"
+
+
+def test_a_log_put_back_as_a_whole_shows_by_a_head_noted_before(path: Path) -> None:
+    log = write(path, [decided(n) for n in range(20)])
+    mark = log.place("head").mark
+    noted = write(path, [decided(n) for n in range(20, 30)]).head()
+    cut_off(path, log, 20, mark)
     assert verify_chain(log, KEY).broken is None
     broken = verify_chain(log, KEY, noted).broken
     assert broken is not None
     assert broken.reason == "row 30, noted down before, is not in the log"
+
+
+def test_nothing_is_recorded_behind_a_log_that_was_set_back(log: SqliteLog, path: Path) -> None:
+    mark = log.place("head").mark
+
+    async def record(store: SqliteStore, n: int) -> None:
+        await store.record([decided(n)], None)
+
+    async def run() -> None:
+        store = SqliteStore(path, durable=False, audit_key=KEY)
+        await store.open()
+        await record(store, 31)  # has seen row 31
+        cut_off(path, log, 20, None)
+        with pytest.raises(StoreError, match="was changed at its end, row 20, or FRAUD_AUDIT_KEY is another one"):
+            await record(store, 32)
+        cut_off(path, log, 20, place_mark("head", Anchor(20, next(log.rows(19)).logged.link), KEY))  # one of its past
+        with pytest.raises(StoreError, match="went back from row 31 to row 20"):
+            await record(store, 32)
+        await store.close()
+        for key in (key_of("another"), b""):
+            other = SqliteStore(path, durable=False, audit_key=key)
+            with pytest.raises(StoreError, match="FRAUD_AUDIT_KEY is another one"):
+                await other.open()
+            await other.close()
+
+    assert mark is not None
+    asyncio.run(run())
+
+
+def test_a_beginning_that_was_moved_shows_and_retention_does_not_hide_it(log: SqliteLog, path: Path) -> None:
+    link = next(log.rows(5)).logged.link
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM decisions WHERE seq <= 6")
+        db.execute("UPDATE chain SET seq = 6, link = ? WHERE place = 'anchor'", (link,))
+    assert verify_chain(log, KEY).broken == (6, "the service did not let the log begin after row 6")
+    with pytest.raises(StoreError, match="the decision log was changed where it begins or ends"):
+        log.forget(11_000)
+
+
+def test_retention_keeps_what_was_changed_to_be_looked_at(log: SqliteLog, path: Path) -> None:
+    tamper(path, "UPDATE decisions SET record = zeroblob(9) WHERE seq = 4")
+    with pytest.raises(StoreError, match="row 4 is not what was recorded"):
+        log.forget(11_000)
+    with pytest.raises(StoreError, match="FRAUD_AUDIT_KEY is not the service's; nothing was removed"):
+        SqliteLog(path).forget(11_000)
+    assert log.anchor().sequence == 0
+
+
+def test_rows_behind_the_end_show(log: SqliteLog, path: Path) -> None:
+    tamper(path, "INSERT INTO decisions SELECT 40, 'x', record, link FROM decisions WHERE seq = 3")
+    assert verify_chain(log, KEY).broken == (31, "row 40 stands behind the end of the log, row 30")
 
 
 def test_damaged_file_is_reported_not_raised(log: SqliteLog, path: Path) -> None:
@@ -206,7 +276,7 @@ def test_retention_while_a_service_writes(path: Path, monkeypatch: pytest.Monkey
     async def both() -> None:
         store = SqliteStore(path, durable=False, audit_key=KEY)
         await store.record([decided(n) for n in range(200)], None)
-        removal = asyncio.create_task(asyncio.to_thread(SqliteLog(path).forget, 5_000))
+        removal = asyncio.create_task(asyncio.to_thread(SqliteLog(path, KEY).forget, 5_000))
         for n in range(200, 260):
             await store.record([decided(n, made_ms=9_000)], None)
         assert await removal == 200

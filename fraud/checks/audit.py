@@ -73,6 +73,14 @@ def verify_chain(log: DecisionLog, key: bytes = b"", known: Anchor | None = None
         )
     if known is not None and not start.sequence <= known.sequence <= end.sequence:
         return broken(known.sequence, f"row {known.sequence}, noted down before, is not in the log")
+    misplaced = log.misplaced(key)
+    if misplaced == "anchor":
+        return broken(start.sequence, f"the service did not let the log begin after row {start.sequence}")
+    if misplaced is not None:
+        return broken(end.sequence + 1, f"the service did not let the log end at row {end.sequence}: it was cut off")
+    reason = log.beyond(key)
+    if reason is not None:
+        return broken(end.sequence + 1, reason)
     return Verified(rows, verifier.head)
 
 

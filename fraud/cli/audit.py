@@ -131,7 +131,8 @@ def log_of(settings: Settings) -> DecisionLog:
     StoreError
         That store keeps no log, or is not there.
     """
-    return open_log(settings.cold_store or settings.store, settings.state_dir)
+    audit_key = key_of(settings.audit_key.get_secret_value())
+    return open_log(settings.cold_store or settings.store, settings.state_dir, audit_key)
 
 
 def _ms(time: datetime | None) -> int | None:

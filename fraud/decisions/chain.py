@@ -56,6 +56,15 @@ def link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
     key : bytes
         From `key_of`; empty for a chain that anyone may compute.
     """
+    return blake2b(before + record, digest_size=LINK_BYTES, key=key, person=b"fraud-link").digest()
+
+
+def first_link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
+    """Return the link that the first release computed, of rows that it wrote; no row is written with it any more.
+
+    As the two differ, a log with marks (`fraud.decisions.marks`) cannot pass for one of the first release, which
+    had none.
+    """
     return blake2b(before + record, digest_size=LINK_BYTES, key=key).digest()
 
 
@@ -68,10 +77,14 @@ def extend(anchor: Anchor, records: Iterable[bytes], key: bytes = b"") -> Iterat
 
 
 class Verifier:
-    """Walks a log from its anchor on; after the first break nothing more is believed."""
+    """Walks a log from its anchor on; after the first break nothing more is believed.
+
+    A log may begin with rows of the first release; `in_first_release` is true up to the last of them.
+    """
 
     def __init__(self, anchor: Anchor, key: bytes = b"") -> None:
         self.head = anchor
+        self.in_first_release = True
         self._key = key
 
     def check(self, row: Logged) -> Break | None:
@@ -80,6 +93,10 @@ class Verifier:
         if row.sequence != expected:
             return Break(expected, f"row {expected} is missing: row {row.sequence} follows {expected - 1}")
         link = link_of(self.head.link, row.record, self._key)
+        if self.in_first_release and link != row.link:
+            link = first_link_of(self.head.link, row.record, self._key)
+        else:
+            self.in_first_release = False
         if link != row.link:
             return Break(row.sequence, f"row {row.sequence} is not what was recorded, or the key is another one")
         self.head = Anchor(row.sequence, link)

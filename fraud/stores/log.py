@@ -8,10 +8,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from fraud.decisions.chain import Anchor, Logged
+from fraud.decisions.chain import Anchor, Logged, Verifier
+from fraud.decisions.marks import is_marked
 from fraud.decisions.record import DecisionRecord
+from fraud.errors import StoreError
 
 FORGET_AT_ONCE = 5000
+_CHANGED = (
+    "the decision log was changed where it begins or ends, or FRAUD_AUDIT_KEY is not the service's; nothing was "
+    "removed: look at it with `fraud audit verify`"
+)
 decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 
 
@@ -22,16 +28,54 @@ class Entry(NamedTuple):
     key: str
 
 
+class Place(NamedTuple):
+    """Where the chain begins or ends, as it stands in the log.
+
+    `writers` says how far each writer was linked, where records are linked behind their commit; `has_marks` is false
+    in a log that only the first release has opened.
+    """
+
+    anchor: Anchor
+    mark: bytes | None
+    writers: bytes = b""
+    has_marks: bool = True
+
+
 class DecisionLog(ABC):
-    """A log that can be read in the order of its chain."""
+    """A log that can be read in the order of its chain.
+
+    Parameters
+    ----------
+    audit_key : bytes
+        Key of the chain, for `forget`.
+    """
+
+    def __init__(self, audit_key: bytes) -> None:
+        self.audit_key = audit_key
 
     def anchor(self) -> Anchor:
         """Return where the chain begins."""
-        return self._place("anchor")
+        return self.place("anchor").anchor
 
     def head(self) -> Anchor:
         """Return the last place that was written, as the log itself says."""
-        return self._place("head")
+        return self.place("head").anchor
+
+    def misplaced(self, key: bytes) -> str | None:
+        """Return which of the places, ``anchor`` or ``head``, the service did not write; None if it wrote both."""
+        for name in ("anchor", "head"):
+            place = self.place(name)
+            if place.has_marks and not is_marked(name, place.anchor, place.mark, key, place.writers):
+                return name
+        return None
+
+    @abstractmethod
+    def place(self, place: str) -> Place:
+        """Return the place ``anchor`` or ``head``."""
+
+    @abstractmethod
+    def beyond(self, key: bytes) -> str | None:
+        """Return what is wrong with the rows that are not before the chain's end, if anything is."""
 
     @abstractmethod
     def rows(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
@@ -47,23 +91,32 @@ class DecisionLog(ABC):
         -------
         int
             How many were removed.
+
+        Raises
+        ------
+        StoreError
+            The rows are not what was recorded, or the audit key is another one: what was changed is kept to be
+            looked at.
         """
         removed = 0
+        if self.misplaced(self.audit_key) is not None:
+            raise StoreError(_CHANGED)
         while True:
-            last = self.anchor()
+            verifier = Verifier(self.anchor(), self.audit_key)
+            last = verifier.head
             keys: list[str] = []
             for logged, key in self.rows():
+                wrong = verifier.check(logged)
+                if wrong is not None:
+                    raise StoreError(f"{wrong.reason}; {removed} rows were removed before it")
                 if len(keys) == FORGET_AT_ONCE or decode_record(logged.record).processing_time_ms >= before_ms:
                     break
-                last = Anchor(logged.sequence, logged.link)
+                last = verifier.head
                 keys.append(key)
             if not keys:
                 return removed
             self._remove(last, keys)
             removed += len(keys)
-
-    @abstractmethod
-    def _place(self, place: str) -> Anchor: ...
 
     @abstractmethod
     def _remove(self, last: Anchor, keys: list[str]) -> None:

@@ -108,8 +108,13 @@ def _postgres(url: str, options: StoreOptions) -> Resilient:
     )
 
 
-def open_log(url: str, state_dir: Path) -> DecisionLog:
+def open_log(url: str, state_dir: Path, audit_key: bytes = b"") -> DecisionLog:
     """Return the log of the store that a URL names, as for `open_store`.
+
+    Parameters
+    ----------
+    audit_key : bytes
+        Key of its chain, without which nothing can be removed from it.
 
     Raises
     ------
@@ -120,9 +125,9 @@ def open_log(url: str, state_dir: Path) -> DecisionLog:
     if scheme == "sqlite":
         from fraud.stores.sqlite_log import SqliteLog
 
-        return SqliteLog(Path(rest.removeprefix("//")) if rest else state_dir / "history.db")
+        return SqliteLog(Path(rest.removeprefix("//")) if rest else state_dir / "history.db", audit_key)
     if scheme in ("postgresql", "postgres"):
         from fraud.stores.postgres_log import PostgresLog
 
-        return PostgresLog(url)
+        return PostgresLog(url, audit_key)
     raise StoreError(f"{scheme}: keeps no chain of decisions; decisions are kept by sqlite: and postgresql: stores")

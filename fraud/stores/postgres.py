@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import psycopg
 
 from fraud.decisions.chain import Anchor, extend
+from fraud.decisions.marks import Turns, Unlinked, Writer, in_turn, is_marked, place_mark, void_mark
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import StoreError
+from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.postgres_line import Connection, Line, connect
+from fraud.stores.postgres_line import Line, connect
+from fraud.stores.postgres_schema import Connection
 from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
 from fraud.stores.states import Blobs, Change, Written, row_key
 
@@ -33,14 +36,17 @@ CHAIN_LOCK = 0x4348414E
 CLOSE_S = 5.0
 LINK_AFTER_S = 0.2
 LINK_AT_ONCE = 500
-UNLINKED = f"SELECT id, record FROM fraud.decisions WHERE seq IS NULL ORDER BY id LIMIT {LINK_AT_ONCE}"
+UNLINKED = f"""
+SELECT id, key, record, mark FROM fraud.decisions WHERE seq IS NULL AND id > %b ORDER BY id LIMIT {LINK_AT_ONCE}
+"""
+VOIDS = "SELECT mark FROM fraud.voids"
 LINK = """
 UPDATE fraud.decisions AS d SET seq = linked.seq, link = linked.link
 FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[]) AS linked (id, seq, link) WHERE d.id = linked.id
 """
 LOCK = "SELECT pg_advisory_xact_lock(k) FROM (SELECT unnest(%b::bigint[]) AS k ORDER BY 1) AS locks"
 DECIDE = """
-INSERT INTO fraud.decisions (key, record) SELECT * FROM unnest(%b::text[], %b::bytea[])
+INSERT INTO fraud.decisions (key, record, mark) SELECT * FROM unnest(%b::text[], %b::bytea[], %b::bytea[])
 ON CONFLICT (key) DO NOTHING RETURNING key
 """
 DECIDED = "SELECT key, record FROM fraud.decisions WHERE key = ANY (%b::text[])"
@@ -82,11 +88,14 @@ class PostgresStore:
 
     def __init__(self, url: str, *, durable: bool = True, audit_key: bytes = b"") -> None:
         self._audit_key = audit_key
-        self._linking = Line(lambda: connect(url, durable=durable))
+        self._writer = Writer(audit_key)
+        self._seen = Anchor()
+        self._refused: dict[int, str] = {}
+        self._linking = Line(lambda: connect(url, durable=durable, audit_key=audit_key))
         self._has_unlinked = False
         self._linker: asyncio.Task[None] | None = None
-        self._reading = Line(lambda: connect(url, durable=durable))
-        self._writing = Line(lambda: connect(url, durable=durable))
+        self._reading = Line(lambda: connect(url, durable=durable, audit_key=audit_key))
+        self._writing = Line(lambda: connect(url, durable=durable, audit_key=audit_key))
 
     async def open(self) -> None:
         await self.ping()
@@ -121,18 +130,22 @@ class PostgresStore:
         records = [_encode_record(decided[i]) for i in in_order]
         whole = None if transactions is None else Change.of_transactions(decided, transactions)
 
-        async def write(db: Connection) -> Recorded:
+        async def write(db: Connection) -> Recorded:  # one at a time: a writer's numbers are committed in order
+            marks = self._writer.marks(zip(keys, records, strict=True))
             async with db.pipeline():
                 await db.execute("BEGIN")
                 if whole is not None:
                     await _lock(db, whole)
-                inserted = await db.execute(DECIDE, [keys, records], binary=True)
+                inserted = await db.execute(DECIDE, [keys, records, marks], binary=True)
                 states = await _ask_states(db, whole) if whole is not None else None
             new = {key for (key,) in await inserted.fetchall()}
             known: dict[str, DecisionRecord] = {}
             if len(new) < len(keys):
                 cursor = await db.execute(DECIDED, [[key for key in keys if key not in new]], binary=True)
                 known = {key: _decode_record(record) for key, record in await cursor.fetchall()}
+                lost = [key for key in keys if key not in new and key not in known]
+                if lost:
+                    raise StoreError(f"postgresql neither recorded {len(lost)} decisions nor has them on record")
             written: tuple[Written, Written] = ({}, {})
             fresh = [i for i, d in enumerate(decided) if d.key in new]
             async with db.pipeline():
@@ -140,10 +153,22 @@ class PostgresStore:
                     change = Change.of_transactions([decided[i] for i in fresh], transactions[fresh])
                     written = change.apply(await _got(states[0]), await _got(states[1]))
                     await _write(db, written)
+                if known:
+                    voids = [
+                        void_mark(self._writer.name, self._writer.number + i, self._audit_key)
+                        for i, key in enumerate(keys, 1)
+                        if key in known
+                    ]
+                    await db.execute("INSERT INTO fraud.voids SELECT unnest(%b::bytea[])", [voids])
                 await db.execute("COMMIT")
+            self._writer.number += len(keys)
             return Recorded([known.get(d.key, d) for d in decided], written=written)
 
-        recorded = await self._writing.use(write)
+        try:
+            recorded = await self._writing.use(write)
+        except BaseException:  # a caller that waits no longer, as well: the commit may have been done
+            self._writer.renew()
+            raise
         self._link_soon()
         return recorded
 
@@ -225,11 +250,18 @@ class PostgresStore:
         """Give the decisions recorded so far their places in the chain; return how many got one.
 
         Returns 0 while another worker is at it.
+
+        Raises
+        ------
+        StoreError
+            The chain's end is not what a service with this key wrote, or went back: nothing is linked behind it.
         """
-        linked = 0
-        while n := await self._linking.use(self._link_some):
+        linked, after = 0, 0
+        while True:
+            n, after = await self._linking.use(lambda db: self._link_some(db, after))  # noqa: B023
             linked += n
-        return linked
+            if not after:
+                return linked
 
     def _link_soon(self) -> None:
         self._has_unlinked = True
@@ -242,29 +274,71 @@ class PostgresStore:
             await asyncio.sleep(LINK_AFTER_S)
             try:
                 await self.link()
-            except StoreError as error:  # what is unlinked stays so until the next decision, or the next worker
+            except StoreDown as error:  # what is unlinked stays so until the next decision, or the next worker
                 logger.warning("the chain of decisions waits: %s", error.message)
+            except StoreError as error:
+                logger.error("the chain of decisions waits: %s", error.message)
 
-    async def _link_some(self, db: Connection) -> int:
+    async def _link_some(self, db: Connection, after: int) -> tuple[int, int]:
+        """Link some rows after one; return how many got a place, and the last one looked at or 0 at the end."""
+        own, written = self._writer.name, self._writer.number
         async with db.transaction():
             cursor = await db.execute("SELECT pg_try_advisory_xact_lock(%b)", [CHAIN_LOCK])
             if (await cursor.fetchone() or (False,))[0] is False:
                 self._has_unlinked = True
-                return 0
-            cursor = await db.execute("SELECT seq, link FROM fraud.chain WHERE place = 'head'", binary=True)
-            sequence, link = await cursor.fetchone() or (0, b"")
-            cursor = await db.execute(UNLINKED, binary=True)
-            rows = await cursor.fetchall()
-            if not rows:
-                return 0
-            chained = list(extend(Anchor(sequence, link), [record for _, record in rows], self._audit_key))
-            ids = [number for number, _ in rows]
-            await db.execute(LINK, [ids, [row.sequence for row in chained], [row.link for row in chained]])
-            await db.execute(
-                "UPDATE fraud.chain SET seq = %b, link = %b WHERE place = 'head'",
-                [chained[-1].sequence, chained[-1].link],
+                return 0, 0
+            head, turns = await self._head(db)
+            rows = [Unlinked(*row) for row in await _all(db, UNLINKED, [after])]
+            voids = {mark for (mark,) in await _all(db, VOIDS)}
+            taken, refused = in_turn(rows, turns, voids, self._audit_key)
+            self._report(refused)
+            if taken:
+                chained = list(extend(head, [row.record for row in taken], self._audit_key))
+                numbers = [row.number for row in taken]
+                await db.execute(LINK, [numbers, [row.sequence for row in chained], [row.link for row in chained]])
+                head = Anchor(chained[-1].sequence, chained[-1].link)
+            is_end = len(rows) < LINK_AT_ONCE
+            if is_end and not refused and turns.passed(own, voids, self._audit_key) < written:
+                self._report({0: f"records of this worker up to its {written}th were deleted before they were linked"})
+            if is_end and not refused:
+                turns.forget(time.time_ns() // 1_000_000)
+            if taken:
+                writers = turns.encode()
+                await db.execute(
+                    "UPDATE fraud.chain SET seq = %b, link = %b, mark = %b, writers = %b WHERE place = 'head'",
+                    [*head, place_mark("head", head, self._audit_key, writers), writers],
+                )
+                passed = [mark for mark in voids if turns.has_passed(mark)]
+                if passed:
+                    await db.execute("DELETE FROM fraud.voids WHERE mark = ANY (%b::bytea[])", [passed])
+        self._seen = max(self._seen, head)
+        return len(taken), 0 if is_end else rows[-1].number
+
+    async def _head(self, db: Connection) -> tuple[Anchor, Turns]:
+        """Return where the chain ends and how far each writer has been linked."""
+        rows = await _all(db, "SELECT seq, link, mark, writers FROM fraud.chain WHERE place = 'head'")
+        if not rows:
+            raise StoreError("the chain of decisions has no head: the table fraud.chain was changed")
+        sequence, link, mark, writers = rows[0]
+        head = Anchor(sequence, link)
+        if not is_marked("head", head, mark, self._audit_key, writers):
+            raise StoreError(
+                f"the chain of decisions was changed at its end, row {sequence}, or FRAUD_AUDIT_KEY is another one: "
+                "nothing is linked behind it"
             )
-        return len(rows)
+        if sequence < self._seen.sequence:
+            raise StoreError(
+                f"the chain of decisions went back from row {self._seen.sequence} to row {sequence}: nothing is "
+                "linked behind it until the service is started anew"
+            )
+        return head, Turns.decode(writers)
+
+    def _report(self, refused: Mapping[int, str]) -> None:
+        """Log each row that may not be linked, once."""
+        for number, reason in refused.items():
+            if self._refused.get(number) != reason:
+                self._refused[number] = reason
+                logger.error("a decision is not linked (fraud.decisions, id %d): %s", number, reason)
 
     async def close(self) -> None:
         if self._linker is not None:
@@ -273,7 +347,10 @@ class PostgresStore:
             await asyncio.wait({linked}, timeout=CLOSE_S)
             if not linked.done():
                 linked.cancel()  # not awaited: the server may be frozen
-            if not linked.done() or linked.exception() is not None:
+            error = linked.exception() if linked.done() else None
+            if isinstance(error, StoreError) and not isinstance(error, StoreDown):
+                logger.error("the chain of decisions waits: %s", error.message)
+            elif error is not None or not linked.done():
                 logger.warning("the chain of decisions waits for the next worker")
         await self._linking.close()
         await self._reading.close()
@@ -291,6 +368,11 @@ async def _expire(db: Connection, table: str, before_ms: int) -> int:
         [before_ms],
     )
     return cursor.rowcount
+
+
+async def _all(db: Connection, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    cursor = await db.execute(query.encode(), values, binary=True)
+    return await cursor.fetchall()
 
 
 async def _select_one(db: Connection) -> None:

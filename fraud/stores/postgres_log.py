@@ -8,10 +8,16 @@ from typing import Any
 import psycopg
 
 from fraud.decisions.chain import Anchor, Logged
+from fraud.decisions.marks import Turns, Unlinked, in_turn, place_mark
 from fraud.errors import StoreError
-from fraud.stores.log import DecisionLog, Entry
+from fraud.stores.log import DecisionLog, Entry, Place
 
 ROWS = "SELECT seq, record, link, key FROM fraud.decisions WHERE seq > %s AND seq <= %s ORDER BY seq"
+PLACE = "SELECT * FROM fraud.chain WHERE place = %s"
+BEYOND = """
+SELECT head.seq, (SELECT max(seq) FROM fraud.decisions) FROM fraud.chain AS head WHERE head.place = 'head'
+"""
+WAITING = "SELECT id, key, record, mark FROM fraud.decisions WHERE seq IS NULL ORDER BY id"
 FETCH_AT_ONCE = 1000
 
 
@@ -21,6 +27,8 @@ class PostgresLog(DecisionLog):
     Parameters
     ----------
     url : str
+    audit_key : bytes
+        Key of the chain, for `forget`; see `fraud.decisions.chain`.
 
     Raises
     ------
@@ -28,7 +36,8 @@ class PostgresLog(DecisionLog):
         The server cannot be reached, or holds no such store.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, audit_key: bytes = b"") -> None:
+        super().__init__(audit_key)
         self._url = url
         try:
             with self._connect() as db:
@@ -45,18 +54,47 @@ class PostgresLog(DecisionLog):
             for sequence, record, link, key in cursor:
                 yield Entry(Logged(sequence, record, link), key)
 
+    def beyond(self, key: bytes) -> str | None:
+        """Look at what stands behind the end, and at what waits for its place: each must carry its writer's mark."""
+        with self._connect() as db:
+            db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # one snapshot for all of it
+            end, last = _one(db.execute(BEYOND))
+            if last is not None and last > end:
+                return f"row {last} stands behind the end of the log, row {end}"
+            place = self._read_place(db, "head")
+            if not place.has_marks:
+                return None
+            voids = {mark for (mark,) in db.execute("SELECT mark FROM fraud.voids", binary=True)}
+            waiting = (Unlinked(*row) for row in db.execute(WAITING, binary=True))
+            _, refused = in_turn(waiting, Turns.decode(place.writers), voids, key)
+        for number, reason in refused.items():
+            return f"the decision with id {number} waits for its place and may not have one: {reason}"
+        return None
+
+    def place(self, place: str) -> Place:
+        with self._connect() as db:
+            return self._read_place(db, place)
+
+    def _read_place(self, db: psycopg.Connection[Any], place: str) -> Place:
+        row = db.execute(PLACE, [place], binary=True).fetchone()
+        if row is None:
+            raise StoreError(f"the decision log has no {place}: its table fraud.chain was changed")
+        _, sequence, link, *marks = row
+        return Place(Anchor(sequence, link), *marks) if marks else Place(Anchor(sequence, link), None, has_marks=False)
+
     def _remove(self, last: Anchor, keys: list[str]) -> None:
+        mark = place_mark("anchor", last, self.audit_key)
         with self._connect() as db:
             db.execute("DELETE FROM fraud.decisions WHERE seq <= %s", [last.sequence])
             db.execute("DELETE FROM fraud.frauds WHERE key = ANY (%s)", [keys])
-            db.execute("UPDATE fraud.chain SET seq = %s, link = %s WHERE place = 'anchor'", [*last])
-
-    def _place(self, place: str) -> Anchor:
-        with self._connect() as db:
-            row = db.execute("SELECT seq, link FROM fraud.chain WHERE place = %s", [place], binary=True).fetchone()
-        if row is None:
-            raise StoreError(f"the decision log has no {place}: its table fraud.chain was changed")
-        return Anchor(*row)
+            db.execute("UPDATE fraud.chain SET seq = %s, link = %s, mark = %s WHERE place = 'anchor'", [*last, mark])
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._url, connect_timeout=5, application_name="fraud-audit")
+
+
+def _one(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
+    row = cursor.fetchone()
+    if row is None:
+        raise StoreError("the decision log has no head: its table fraud.chain was changed")
+    return tuple(row)

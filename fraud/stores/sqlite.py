@@ -21,26 +21,17 @@ from typing import TypeVar
 import msgspec
 
 from fraud.decisions.chain import Anchor, extend
+from fraud.decisions.marks import is_marked, place_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
 from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
+from fraud.stores.sqlite_schema import migrate
 from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
 
 EXPIRE_AT_ONCE = 1000
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE customers (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
-CREATE TABLE merchants (key INTEGER PRIMARY KEY, id TEXT NOT NULL, state BLOB NOT NULL);
-CREATE TABLE decisions (
-    seq INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, record BLOB NOT NULL, link BLOB NOT NULL
-);
-CREATE TABLE chain (place TEXT PRIMARY KEY, seq INTEGER NOT NULL, link BLOB NOT NULL) WITHOUT ROWID;
-INSERT INTO chain VALUES ('anchor', 0, zeroblob(32)), ('head', 0, zeroblob(32));
-CREATE TABLE frauds (key TEXT PRIMARY KEY, label_time_ms INTEGER NOT NULL) WITHOUT ROWID;
-"""
 T = TypeVar("T")
 _decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 _encode_record = msgspec.msgpack.Encoder().encode
@@ -68,6 +59,7 @@ class SqliteStore:
     def __init__(self, path: Path, *, durable: bool = True, audit_key: bytes = b"") -> None:
         self.path = path
         self._audit_key = audit_key
+        self._seen = Anchor()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -86,18 +78,15 @@ class SqliteStore:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 connection.execute("PRAGMA cache_size = -16384")
                 connection.execute("PRAGMA mmap_size = 1073741824")
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-                elif version != SCHEMA_VERSION:
-                    raise StoreError(f"{self.path} has schema {version}; this release reads schema {SCHEMA_VERSION}")
+                migrate(connection, str(self.path), self._audit_key)
         except BaseException:
             connection.close()
             raise
         return connection
 
     async def open(self) -> None:
-        pass
+        """Refuse a decision log whose end is not what a service with this audit key wrote."""
+        await self._on(self._read_thread, lambda: self._head(self._reader))
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         return await self._on(self._read_thread, lambda: self._recall(keys, customer_ids, merchant_ids))
@@ -165,20 +154,47 @@ class SqliteStore:
         with self._writing() as db:
             before = _decisions(db, [d.key for d in decided])
             fresh = [i for i, d in enumerate(decided) if d.key not in before]
-            if fresh:
-                self._log(db, [decided[i] for i in fresh])
+            end = self._log(db, [decided[i] for i in fresh]) if fresh else self._seen
             if transactions is not None and fresh:
                 _change(db, Change.of_transactions([decided[i] for i in fresh], transactions[fresh]))
+        self._seen = end
         return Recorded([before.get(d.key, d) for d in decided])
 
-    def _log(self, db: sqlite3.Connection, decided: Sequence[DecisionRecord]) -> None:
-        head = Anchor(*db.execute("SELECT seq, link FROM chain WHERE place = 'head'").fetchone())
+    def _log(self, db: sqlite3.Connection, decided: Sequence[DecisionRecord]) -> Anchor:
+        """Chain decisions and write them; return where the chain ends now."""
+        head = self._head(db)
         rows = list(extend(head, map(_encode_record, decided), self._audit_key))
         db.executemany(
             "INSERT INTO decisions VALUES (?, ?, ?, ?)",
             [(row.sequence, d.key, row.record, row.link) for d, row in zip(decided, rows, strict=True)],
         )
-        db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'head'", (rows[-1].sequence, rows[-1].link))
+        head = Anchor(rows[-1].sequence, rows[-1].link)
+        mark = place_mark("head", head, self._audit_key)
+        db.execute("UPDATE chain SET seq = ?, link = ?, mark = ? WHERE place = 'head'", (*head, mark))
+        return head
+
+    def _head(self, db: sqlite3.Connection) -> Anchor:
+        """Return where the chain ends.
+
+        Raises
+        ------
+        StoreError
+            The service did not write this end, or a later one was seen before.
+        """
+        sequence, link, mark = db.execute("SELECT seq, link, mark FROM chain WHERE place = 'head'").fetchone()
+        head = Anchor(sequence, bytes(link))
+        if not is_marked("head", head, mark, self._audit_key):
+            raise StoreError(
+                f"the decision log in {self.path} was changed at its end, row {sequence}, or FRAUD_AUDIT_KEY is "
+                "another one: nothing is recorded behind it"
+            )
+        if sequence < self._seen.sequence:
+            raise StoreError(
+                f"the decision log in {self.path} went back from row {self._seen.sequence} to row {sequence}: "
+                "nothing is recorded behind it until the service is started anew"
+            )
+        self._seen = head
+        return head
 
     def _apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         outcomes: list[LabelOutcome] = []

@@ -9,8 +9,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from fraud.decisions.chain import Anchor, Logged
+from fraud.decisions.marks import place_mark
 from fraud.errors import StoreError
-from fraud.stores.log import DecisionLog, Entry
+from fraud.stores.log import DecisionLog, Entry, Place
+from fraud.stores.sqlite_schema import migrate
 
 
 class SqliteLog(DecisionLog):
@@ -20,6 +22,8 @@ class SqliteLog(DecisionLog):
     ----------
     path : Path
         The store's file.
+    audit_key : bytes
+        Key of the chain, for `forget`; see `fraud.decisions.chain`.
 
     Raises
     ------
@@ -27,7 +31,8 @@ class SqliteLog(DecisionLog):
         There is no such store.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, audit_key: bytes = b"") -> None:
+        super().__init__(audit_key)
         if not path.is_file():
             raise StoreError(
                 f"there is no decision log at {path}; set FRAUD_STATE_DIR or FRAUD_STORE as for the service"
@@ -40,16 +45,23 @@ class SqliteLog(DecisionLog):
             for sequence, record, link, key in db.execute(query, (after, 2**62 if until is None else until)):
                 yield Entry(Logged(sequence, bytes(record), bytes(link)), str(key))
 
+    def beyond(self, key: bytes) -> str | None:
+        with closing(self._read()) as db:
+            query = "SELECT seq, (SELECT max(seq) FROM decisions) FROM chain WHERE place = 'head'"
+            end, last = db.execute(query).fetchone()
+        return f"row {last} stands behind the end of the log, row {end}" if last is not None and last > end else None
+
+    def place(self, place: str) -> Place:
+        with closing(self._read()) as db:
+            _, sequence, link, *mark = db.execute("SELECT * FROM chain WHERE place = ?", (place,)).fetchone()
+        return Place(Anchor(sequence, bytes(link)), mark[0] if mark else None, has_marks=bool(mark))
+
     def _remove(self, last: Anchor, keys: list[str]) -> None:
         with self._writing() as db:
             db.execute("DELETE FROM decisions WHERE seq <= ?", (last.sequence,))
             db.executemany("DELETE FROM frauds WHERE key = ?", [(key,) for key in keys])
-            db.execute("UPDATE chain SET seq = ?, link = ? WHERE place = 'anchor'", last)
-
-    def _place(self, place: str) -> Anchor:
-        with closing(self._read()) as db:
-            sequence, link = db.execute("SELECT seq, link FROM chain WHERE place = ?", (place,)).fetchone()
-        return Anchor(sequence, bytes(link))
+            mark = place_mark("anchor", last, self.audit_key)
+            db.execute("UPDATE chain SET seq = ?, link = ?, mark = ? WHERE place = 'anchor'", (*last, mark))
 
     def _read(self) -> sqlite3.Connection:
         return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
@@ -59,6 +71,9 @@ class SqliteLog(DecisionLog):
         """One transaction, in turn with the workers of a running service, which use the same lock."""
         with open(f"{self.path}-lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with closing(sqlite3.connect(self.path, timeout=10)) as db, db:
+            with closing(sqlite3.connect(self.path, timeout=10, isolation_level=None)) as db:
+                migrate(db, str(self.path), self.audit_key)
                 db.execute("PRAGMA synchronous = FULL")
-                yield db
+                db.execute("BEGIN IMMEDIATE")
+                with db:
+                    yield db

@@ -1,0 +1,62 @@
+"""How a store's schema is brought to this release: numbered steps, forward only.
+
+A store says which step it is at; the steps after it run one by one, each in one transaction with the new number,
+under a lock that all workers take. A step that has been released is never changed. A store that a later release has
+brought further is refused: this release does not know what it would destroy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from fraud.decisions.chain import Anchor, Logged, first_link_of
+from fraud.errors import StoreError
+
+Step = TypeVar("Step")
+
+
+def steps_after(version: int, steps: Sequence[Step], where: str) -> list[tuple[int, Step]]:
+    """Return the steps that a store at `version` still needs, each with its number.
+
+    Raises
+    ------
+    StoreError
+        The store is at a step that this release does not know.
+    """
+    if version > len(steps):
+        raise StoreError(
+            f"{where} has schema {version}; this release reads schema {len(steps)} and those before it: "
+            "start the release that wrote it, or a later one"
+        )
+    return list(enumerate(steps[version:], version + 1))
+
+
+def check_adopted(anchor: Anchor, head: Anchor, last: Sequence[Logged], key: bytes, where: str) -> None:
+    """Check the end of a log of the first release before its head is marked (`fraud.decisions.marks`).
+
+    Parameters
+    ----------
+    last : sequence of Logged
+        The last two rows that have a place, the latest first; fewer where there are fewer.
+
+    Raises
+    ------
+    StoreError
+        The head is not that of the last row, the key is another one, or a later release wrote the log.
+    """
+    if not last:
+        if head != anchor:
+            raise StoreError(f"the decision log in {where} has lost its rows: {_AS_IT_IS}")
+        return
+    before = last[1].link if len(last) > 1 else anchor.link
+    if head != Anchor(last[0].sequence, last[0].link):
+        raise StoreError(f"the decision log in {where} does not end where it says: {_AS_IT_IS}")
+    if last[0].link != first_link_of(before, last[0].record, key):
+        raise StoreError(
+            f"the last row of the decision log in {where} is not what the first release recorded under this key; "
+            f"set FRAUD_AUDIT_KEY as it was, or {_AS_IT_IS}"
+        )
+
+
+_AS_IT_IS = "look at it with `fraud audit verify`; nothing was changed"
