@@ -24,16 +24,16 @@ from fraud.settings import Settings
 
 settings = Settings.read()
 Question, Predicted, Explained = descriptor(ScoreRequest), descriptor(PredictAnswer), descriptor(ExplainAnswer)
-install(ConnectionLimits(settings.header_timeout_s, settings.max_header_bytes, settings.max_connections))
+install(ConnectionLimits(settings.http.header_timeout_s, settings.http.max_header_bytes, settings.http.max_connections))
 
 
-@bentoml.service(name="fraud_bento", service_class=FrontedService, workers=settings.workers)
+@bentoml.service(name="fraud_bento", service_class=FrontedService, workers=settings.process.workers)
 class FraudBento:
     """Calibrated fraud probabilities, decisions and their exact reasons."""
 
     settings = settings
     engine = Engine()
-    limits = HttpLimits(settings.max_body_bytes, settings.body_timeout_s)
+    limits = HttpLimits(settings.http.max_body_bytes, settings.http.body_timeout_s)
     guards: ClassVar[list[Guard]] = []
     observers: ClassVar[list[Observer]] = []
 
@@ -59,22 +59,22 @@ class FraudBento:
         await models.load()
         pipeline = Pipeline(
             models.champions,
-            open_store(settings.store, StoreOptions.of(settings)),
+            open_store(settings.store.url, StoreOptions.of(settings)),
             self.operations.stage,
             self.operations.telemetry.decided,
-            canary_share=settings.canary_share,
+            canary_share=settings.models.canary_share,
             shadow=self.operations.shadow,
-            record_reasons=settings.record_reasons,
-            record_unnamed=settings.record_unnamed,
+            record_reasons=settings.scoring.record_reasons,
+            record_unnamed=settings.scoring.record_unnamed,
             past=models.past,
         )
         await pipeline.store.open()
         batcher = MicroBatcher(
             self.operations.timed(pipeline.decide_requests),
-            max_batch_rows=settings.max_batch_rows,
-            bulk_rows=settings.bulk_rows,
-            max_queued_rows=settings.max_queued_rows,
-            max_wait_s=settings.max_wait_s,
+            max_batch_rows=settings.scoring.max_batch_rows,
+            bulk_rows=settings.scoring.bulk_rows,
+            max_queued_rows=settings.scoring.max_queued_rows,
+            max_wait_s=settings.scoring.max_wait_s,
         )
         self.guards[:], self.observers[:] = self.operations.guards, self.operations.observers
         self.operations.start(pipeline, batcher)

@@ -1,44 +1,56 @@
-"""Every setting of the service: one environment variable each, `FRAUD_` before the name in capitals.
+"""Every setting, in groups: one environment variable each, `FRAUD_` before the name in capitals.
 
-Values are read once at start and passed down; nothing else reads the environment. A secret may also be
-given as a file: `FRAUD_<NAME>_FILE` holds its path.
+Values are read once at start and passed down; nothing but this module and `wandb_sync.settings` reads the environment.
+A secret may also be given as a file: `FRAUD_<NAME>_FILE` holds its path.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_type_hints
 
 from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraud.errors import SettingsError
 
 
-class Settings(BaseSettings):
-    """What an operator may set; each field says its meaning and unit."""
+class Group(BaseSettings):
+    """Settings of one part; each field says its meaning and unit."""
 
     model_config = SettingsConfigDict(env_prefix="FRAUD_", extra="ignore", frozen=True)
 
-    model: str = Field(
-        "fraud-transaction",
-        description="Models to serve, comma-separated, the first being the default: a name follows the "
-        "production alias of the local registry, name:version pins a version of the Bento store.",
-    )
+    @classmethod
+    def read(cls) -> Self:
+        """Return the group as this environment has it.
+
+        Raises
+        ------
+        SettingsError
+            Names each variable, what arrived and what is allowed.
+        """
+        try:
+            return cls(**_from_files(cls))
+        except ValidationError as error:
+            raise SettingsError("; ".join(_said(cls, dict(e)) for e in error.errors())) from None
+
+
+class ProcessSettings(Group):
+    """The processes of the service."""
+
     workers: int = Field(
         1, ge=1, le=256, description="Processes that answer requests, on one port and one state folder."
     )
     state_dir: Path = Field(Path(".fraud"), description="Folder for what the service keeps: history and decisions.")
-    bentoml_home: Path = Field(
-        Path.home() / "bentoml",
-        validation_alias="BENTOML_HOME",
-        description="BentoML's own folder: its store of models, and the registry of their versions.",
-    )
-    max_clock_ahead_s: float = Field(
-        300.0, gt=0, description="How far an event time may lie ahead of the server's clock, seconds."
-    )
+
+
+class HttpSettings(Group):
+    """What a connection and a request may ask for."""
+
     max_body_bytes: int = Field(4_194_304, gt=0, description="Largest body of a request, bytes; beyond it 413.")
     body_timeout_s: float = Field(
         10.0, gt=0, description="Seconds from the headers of a request to the end of its body; beyond it 408."
@@ -52,48 +64,17 @@ class Settings(BaseSettings):
         ge=8,
         description="Connections to each worker; beyond it the one longest without complete headers is closed.",
     )
-    max_batch_rows: int = Field(1024, gt=0, description="Rows of small requests that are scored in one call.")
-    bulk_rows: int = Field(
-        64, gt=0, description="A request of more rows than this is scored beside the small ones, by itself."
+    cors_origins: str = Field(
+        "", description="Origins whose pages may call the service from a browser, comma-separated; empty: none."
     )
-    max_queued_rows: int = Field(
-        4096, ge=1000, description="Rows that may wait to be scored, small requests and large ones each; then 503."
-    )
-    max_wait_s: float = Field(
-        0.06, gt=0, description="Seconds that a small request may have to wait; one that would wait longer gets 503."
+    gzip_min_bytes: int = Field(
+        0, ge=0, description="Answers of at least this many bytes are compressed where the caller takes gzip; 0: none."
     )
 
-    model_poll_s: float = Field(
-        1.0,
-        ge=0.05,
-        description="How often each worker looks for another version of its models, seconds, give or take 20%.",
-    )
-    shadow: bool = Field(
-        False, description="Whether the registry's challenger also scores what the champion answers, and is recorded."
-    )
-    canary_share: float = Field(
-        0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
-    )
 
-    record_reasons: bool = Field(
-        True, description="Whether each recorded decision carries the contributions of its five strongest features."
-    )
-    record_unnamed: bool = Field(
-        True,
-        description="Whether rows of ready features that carry no transaction id are recorded too, under an id that "
-        "their answer tells.",
-    )
-    audit_key: SecretStr = Field(
-        SecretStr(""), description="Key of the decision log's hash chain, to be kept apart from the log."
-    )
-    personal_fields: str = Field(
-        "",
-        pattern=r"^((customer_id|merchant_id)(,(customer_id|merchant_id))*)?$",
-        description="Ids that are stored only as keyed hashes, comma-separated: customer_id, merchant_id.",
-    )
-    personal_key: SecretStr = Field(
-        SecretStr(""), description="Key of those hashes; whoever has it can test a guess of an id."
-    )
+class AccessSettings(Group):
+    """Who may call, and how often."""
+
     api_keys: SecretStr = Field(
         SecretStr(""), description="Hashed API keys as `fraud keys create` prints them, separated by commas or lines."
     )
@@ -110,40 +91,91 @@ class Settings(BaseSettings):
     rate_limit_burst: float = Field(
         0.0, ge=0, description="Requests at once of one caller, in each worker; 0: one second's worth."
     )
-    cors_origins: str = Field(
-        "", description="Origins whose pages may call the service from a browser, comma-separated; empty: none."
+
+
+class ModelSettings(Group):
+    """Which models are served, and how their versions change."""
+
+    names: str = Field(
+        "fraud-transaction",
+        validation_alias="FRAUD_MODEL",
+        description="Models to serve, comma-separated, the first being the default: a name follows the "
+        "production alias of the local registry, name:version pins a version of the Bento store.",
     )
-    gzip_min_bytes: int = Field(
-        0, ge=0, description="Answers of at least this many bytes are compressed where the caller takes gzip; 0: none."
+    bentoml_home: Path = Field(
+        Path.home() / "bentoml",
+        validation_alias="BENTOML_HOME",
+        description="BentoML's own folder: its store of models, and the registry of their versions.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Of the service's own log.")
-    log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for a person.")
-    log_requests: Literal["all", "failed", "none"] = Field(
-        "failed", description="Which requests get a line in the log; every decision is in the decision log anyway."
+    poll_s: float = Field(
+        1.0,
+        ge=0.05,
+        validation_alias="FRAUD_MODEL_POLL_S",
+        description="How often each worker looks for another version of its models, seconds, give or take 20%.",
     )
-    otlp_endpoint: str = Field(
-        "", description="OpenTelemetry collector, OTLP over HTTP, such as http://collector:4318; empty: no traces."
+    shadow: bool = Field(
+        False, description="Whether the registry's challenger also scores what the champion answers, and is recorded."
     )
-    trace_share: float = Field(
-        1.0, ge=0, le=1, description="Share of the traces begun here that are sent, 0 to 1; a caller's choice is kept."
+    canary_share: float = Field(
+        0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
     )
 
-    store: str = Field(
+
+class ScoringSettings(Group):
+    """How transactions are read, gathered and recorded."""
+
+    max_clock_ahead_s: float = Field(
+        300.0, gt=0, description="How far an event time may lie ahead of the server's clock, seconds."
+    )
+    max_batch_rows: int = Field(1024, gt=0, description="Rows of small requests that are scored in one call.")
+    bulk_rows: int = Field(
+        64, gt=0, description="A request of more rows than this is scored beside the small ones, by itself."
+    )
+    max_queued_rows: int = Field(
+        4096, ge=1000, description="Rows that may wait to be scored, small requests and large ones each; then 503."
+    )
+    max_wait_s: float = Field(
+        0.06, gt=0, description="Seconds that a small request may have to wait; one that would wait longer gets 503."
+    )
+    record_reasons: bool = Field(
+        True, description="Whether each recorded decision carries the contributions of its five strongest features."
+    )
+    record_unnamed: bool = Field(
+        True,
+        description="Whether rows of ready features that carry no transaction id are recorded too, under an id that "
+        "their answer tells.",
+    )
+
+
+class StoreSettings(Group):
+    """Where histories and decisions live."""
+
+    url: str = Field(
         "sqlite:",
+        repr=False,
+        validation_alias="FRAUD_STORE",
         description="Where histories and decisions live: sqlite: (history.db in the state folder), sqlite:path, "
         "redis://host:port/db or postgresql://user@host/db.",
     )
-    cold_store: str | None = Field(
+    cold_url: str | None = Field(
         None,
+        repr=False,
+        validation_alias="FRAUD_COLD_STORE",
         description="A postgresql:// URL behind a redis:// store: decisions and histories are kept there, and what "
         "Redis has lost is read from it.",
     )
-    store_budget_ms: float = Field(
-        5.0, gt=0, description="Longest wait for one answer of Redis, ms; the score is then made without it."
+    budget_ms: float = Field(
+        5.0,
+        gt=0,
+        validation_alias="FRAUD_STORE_BUDGET_MS",
+        description="Longest wait for one answer of Redis, ms; the score is then made without it.",
     )
     cold_budget_ms: float = Field(100.0, gt=0, description="Longest wait for one answer of PostgreSQL, ms.")
-    store_queue: int = Field(
-        20_000, ge=1, description="Decisions that may wait for a store that does not answer; beyond it 503."
+    queue: int = Field(
+        20_000,
+        ge=1,
+        validation_alias="FRAUD_STORE_QUEUE",
+        description="Decisions that may wait for a store that does not answer; beyond it 503.",
     )
     durable: bool = Field(
         True,
@@ -155,6 +187,69 @@ class Settings(BaseSettings):
     )
     decision_ttl_days: float = Field(7.0, gt=0, description="Days for which Redis recalls a transaction id.")
 
+
+class PrivacySettings(Group):
+    """Keys of what is stored: its chain, and the hashes of personal ids."""
+
+    audit_key: SecretStr = Field(
+        SecretStr(""), description="Key of the decision log's hash chain, to be kept apart from the log."
+    )
+    personal_fields: str = Field(
+        "",
+        pattern=r"^((customer_id|merchant_id)(,(customer_id|merchant_id))*)?$",
+        description="Ids that are stored only as keyed hashes, comma-separated: customer_id, merchant_id.",
+    )
+    personal_key: SecretStr = Field(
+        SecretStr(""), description="Key of those hashes; whoever has it can test a guess of an id."
+    )
+
+
+class LogSettings(Group):
+    """What the service writes of itself."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias="FRAUD_LOG_LEVEL", description="Of the service's own log."
+    )
+    format: Literal["json", "text"] = Field(
+        "json", validation_alias="FRAUD_LOG_FORMAT", description="One JSON object a line, or text for a person."
+    )
+    requests: Literal["all", "failed", "none"] = Field(
+        "failed",
+        validation_alias="FRAUD_LOG_REQUESTS",
+        description="Which requests get a line in the log; every decision is in the decision log anyway.",
+    )
+
+
+class TelemetrySettings(Group):
+    """Traces, and where metrics are gathered."""
+
+    otlp_endpoint: str = Field(
+        "", description="OpenTelemetry collector, OTLP over HTTP, such as http://collector:4318; empty: no traces."
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the traces begun here that are sent, 0 to 1; a caller's choice is kept."
+    )
+    metrics_dir: Path | None = Field(
+        None,
+        validation_alias="PROMETHEUS_MULTIPROC_DIR",
+        description="Folder in which workers add up their metrics; BentoML makes one and says so to its workers.",
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All groups; each is read from the environment unless it is given."""
+
+    process: ProcessSettings = field(default_factory=ProcessSettings.read)
+    http: HttpSettings = field(default_factory=HttpSettings.read)
+    access: AccessSettings = field(default_factory=AccessSettings.read)
+    models: ModelSettings = field(default_factory=ModelSettings.read)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings.read)
+    store: StoreSettings = field(default_factory=StoreSettings.read)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings.read)
+    log: LogSettings = field(default_factory=LogSettings.read)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings.read)
+
     @classmethod
     def read(cls) -> Settings:
         """Return the settings of this environment.
@@ -162,29 +257,68 @@ class Settings(BaseSettings):
         Raises
         ------
         SettingsError
-            Names each variable, what arrived and what is allowed.
+            Names each variable of every group, what arrived and what is allowed.
         """
-        try:
-            return cls(**_from_files(cls.model_fields))
-        except ValidationError as error:
-            raise SettingsError("; ".join(_said(cls, dict(e)) for e in error.errors())) from None
+        groups: dict[str, Any] = {}
+        wrong: list[str] = []
+        for name, kind in group_types().items():
+            try:
+                groups[name] = kind.read()
+            except SettingsError as error:
+                wrong.append(error.message)
+        if wrong:
+            raise SettingsError("; ".join(wrong))
+        return cls(**groups)
 
 
-def _said(settings: type[Settings], error: dict[str, Any]) -> str:
+def group_types() -> dict[str, type[Group]]:
+    """Return every group's type by its name in `Settings`."""
+    return get_type_hints(Settings)
+
+
+def variable_of(name: str, setting: FieldInfo) -> str:
+    """Return the environment variable of a setting."""
+    return str(setting.validation_alias or f"FRAUD_{name.upper()}")
+
+
+def variables() -> dict[str, FieldInfo]:
+    """Return every setting by its environment variable."""
+    return {
+        variable_of(name, setting): setting
+        for group in group_types().values()
+        for name, setting in group.model_fields.items()
+    }
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with some variables changed, for a process that it starts."""
+    return {**os.environ, **changes}
+
+
+def with_sources(folder: Path) -> dict[str, str]:
+    """Return this process's environment for one that imports the modules in a folder before all others."""
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return child_environment({"PYTHONPATH": path})
+
+
+def _said(group: type[Group], error: dict[str, Any]) -> str:
     name = str(error["loc"][0])
-    field = settings.model_fields.get(name)
-    arrived = "" if field is not None and field.annotation is SecretStr else f"={error['input']!r}"
-    return f"FRAUD_{name.upper()}{arrived}: {error['msg']}"
+    by_variable = {variable_of(name, setting): setting for name, setting in group.model_fields.items()}
+    variable = name if name in by_variable else f"FRAUD_{name.upper()}"
+    setting = by_variable.get(variable)
+    is_secret = setting is not None and (setting.annotation is SecretStr or not setting.repr)
+    arrived = "" if is_secret else f"={error['input']!r}"
+    return f"{variable}{arrived}: {error['msg']}"
 
 
-def _from_files(names: Iterable[str]) -> dict[str, Any]:
+def _from_files(group: type[Group]) -> dict[str, Any]:
     values = {}
-    for name in names:
-        variable = f"FRAUD_{name.upper()}_FILE"
-        path = os.environ.get(variable)
+    for name, setting in group.model_fields.items():
+        variable = f"{variable_of(name, setting)}_FILE"
+        path = os.environ.get(variable) if variable.startswith("FRAUD_") else None
         if path:
             try:
-                values[name] = Path(path).read_text().strip()
+                values[str(setting.validation_alias or name)] = Path(path).read_text().strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"{variable}={path!r} cannot be read: {error}") from None
     return values

@@ -30,7 +30,7 @@ from fraud.models.following import Following
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
 from fraud.models.turns import short_turns
-from fraud.settings import Settings
+from fraud.settings import ModelSettings, Settings
 from tests.tiny import write_tiny_bundle
 
 NAME = "fraud-features"
@@ -56,7 +56,7 @@ class Home:
     digests: list[str] = field(default_factory=list)
 
     def settings(self, **more: Any) -> Settings:
-        return Settings(model=NAME, BENTOML_HOME=self.path, model_poll_s=0.05, **more)
+        return Settings(models=ModelSettings(FRAUD_MODEL=NAME, BENTOML_HOME=self.path, FRAUD_MODEL_POLL_S=0.05, **more))
 
     def promote(self, version: int) -> None:
         self.registry.move(NAME, self.digests[version], "production", who="test", why="")
@@ -261,7 +261,7 @@ async def test_start_fails_on_a_broken_bundle(home: Home) -> None:
 
 @in_loop
 async def test_pinned_version_does_not_follow(home: Home) -> None:
-    settings = Settings(model=home.tags[0], BENTOML_HOME=home.path)
+    settings = Settings(models=ModelSettings(FRAUD_MODEL=home.tags[0], BENTOML_HOME=home.path))
     worker = await start(settings)
     home.promote(1)
     assert await worker.models.refresh() == "not asked: every model here is pinned or packed"

@@ -13,7 +13,7 @@ from fraud.serving.bento_pages import bento_routes
 from fraud.serving.engine import Engine
 from fraud.serving.scopes import SCOPES
 from fraud.serving.telemetry import METRICS
-from fraud.settings import Settings
+from fraud.settings import Settings, variables
 
 ROUTES = [*service_routes(Engine(), Settings()), *bento_routes(Starlette()), document_route([], "", "", "")]
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
@@ -21,8 +21,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 
 def settings_table() -> str:
     lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        variable = field.validation_alias or f"FRAUD_{name.upper()}"
+    for variable, field in variables().items():
         default = field.default
         shown = default.get_secret_value() if isinstance(default, SecretStr) else default
         shown = "" if shown is None else str(shown).replace(str(Path.home()), "~")
@@ -65,15 +64,14 @@ def test_tables_are_those_of_the_code() -> None:
 
 
 def test_every_setting_and_metric_has_a_meaning() -> None:
-    assert [name for name, field in Settings.model_fields.items() if not (field.description or "").endswith(".")] == []
+    assert [name for name, field in variables().items() if not (field.description or "").endswith(".")] == []
     assert [metric.name for metric in METRICS if not metric.meaning.endswith(".")] == []
 
 
 def test_variables_and_metrics_in_the_text_exist() -> None:
     text = PAGE.read_text()
-    variables = {f"FRAUD_{name.upper()}" for name in Settings.model_fields}
     named = set(re.findall(r"\bFRAUD_[A-Z_]+\b", text))
-    assert {name.removesuffix("_FILE") for name in named} <= variables
+    assert {name.removesuffix("_FILE") for name in named} <= set(variables())
     assert set(re.findall(r"\bfraud_[a-z_]+\b", text)) <= {metric.name for metric in METRICS}
     assert all(f"`{route.path}`" in text for route in ROUTES if route.scope is None)
 

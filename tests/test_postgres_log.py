@@ -13,7 +13,7 @@ from fraud.cli.audit import log_of
 from fraud.decisions.chain import Anchor, key_of
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
-from fraud.settings import Settings
+from fraud.settings import Settings, StoreSettings
 from fraud.stores.log import decode_record
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import CHAIN_LOCK, PostgresStore
@@ -300,10 +300,10 @@ def test_retention_moves_the_beginning(url: str) -> None:
 
 def test_the_settings_name_the_log(url: str) -> None:
     asyncio.run(record(url, 0, 3))
-    settings = Settings(store="redis://127.0.0.1:1/0", cold_store=url)
+    settings = Settings(store=StoreSettings(FRAUD_STORE="redis://127.0.0.1:1/0", FRAUD_COLD_STORE=url))
     assert log_of(settings).head().sequence == 3
     with pytest.raises(StoreError, match="decisions are kept by sqlite: and postgresql: stores"):
-        log_of(Settings(store="redis://127.0.0.1:1/0"))
+        log_of(Settings(store=StoreSettings(FRAUD_STORE="redis://127.0.0.1:1/0")))
 
 
 def test_a_database_without_a_log_is_said_to_have_none(url: str) -> None:

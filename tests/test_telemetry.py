@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -255,6 +256,30 @@ def test_request_log_tells_failed_ones_and_no_secret(log_lines: Any) -> None:
     assert lines[0]["key"] == "00000000"
     assert lines[0]["milliseconds"] == 1.5
     assert secret not in json.dumps(lines)
+
+
+def test_a_text_log_has_one_line_a_record_whatever_a_caller_sent(capfd: pytest.CaptureFixture[str]) -> None:
+    forged = "x\r\n2026-11-26T00:00:00.000+00:00 forged level=info\x1b[2K\x85\u2028\ud800"
+    before = logging.getLogger().handlers
+    try:
+        logs.configure_logging(style="text")
+        logging.getLogger("fraud.x").warning("request %s failed: %s", "r-1", forged)
+        try:
+            raise ValueError(forged)
+        except ValueError:
+            logging.getLogger("fraud.x").exception("request failed", extra={"path": forged})
+        request = call(forged, forged)
+        request.scope["method"] = forged
+        logs.RequestLog("all", "text")(request, Answer(b"", 404), 0.001)
+    finally:
+        logging.getLogger().handlers = before
+    text = capfd.readouterr().err
+    lines = text.splitlines()
+    records = [line for line in lines if not line.startswith("    ")]
+    assert len(records) == 3, text
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ request", line) for line in records)
+    assert "    ValueError: x" in lines
+    assert "\x1b" not in text
 
 
 def test_request_log_does_not_name_customers(log_lines: Any) -> None:

@@ -22,6 +22,7 @@ import wandb
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 from wandb_sync.run_log import log_folder
+from wandb_sync.settings import SdkSettings
 
 UNREACHABLE = re.compile(r"giving up after|dial tcp|connection refused|timed out|timeout|\b(429|50[0-4])\b")
 DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
@@ -38,7 +39,8 @@ class Sdk:
     def __init__(self, max_file_bytes: int, api_timeout_s: int) -> None:
         self.max_file_bytes = max_file_bytes
         self.api_timeout_s = api_timeout_s
-        self.project = os.environ["WANDB_PROJECT"]
+        self.settings = SdkSettings()  # type: ignore[call-arg]  # of the environment
+        self.project = self.settings.project
         self._api: wandb.Api | None = None
 
     @property
@@ -49,7 +51,7 @@ class Sdk:
 
     @property
     def entity(self) -> str:
-        return os.environ.get("WANDB_ENTITY") or str(self.api.default_entity)
+        return self.settings.entity or str(self.api.default_entity)
 
     # Runs
 
@@ -62,7 +64,7 @@ class Sdk:
             mode="offline",
             id=run_id,
             job_type="train",
-            dir=os.environ["WANDB_DIR"],
+            dir=str(self.settings.dir),
             settings=wandb.Settings(x_stats_pid=training_pid or os.getpid(), x_stats_sampling_interval=2.0),
         )
         if training_pid is not None:
@@ -154,7 +156,7 @@ class Sdk:
             for path in sorted(Path(bundle).iterdir()):
                 part = preprocessor if path.name in preprocessor_files else model
                 part.add_file(str(path), name=path.name, policy="mutable")
-            timeout = int(os.environ["WANDB_FINISH_TIMEOUT"])
+            timeout = self.settings.finish_timeout
             preprocessor = run.log_artifact(preprocessor).wait(timeout=timeout)
             model.metadata["preprocessor"] = f"{name}-preprocessor:{preprocessor.version}"
             run.log_artifact(model, aliases=aliases).wait(timeout=timeout)

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraud.errors import SettingsError
 
@@ -107,6 +108,17 @@ class WandbSettings:
         if self.entity is not None:
             environment["WANDB_ENTITY"] = self.entity
         return environment
+
+
+class SdkSettings(BaseSettings):
+    """What `WandbSettings.environment` told the process that uses the SDK."""
+
+    model_config = SettingsConfigDict(env_prefix="WANDB_", extra="ignore", frozen=True)
+
+    project: str
+    entity: str | None = None
+    dir: Path
+    finish_timeout: int
 
 
 def _key_in_netrc(environ: Mapping[str, str], base_url: str) -> str | None:

@@ -320,7 +320,7 @@ def url_of(store: str) -> str:
     if ":" in store or store == "sqlite":
         return "sqlite:" if store == "sqlite" else store
     settings = Settings.read()
-    for url in (settings.store, settings.cold_store or ""):
+    for url in (settings.store.url, settings.store.cold_url or ""):
         if url.startswith(f"{store}:"):
             return url
     raise SettingsError(f"--store {store} needs a URL, here or in FRAUD_STORE; such as {store}://127.0.0.1/0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import MODEL_FILES, Bundle, Calibrator, canonical_json, read_manifest, write_bundle
 from fraud.models.find import load_bundle
 from fraud.models.registry import Registry
-from fraud.settings import Settings
+from fraud.settings import ModelSettings, ProcessSettings, Settings, child_environment
 
 START_S = 120.0
 ROOT = Path(fraud.__file__).parent.parent
@@ -69,14 +68,16 @@ class Sandbox:
         self.registry.move(self.name, digest, "production", who="fraud verify", why="")
 
     def settings(self) -> Settings:
-        return Settings(model=self.name, BENTOML_HOME=self.folder, state_dir=self.folder / "state")
+        return Settings(
+            process=ProcessSettings(state_dir=self.folder / "state"),
+            models=ModelSettings(FRAUD_MODEL=self.name, BENTOML_HOME=self.folder),
+        )
 
     async def start(self) -> None:
         """Start the server and wait until it is ready."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
-        environment = {
-            **os.environ,
+        changes = {
             "BENTOML_HOME": str(self.folder),
             "BENTOML_DO_NOT_TRACK": "True",
             "FRAUD_MODEL": self.name,
@@ -90,7 +91,7 @@ class Sandbox:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)],
                 cwd=ROOT,
-                env=environment,
+                env=child_environment(changes),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -108,7 +108,7 @@ def _read_frauds(data: Path) -> list[Fraud]:
     """Return the frauds of a file, or say of each row what is wrong with it."""
     from fraud.serving.labels import read_label
 
-    now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().max_clock_ahead_s * 1000)
+    now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().scoring.max_clock_ahead_s * 1000)
     rows: list[Fraud | RequestError] = []
     try:
         with data.open(newline="", encoding="utf-8-sig") as file:
@@ -159,7 +159,7 @@ def expire(
     store: StoreUrl = None,
 ) -> None:
     """Forget customers and merchants of whom nothing was heard for a long time. Redis does so by itself."""
-    days = days or Settings.read().history_ttl_days
+    days = days or Settings.read().store.history_ttl_days
     before_ms = int((time.time() - days * 86_400) * 1000)
     out.print(f"{_with_store(store, lambda opened: opened.expire(before_ms)):,} forgotten")
 
@@ -168,7 +168,7 @@ def _with_store(url: str | None, use: Callable[[Store], Awaitable[T]]) -> T:
     settings = Settings.read()
 
     async def run() -> T:
-        store = open_store(url or settings.store, StoreOptions.of(settings))
+        store = open_store(url or settings.store.url, StoreOptions.of(settings))
         try:
             return await use(store)
         finally:

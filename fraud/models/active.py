@@ -58,9 +58,9 @@ def active_tags(settings: Settings, packed: Mapping[str, str] | None = None) -> 
     RegistryError
         A name has no version in production, and not exactly one in the store.
     """
-    registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
+    registry = Registry(settings.models.bentoml_home / "fraud" / "registry.db")
     tags = {}
-    for wanted in settings.model.split(","):
+    for wanted in settings.models.names.split(","):
         name, _, version = wanted.strip().partition(":")
         if not version and packed and name in packed:
             version = packed[name]
@@ -121,9 +121,9 @@ def pack(service: Any, settings: Settings) -> None:
 
 def challenger_tags(settings: Settings, champions: Mapping[str, str]) -> dict[str, str]:
     """Bento store tags of the versions that the registry's challenger alias names, by the model they challenge."""
-    if not settings.shadow and not settings.canary_share:
+    if not settings.models.shadow and not settings.models.canary_share:
         return {}
-    registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
+    registry = Registry(settings.models.bentoml_home / "fraud" / "registry.db")
     digests = {name: registry.digest_of(name, "challenger") for name in champions}
     tags = {name: f"{name}:{short(digest)}" for name, digest in digests.items() if digest}
     return {name: tag for name, tag in tags.items() if tag != champions[name]}
@@ -177,8 +177,8 @@ class ActiveModels:
         self.past: dict[str, Scorer] = {}
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
-        registry = Registry(settings.bentoml_home / "fraud" / "registry.db")
-        named = [name.strip() for name in settings.model.split(",")]
+        registry = Registry(settings.models.bentoml_home / "fraud" / "registry.db")
+        named = [name.strip() for name in settings.models.names.split(",")]
         self.following = Following(registry, [n for n in named if ":" not in n and n not in (packed or {})])
         self._install: Install = lambda champions, challengers: None
         self._lock = asyncio.Lock()
@@ -311,7 +311,7 @@ class ActiveModels:
             await self.check()
             served = {name: scorer.name.digest for name, scorer in self.champions.items()}
             await self._in_thread(self.following.tell_served, served)
-            await asyncio.sleep(self._settings.model_poll_s * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._settings.models.poll_s * random.uniform(0.8, 1.2))
 
     def _wanted(self) -> dict[Key, str]:
         champions = active_tags(self._settings, self._packed)
@@ -346,8 +346,8 @@ class ActiveModels:
         """Load while no other worker of this server does: answering and loading on all cores at once would be felt."""
         if self._task is None:  # at start there is nobody to answer
             return self._load(tag)
-        self._settings.state_dir.mkdir(parents=True, exist_ok=True)
-        with (self._settings.state_dir / "load.lock").open("w") as lock:
+        self._settings.process.state_dir.mkdir(parents=True, exist_ok=True)
+        with (self._settings.process.state_dir / "load.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return self._load(tag)
 
@@ -355,12 +355,12 @@ class ActiveModels:
         from fraud.models.scorer import Scorer
 
         model, preprocessor = bundle_paths(tag)
-        return Scorer.load(model, preprocessor, max_ahead_ms=round(self._settings.max_clock_ahead_s * 1000))
+        return Scorer.load(model, preprocessor, max_ahead_ms=round(self._settings.scoring.max_clock_ahead_s * 1000))
 
     def _failed(self, key: Key, tag: str, error: Exception) -> None:
         failure = self._failures.get(key)
         attempts = failure.attempts + 1 if failure else 1
-        wait_s = min(MAX_RETRY_S, self._settings.model_poll_s * 2.0**attempts)
+        wait_s = min(MAX_RETRY_S, self._settings.models.poll_s * 2.0**attempts)
         since = failure.since if failure else time.time()
         code = error.code if isinstance(error, FraudError) else "internal"
         self._failures[key] = _Failure(tag, code, since, time.monotonic() + wait_s, attempts)

@@ -160,7 +160,6 @@ class BentoStore:
         metadata: dict[str, Any],
     ) -> None:
         """Build one model in a private store on the same disk, then rename it into the real one."""
-        os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
         # bentoml takes over a second to import, and a bundle that the store holds already needs none of it
         import bentoml
         from bentoml._internal.models import ModelStore

@@ -19,7 +19,7 @@ def bundle_folders(model: str) -> tuple[Path, Path | None]:
     if folder := bundle_folder(model):
         return folder, None
     name, _, reference = model.partition(":")
-    home = Settings.read().bentoml_home
+    home = Settings.read().models.bentoml_home
     version = Registry(home / "fraud" / "registry.db").resolve(name, reference or "production")
     return BentoStore(home).bundle_paths(f"{name}:{short(version.digest)}")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from fraud.errors import FraudError
 from fraud.models.registry import Following as Look
 from fraud.models.registry import Registry
+from fraud.settings import with_sources
 
 logger = logging.getLogger("fraud.serving.following")
 
@@ -99,10 +100,9 @@ class Following:
             return "not asked: every model here is pinned or packed"
         if not all(importlib.util.find_spec(name) for name in ("wandb", "wandb_sync")):
             return "not asked: wandb is not installed here"
-        path = os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         process = subprocess.Popen(  # in a millisecond; uvloop's way copies the page tables, and takes 16
             [sys.executable, "-m", "wandb_sync.look", *self._names],
-            env=os.environ | {"PYTHONPATH": path},
+            env=with_sources(SOURCES),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -41,7 +41,7 @@ def service_routes(engine: Engine, settings: Settings) -> list[Route]:
     """Return what the service answers itself, whatever serves it."""
     return [
         *scoring_routes(engine),
-        *label_routes(lambda: engine.pipeline, round(settings.max_clock_ahead_s * 1000)),
+        *label_routes(lambda: engine.pipeline, round(settings.scoring.max_clock_ahead_s * 1000)),
         *profile_routes(lambda: engine.pipeline.store),
         *admin_routes(engine),
     ]
@@ -144,9 +144,9 @@ def document_route(routes: list[Route], title: str, description: str, version: s
 
 def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
     """Put CORS and compression before an application, where they are set."""
-    if settings.gzip_min_bytes:
-        app = GZipMiddleware(app, minimum_size=settings.gzip_min_bytes, compresslevel=5)
-    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if settings.http.gzip_min_bytes:
+        app = GZipMiddleware(app, minimum_size=settings.http.gzip_min_bytes, compresslevel=5)
+    origins = [origin.strip() for origin in settings.http.cors_origins.split(",") if origin.strip()]
     if origins:
         app = CORSMiddleware(
             app,

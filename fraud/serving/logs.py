@@ -29,15 +29,15 @@ def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "jso
     style : str
         ``json`` for machines, ``text`` for a person at a terminal.
     """
-    as_text: list[Any] = [structlog.dev.ConsoleRenderer(colors=False)]
-    as_json: list[Any] = [structlog.processors.format_exc_info, lambda *event: _as_json(*event).decode()]
+    render = _as_json if style == "json" else _as_text
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_stamp, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, _add_context],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *(as_json if style == "json" else as_text),
+                structlog.processors.format_exc_info,
+                lambda *event: render(*event).decode(),
             ],
         )
     )
@@ -100,10 +100,18 @@ def _as_json(_logger: Any, _method: str, event: Any) -> bytes:
 
 
 def _as_text(_logger: Any, _method: str, event: Any) -> bytes:
-    name = event.pop("event")
+    """Return a record as one line that begins with its time, and a traceback as indented lines below it.
+
+    Nothing that a caller sent can begin a line: control characters are shown as JSON shows them.
+    """
+    name, error = event.pop("event"), event.pop("exception", "")
     stamp = event.pop("timestamp").isoformat(timespec="milliseconds")
     fields = " ".join(f"{key}={value}" for key, value in event.items() if value is not None)
-    return f"{stamp} {name} {fields}".encode()
+    lines = [f"{stamp} {name} {fields}", *(f"    {line}" for line in error.splitlines())]
+    return "\n".join(line.translate(_SHOWN) for line in lines).encode(errors="backslashreplace")
+
+
+_SHOWN = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 def _add_context(_logger: Any, _method: str, event: Any) -> Any:

@@ -36,26 +36,26 @@ class Operations:
     """
 
     def __init__(self, settings: Settings, packed: Mapping[str, str]) -> None:
-        logs.configure_logging(settings.log_level, settings.log_format)
+        logs.configure_logging(settings.log.level, settings.log.format)
         self.telemetry = Telemetry()
         self.models = ActiveModels(settings, packed, self.telemetry.swapped)
         self.gate = Gate.of(settings)
         self.guards: list[Guard] = [_name_request]
         self.observers: list[Observer] = [self.telemetry.answered]
         self.shadow: Shadow | None = None
-        if settings.shadow:
-            path = settings.state_dir / "shadow.db"
+        if settings.models.shadow:
+            path = settings.process.state_dir / "shadow.db"
             self.shadow = Shadow(path, self.telemetry.shadowed, self.telemetry.shadow_dropped)
         self.tracing: Any = None
-        if settings.otlp_endpoint:
+        if settings.telemetry.otlp_endpoint:
             from fraud.serving.tracing import Tracing
 
-            self.tracing = Tracing(settings.otlp_endpoint, settings.trace_share)
+            self.tracing = Tracing(settings.telemetry.otlp_endpoint, settings.telemetry.trace_share)
             self.guards.append(self.tracing.begin)
             self.observers.append(self.tracing.end)
         self.guards.append(self.gate)
-        if settings.log_requests != "none":
-            self.observers.append(logs.RequestLog(settings.log_requests, settings.log_format))
+        if settings.log.requests != "none":
+            self.observers.append(logs.RequestLog(settings.log.requests, settings.log.format))
 
     def stage(self, name: str, seconds: float) -> None:
         """Tell what a batch spent in a stage; `Pipeline.on_stage`."""

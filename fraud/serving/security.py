@@ -171,11 +171,14 @@ class Gate:
         SettingsError
             A key cannot be read, or keys are required and there is none.
         """
-        keys = parse_keys(settings.api_keys.get_secret_value())
-        if settings.require_keys and not keys:
+        keys = parse_keys(settings.access.api_keys.get_secret_value())
+        if settings.access.require_keys and not keys:
             raise SettingsError("FRAUD_REQUIRE_KEYS is on and FRAUD_API_KEYS has no key; `fraud keys create` makes one")
         return cls(
-            keys, required=settings.require_keys, rate=settings.rate_limit_per_s, burst=settings.rate_limit_burst
+            keys,
+            required=settings.access.require_keys,
+            rate=settings.access.rate_limit_per_s,
+            burst=settings.access.rate_limit_burst,
         )
 
     def __call__(self, call: Asks) -> None:

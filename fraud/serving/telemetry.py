@@ -8,7 +8,6 @@ twice a second; what is scraped is at most that old.
 from __future__ import annotations
 
 import asyncio
-import glob
 import os
 import time
 from bisect import bisect_left
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
 from fraud.models.active import Swap
+from fraud.settings import TelemetrySettings
 
 if TYPE_CHECKING:
     from fraud.models.registry import Following
@@ -366,8 +366,8 @@ def resident_bytes() -> int:
 
 def forget_dead_workers() -> None:
     """Take the gauges of workers that are gone out of the sums."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    for path in glob.glob(f"{glob.escape(folder)}/gauge_live*_*.db") if folder else ():
-        pid = int(Path(path).stem.rpartition("_")[2])
+    folder = TelemetrySettings.read().metrics_dir
+    for path in folder.glob("gauge_live*_*.db") if folder is not None else ():
+        pid = int(path.stem.rpartition("_")[2])
         if not Path(f"/proc/{pid}").exists():
-            multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

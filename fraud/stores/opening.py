@@ -35,17 +35,17 @@ class StoreOptions:
     @classmethod
     def of(cls, settings: Settings) -> StoreOptions:
         return cls(
-            state_dir=settings.state_dir,
-            cold_store=settings.cold_store,
-            budget_ms=settings.store_budget_ms,
-            cold_budget_ms=settings.cold_budget_ms,
-            queue=settings.store_queue,
-            durable=settings.durable,
-            audit_key=key_of(settings.audit_key.get_secret_value()),
-            personal_fields=tuple(filter(None, settings.personal_fields.split(","))),
-            personal_key=settings.personal_key.get_secret_value(),
-            history_ttl_days=settings.history_ttl_days,
-            decision_ttl_days=settings.decision_ttl_days,
+            state_dir=settings.process.state_dir,
+            cold_store=settings.store.cold_url,
+            budget_ms=settings.store.budget_ms,
+            cold_budget_ms=settings.store.cold_budget_ms,
+            queue=settings.store.queue,
+            durable=settings.store.durable,
+            audit_key=key_of(settings.privacy.audit_key.get_secret_value()),
+            personal_fields=tuple(filter(None, settings.privacy.personal_fields.split(","))),
+            personal_key=settings.privacy.personal_key.get_secret_value(),
+            history_ttl_days=settings.store.history_ttl_days,
+            decision_ttl_days=settings.store.decision_ttl_days,
         )
 
 
