@@ -39,7 +39,7 @@ class Sdk:
     def __init__(self, max_file_bytes: int, api_timeout_s: int) -> None:
         self.max_file_bytes = max_file_bytes
         self.api_timeout_s = api_timeout_s
-        self.settings = SdkSettings()  # type: ignore[call-arg]  # of the environment
+        self.settings = SdkSettings()
         self.project = self.settings.project
         self._api: wandb.Api | None = None
 
