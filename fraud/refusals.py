@@ -14,6 +14,7 @@ import msgspec
 from rapidfuzz import fuzz, process
 
 from fraud.errors import InvalidRequest
+from fraud.forms import id_text
 
 SHOWN_CHARACTERS = 60
 """Of a caller's value in a message."""
@@ -55,11 +56,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
-def unknown_category(value: str, allowed: Sequence[str], path: str) -> InvalidRequest:
-    """Return the refusal of a category that is none of those allowed."""
+def unknown_category(value: str, allowed: Sequence[str], path: str, what: str = "category") -> InvalidRequest:
+    """Return the refusal of a category, or of another named value, that is none of those allowed."""
     near = closest(value, allowed)
     hint = f" (did you mean {near!r}?)" if near else ""
-    return InvalidRequest(f"unknown category {shown(value)!r}; allowed: {listed(allowed)}{hint}", path)
+    return InvalidRequest(f"unknown {what} {shown(value)!r}; allowed: {listed(allowed)}{hint}", path)
 
 
 def explained(
@@ -99,3 +100,24 @@ def shown_reason(message: str) -> str:
     """Return msgspec's message with the name of an unknown field, which is the caller's, cut."""
     match = re.fullmatch(r"(Object contains unknown field )`(.*)`", message, re.DOTALL)
     return f"{match[1]}`{shown(match[2])}`" if match else message
+
+
+def checked_id(value: str, path: str) -> str:
+    """Return the one text of an id.
+
+    Raises
+    ------
+    InvalidRequest
+        It holds a character that no id may, or stands for several ids.
+    """
+    refuse_controls(value, path)
+    try:
+        return id_text(value)
+    except ValueError as error:
+        raise InvalidRequest(str(error), path) from None
+
+
+def refuse_controls(value: str | None, path: str) -> None:
+    """Raise `InvalidRequest` for an id that stores cannot keep (U+0000), or that looks like two (U+001F)."""
+    if value is not None and ("\0" in value or "\x1f" in value):
+        raise InvalidRequest("an id may not hold the characters U+0000 and U+001F", path)

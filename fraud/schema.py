@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
+from fraud.currencies import Currency, history_amount
 from fraud.errors import InvalidRequest, MalformedJson
 from fraud.forms import (
     Form,
@@ -25,10 +26,9 @@ from fraud.forms import (
     as_moment,
     as_number,
     empty_is_missing,
-    id_text,
     value_of,
 )
-from fraud.refusals import explained, shown_reason, split_path, unknown_category
+from fraud.refusals import checked_id, explained, shown_reason, split_path, unknown_category
 
 MAX_ID_LENGTH = 128
 MAX_INSTANCES = 1000
@@ -81,6 +81,8 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: tuple[Feature, ...]
     roles: tuple[Role, ...] = ()
     format_version: int = 1
+    currencies: dict[str, Currency] | msgspec.UnsetType = msgspec.UNSET
+    """The currencies that amounts may be in, with their scales; unset where amounts count as they are."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,6 +110,13 @@ class Row(msgspec.Struct):
     amount: float = 0.0
     roles: dict[str, Any] = {}
     n_extra: int = 0
+    scaled_amount: float | None = None
+    """The amount on its currency's scale, where the model has such scales."""
+
+    @property
+    def history_amount(self) -> float:
+        """The amount as histories and features count it."""
+        return self.amount if self.scaled_amount is None else self.scaled_amount
 
 
 Id: Any = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -213,6 +222,8 @@ class RowDecoder:
         self._ids_of = of_all if len(self._ids) > 1 else lambda instance: (of_all(instance),)
         self._columns = [(attributes[f.name], f, _codes(f)) for f in spec.requested]
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
+        self._currencies = {} if spec.currencies is msgspec.UNSET else spec.currencies
+        self._only_currency = next(iter(self._currencies), "")
 
     def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
         """Return one checked row.
@@ -259,7 +270,14 @@ class RowDecoder:
         transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
         event_time_ms = time_ms(event_time, "event_time", path, now_ms, self.max_ahead_ms)
         roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
-        return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra)
+        scaled = None
+        if self._currencies:
+            code = str(roles.get("currency") or self._only_currency)
+            currency = self._currencies.get(code)
+            if currency is None:
+                raise unknown_category(code, tuple(self._currencies), f"{path}.currency", "currency")
+            scaled = history_amount(amount, currency)
+        return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
 
     def _other_forms(self, fields: Mapping[str, msgspec.Raw], path: str) -> Any:
         """Return an instance some of whose values arrived in another form than the first.
@@ -310,33 +328,12 @@ class RowDecoder:
         return fields
 
 
-def checked_id(value: str, path: str) -> str:
-    """Return the one text of an id.
-
-    Raises
-    ------
-    InvalidRequest
-        It holds a character that no id may, or stands for several ids.
-    """
-    refuse_controls(value, path)
-    try:
-        return id_text(value)
-    except ValueError as error:
-        raise InvalidRequest(str(error), path) from None
-
-
 def _codes(feature: Feature) -> dict[str | None, float] | None:
     """Return the number of each value of a categorical feature, NaN for a missing one where that is allowed."""
     if feature.type != "categorical":
         return None
     missing: dict[str | None, float] = {None: np.nan, "": np.nan} if feature.missing else {}
     return missing | {value: float(code) for code, value in enumerate(feature.categories)}
-
-
-def refuse_controls(value: str | None, path: str) -> None:
-    """Raise `InvalidRequest` for an id that stores cannot keep (U+0000), or that looks like two (U+001F)."""
-    if value is not None and ("\0" in value or "\x1f" in value):
-        raise InvalidRequest("an id may not hold the characters U+0000 and U+001F", path)
 
 
 def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahead_ms: int) -> int:

@@ -21,7 +21,15 @@ import pytest
 from fraud.errors import DataError
 from training.data import dataset_digest, load_features, load_transactions
 from training.mapping import Mapping
-from training.mapping_parts import BooleanColumn, LabelColumn, NumberFormat, TextColumn, TimeColumn, parse_duration_ms
+from training.mapping_parts import (
+    BooleanColumn,
+    CurrencyColumn,
+    LabelColumn,
+    NumberFormat,
+    TextColumn,
+    TimeColumn,
+    parse_duration_ms,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DAY_MS = 86_400_000
@@ -534,7 +542,7 @@ def test_every_key_and_every_refusal_is_documented() -> None:
     keys = set(Mapping.model_fields) | {"column", "missing", "minimum", "maximum", "categories", "unknown"}
     keys |= {
         name
-        for part in (TextColumn, TimeColumn, LabelColumn, NumberFormat, BooleanColumn)
+        for part in (TextColumn, TimeColumn, LabelColumn, NumberFormat, BooleanColumn, CurrencyColumn)
         for name in part.model_fields
     }
     assert [key for key in sorted(keys) if f"`{key}`" not in text and f"{key}:" not in text] == []
@@ -545,7 +553,7 @@ def test_every_key_and_every_refusal_is_documented() -> None:
 
 def test_documented_mappings_are_valid(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", documentation(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")

@@ -10,19 +10,31 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fraud", "training", "wandb_sync", "load_tests")
 
-CORE = ("errors", "forms", "refusals", "schema", "settings", "history", "features", "detectors", "decisions")
+CORE = (
+    "errors",
+    "forms",
+    "refusals",
+    "currencies",
+    "schema",
+    "settings",
+    "history",
+    "features",
+    "detectors",
+    "decisions",
+)
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "forms": set(),
-    "refusals": {"errors"},
-    "schema": {"errors", "forms", "refusals"},
+    "refusals": {"errors", "forms"},
+    "currencies": set(),
+    "schema": {"errors", "forms", "refusals", "currencies"},
     "settings": {"errors"},
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},
     "detectors": {"errors", "schema", "features"},
     "decisions": {"errors", "schema"},
     "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
-    "models": {"errors", "schema", "settings", "features", "detectors", "decisions"},
+    "models": {"errors", "currencies", "forms", "schema", "settings", "features", "detectors", "decisions"},
     "pipeline": {"errors", "schema", "features", "detectors", "decisions", "stores", "models"},
     "serving": {*CORE, "stores", "models", "pipeline"},
     "simulation": {"errors"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from fraud.currencies import Currency
 from fraud.features.featurizer import Featurizer
 from fraud.schema import FeatureSpec
 from fraud.stores.protocol import States
@@ -12,7 +13,12 @@ from fraud.stores.states import apply_labels
 from training.replay import PIECE, Progress, arrays_of
 
 
-def states_of(table: pd.DataFrame, as_of_ms: int, progress: Progress | None = None) -> States:
+def states_of(
+    table: pd.DataFrame,
+    as_of_ms: int,
+    progress: Progress | None = None,
+    currencies: dict[str, Currency] | None = None,
+) -> States:
     """Return the state of every customer and merchant of a table.
 
     Parameters
@@ -23,8 +29,10 @@ def states_of(table: pd.DataFrame, as_of_ms: int, progress: Progress | None = No
         Frauds whose label time is later than this stay unknown, ms.
     progress : callable, optional
         LabelOutcome the number of rows walked, again and again.
+    currencies : dict, optional
+        The scales of the model that will read the states, `FeatureSpec.currencies`.
     """
-    arrays = arrays_of(table)
+    arrays = arrays_of(table, currencies)
     n = len(table)
     featurizer = Featurizer(FeatureSpec("transaction", ()), [0.0])
     nowhere = np.full(n, -1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from fraud.errors import DataError
@@ -15,15 +16,18 @@ from fraud.schema import POSITION_ROLES
 from training import ids, numbers, times
 from training.columns import Reader
 from training.csv_files import Dialect
+from training.currencies import minor_digits_of
 from training.files import Files, Given
 from training.mapping import STAKE, Mapping
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,
+    CurrencyColumn,
     NumericColumn,
     TextColumn,
     did_you_mean,
     parse_duration_ms,
+    unknown_currency,
 )
 
 __all__ = [
@@ -66,11 +70,11 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
     pandas.DataFrame
         Sorted by ``processing_time_ms``, rows of equal time in file order. Columns: ``transaction_id`` (str),
         ``event_time_ms`` and ``processing_time_ms`` (int64, UTC), ``customer_id``, ``merchant_id`` (Categorical of
-        str), ``amount`` (float64), ``category``, ``channel``, ``device_id`` (Categorical of str), the positions
-        in degrees (float64, NaN where missing), ``label`` (int8: 1, 0, -1 unknown), ``label_time_ms`` (int64;
-        without meaning where the label is unknown), then the further columns (float64, boolean, Categorical of
-        str). Optional roles that the mapping leaves out have no column. ``attrs["dropped_zero_amounts"]`` and
-        ``attrs["dropped_negative_amounts"]`` count the rows that were left out.
+        str), ``amount`` (float64), ``currency``, ``category``, ``channel``, ``device_id`` (Categorical of
+        str), the positions in degrees (float64, NaN where missing), ``label`` (int8: 1, 0, -1 unknown),
+        ``label_time_ms`` (int64; without meaning where the label is unknown), then the further columns (float64,
+        boolean, Categorical of str). Optional roles that the mapping leaves out have no column.
+        ``attrs["dropped_zero_amounts"]`` and ``attrs["dropped_negative_amounts"]`` count the rows that were left out.
     """
     _expect_kind(mapping, "transactions")
     reader = _open(path, mapping, labelled)
@@ -94,6 +98,8 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
     if len(reader.problems) == before:
         reader.refuse(mapping.amount, "amount", "must be a number above zero", np.isnan(amount) | (amount <= 0))
     frame["amount"] = amount
+    if mapping.currency is not None:
+        frame["currency"] = _currencies(reader, mapping.currency)
     for role in ("category", "channel", "device_id"):
         if (text := getattr(mapping, role)) is not None:
             frame[role] = ids.categorical(reader, ids.joined(reader, text, role), role)
@@ -207,6 +213,19 @@ def _present_columns(source: str, mapping: Mapping, present: list[str], labelled
         listed = ", ".join(present[:40]) + (", …" if len(present) > 40 else "")
         raise DataError("\n".join([*problems, f"{source}: columns of the file: {listed}"]))
     return list(dict.fromkeys(column for _, column in roles))
+
+
+def _currencies(reader: Reader, spec: CurrencyColumn) -> pd.Categorical:
+    if spec.column is None:
+        return ids.encode(pa.repeat(pa.scalar(spec.constant, pa.large_string()), reader.table.num_rows))
+    options = CategoricalColumn(column=spec.column, missing="refuse")
+    found = ids.categorical(reader, spec.column, "currency", options)
+    known = np.array([*(minor_digits_of(str(code), spec) is not None for code in found.categories), True])
+    unknown = ~known[found.codes]
+    if unknown.any():
+        rule = unknown_currency(str(found[int(np.flatnonzero(unknown)[0])]))
+        reader.refuse(spec.column, "currency", f"holds other codes: {rule}", unknown)
+    return found
 
 
 def _drop_amounts(reader: Reader, mapping: Mapping) -> Dict[str, int]:

@@ -17,6 +17,7 @@ from fraud.schema import POSITION_ROLES, TEXT_ROLES
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,
+    CurrencyColumn,
     LabelColumn,
     MissingValues,
     NumberFormat,
@@ -28,7 +29,10 @@ from training.mapping_parts import (
     parse_duration_ms,
 )
 
-TRANSACTION_ROLES = ("customer_id", "merchant_id", "amount", "category", "channel", "device_id", *POSITION_ROLES)
+TRANSACTION_ROLES = (
+    *("customer_id", "merchant_id", "amount", "currency", "category", "channel", "device_id"),
+    *POSITION_ROLES,
+)
 STAKE = "stake"
 """The role of the money at stake in a row of ready features."""
 TIME_ROLES = ("event_time", "processing_time", "label_time")
@@ -65,6 +69,7 @@ class Mapping(Part):
     customer_id: TextColumn | None = None
     merchant_id: TextColumn | None = None
     amount: str | None = None
+    currency: CurrencyColumn | None = None
     category: TextColumn | None = None
     channel: TextColumn | None = None
     device_id: TextColumn | None = None
@@ -231,8 +236,9 @@ class Mapping(Part):
             match getattr(self, role):
                 case TimeColumn() | TextColumn() as several:
                     found[role] = several.names
-                case LabelColumn() as label:
-                    found[role] = (label.column,)
+                case LabelColumn() | CurrencyColumn() as part:
+                    if part.column is not None:
+                        found[role] = (part.column,)
                 case str() as column:
                     found[role] = (column,)
         found |= {f"{group} {name}": (options.column,) for group, name, options in self.further()}
@@ -300,6 +306,7 @@ def _lines(error: ValidationError) -> list[str]:
         **dict.fromkeys(TIME_ROLES, TimeColumn),
         **dict.fromkeys(_TEXT_ROLES, TextColumn),
         "label": LabelColumn,
+        "currency": CurrencyColumn,
         "numbers": NumberFormat,
         "numeric": NumericColumn,
         "boolean": BooleanColumn,

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from fraud.currencies import MAX_MINOR_DIGITS, iso_minor_digits
 from fraud.errors import DataError
 from fraud.refusals import closest
 
@@ -105,6 +106,45 @@ class LabelColumn(Part):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"column": value} if isinstance(value, str) else value
+
+
+def unknown_currency(code: str) -> str:
+    """Say that a code is not of ISO 4217, and what to write then."""
+    return (
+        f"{code!r} is no code of ISO 4217; say how many decimal places its amounts have: "
+        f"currency: {{minor_digits: {{{code}: 2}}}}"
+    )
+
+
+class CurrencyColumn(Part):
+    """The currency of the amounts: a column, or one for the whole table."""
+
+    column: str | None = None
+    constant: str | None = None
+    minor_digits: dict[str, int] = Field(default_factory=dict)
+    """Decimal places of currencies that ISO 4217 does not list, such as ``{BTC: 8}``."""
+    typical: dict[str, float] = Field(default_factory=dict)
+    """Typical amounts; of the others, the median of the training window is taken."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.column is None) == (self.constant is None):
+            raise ValueError("give column, or constant: EUR where all amounts are in one currency")
+        for code, digits in self.minor_digits.items():
+            if not 0 <= digits <= MAX_MINOR_DIGITS:
+                raise ValueError(f"minor_digits of {code}: {digits} is not within 0 and {MAX_MINOR_DIGITS}")
+        for code in ([] if self.constant is None else [self.constant]) + list(self.typical):
+            if code not in self.minor_digits and iso_minor_digits(code) is None:
+                raise ValueError(unknown_currency(code))
+        for code, amount in self.typical.items():
+            if not 0 < amount < float("inf"):
+                raise ValueError(f"typical amount of {code}: {amount:g} is not above zero")
+        return self
 
 
 class TimeColumn(_Columns):

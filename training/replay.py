@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from fraud.currencies import Currency
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Records
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
+from training.currencies import amounts_of, scales
 from training.mapping import Mapping
 from training.mapping_parts import BooleanColumn, CategoricalColumn, NumericColumn
 
@@ -22,6 +25,10 @@ Progress = Callable[[int], None]
 PIECE = 50_000
 MAX_CATEGORIES = 200  # the rarest beyond are read as missing
 CATEGORY_ROLES = ("category", "channel")
+PERCENT = ", in percent of its currency's typical amount"
+_MONEY = re.compile(
+    r"amount(_log)?$|(customer|merchant)_amount_(sum|mean|max|min)_(\d+[hd]|lifetime)$|.*_last_amount_log$"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
         for role in (*TEXT_ROLES, *POSITION_ROLES)
         if role in table.columns
     )
+    currencies: dict[str, Currency] | msgspec.UnsetType = msgspec.UNSET
+    if mapping.currency is not None:
+        currencies = scales(table, mapping.currency, learn)
+        is_one = mapping.currency.constant is not None and len(currencies) == 1
+        roles += (Role("currency", missing=is_one),)
     names = {role.name for role in roles}
     given = {"label"} if (table["label"] == 1).any() else set()
     given |= {
@@ -64,7 +76,12 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
         given.add("position")
     if "latitude" in names and "merchant_latitude" in names:
         given.add("distance")
-    derived = [Feature(n, "history", meaning=f.meaning) for n, f in HISTORY_FEATURES.items() if f.requires <= given]
+    scale = PERCENT if currencies else ""
+    derived = [
+        Feature(n, "history", meaning=f.meaning + (scale if _MONEY.match(n) else ""))
+        for n, f in HISTORY_FEATURES.items()
+        if f.requires <= given
+    ]
     requested = [
         Feature(
             role,
@@ -77,7 +94,8 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
         for role in CATEGORY_ROLES
         if role in names
     ]
-    return FeatureSpec("transaction", (*derived, *requested, *further_features(table, mapping, learn)), roles)
+    features = (*derived, *requested, *further_features(table, mapping, learn))
+    return FeatureSpec("transaction", features, roles, currencies=currencies)
 
 
 def _may_be_missing(table: pd.DataFrame, mapping: Mapping, role: str) -> bool:
@@ -120,12 +138,15 @@ def _categories(column: pd.Series[Any], learn: slice, allowed: Sequence[str] | N
     return tuple(sorted(str(name) for name, _ in ranked))
 
 
-def arrays_of(table: pd.DataFrame) -> Arrays:
-    """Return the canonical table as arrays, with states of whom nothing is known."""
+def arrays_of(table: pd.DataFrame, currencies: dict[str, Currency] | None = None) -> Arrays:
+    """Return the canonical table as arrays, with states of whom nothing is known.
+
+    `currencies` are the scales of the model that will read the states, `FeatureSpec.currencies`.
+    """
     n = len(table)
     transactions = np.zeros(n, TRANSACTION)
     transactions["time"] = table["event_time_ms"]
-    transactions["amount"] = table["amount"]
+    transactions["amount"] = amounts_of(table, currencies or {})
     transactions["id"] = np.fromiter((fresh_token(name) for name in table["transaction_id"]), np.uint32, n)
     for field, role in (
         ("customer", "customer_id"),
@@ -175,7 +196,7 @@ def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress:
     -------
     X : (n_wanted, n_features) float64
     """
-    arrays = arrays_of(table)
+    arrays = arrays_of(table, featurizer.spec.currencies or None)
     first, last, _ = wanted.indices(len(table))
     X = np.empty((last - first, len(featurizer.spec.features)), np.float64)
     places = np.full(len(table), -1)

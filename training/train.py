@@ -23,6 +23,7 @@ from fraud.models.bundle import Calibrator, Preprocessor
 from fraud.schema import FeatureSpec
 from training.calibrate import fit_calibrator
 from training.config import Config
+from training.currencies import amounts_of, stakes
 from training.data import Mapping
 from training.evaluate import Outcomes, Samples, Scored, measure, no_skill
 from training.fit import Fitted, fit_booster
@@ -118,8 +119,10 @@ def prepare_transactions(
 ) -> Task:
     """Replay a table of transactions and return what a training needs."""
     spec = transaction_spec(table, mapping, windows.train)
-    amounts = table["amount"].to_numpy()[windows.train]
+    amounts = amounts_of(table, spec.currencies or {})[windows.train]
     preprocessor = Preprocessor(np.quantile(amounts, np.linspace(0, 0.99, 100)).tolist())
+    if spec.currencies:
+        table = table.assign(stake=stakes(table, spec.currencies, windows.train))
     featurizer = Featurizer(spec, preprocessor.amount_quantiles)
     n = len(table)
     X = replay(table, featurizer, windows.all, lambda done: progress("replay", done, n))
@@ -188,6 +191,14 @@ def fit_model(
     return Trained(fitted, calibrator, policy, model)
 
 
+def _scales(spec: FeatureSpec) -> dict[str, str]:
+    """Return the typical amounts as a mapping writes them, for the report."""
+    if not spec.currencies:
+        return {}
+    typical = {code: c.typical_minor_units / 10.0**c.minor_digits for code, c in spec.currencies.items()}
+    return {"typical amounts": ", ".join(f"{code}: {amount:.12g}" for code, amount in typical.items())}
+
+
 def plain_columns(spec: FeatureSpec) -> NDArray[np.int64]:
     """Return the columns of the plain baseline: the request's own fields, without any history."""
     return np.array(
@@ -240,7 +251,7 @@ def train(
         facts = ModelFacts(
             name=name,
             spec=task.spec,
-            data={**dataset, "label delay in days": round(task.label_delay_ms / 86_400_000, 3)},
+            data={**dataset, "label delay in days": round(task.label_delay_ms / 86_400_000, 3), **_scales(task.spec)},
             windows=_windows(task),
             config=config.flat() | {"trees": trained.fitted.n_trees},
             policy=trained.policy,

@@ -46,21 +46,32 @@ def backfill(
     ],
     mapping: Annotated[Path, typer.Option("--mapping", help="YAML that names the columns, as for training.")],
     store: StoreUrl = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model that will read the states; needed where the mapping names a currency."),
+    ] = None,
     as_of: Annotated[
         datetime | None, typer.Option("--as-of", help="Labels known later than this are left out; now by default.")
     ] = None,
 ) -> None:
     """Load past transactions and the labels known by now; the states replace what the store holds of the same ids."""
+    from fraud.models.find import load_scorer
     from training.backfill import states_of
     from training.data import Mapping, load_transactions
 
     started = time.perf_counter()
-    table = load_transactions(data, Mapping.from_yaml(mapping), labelled=False)
+    mapped = Mapping.from_yaml(mapping)
+    if mapped.currency is not None and model is None:
+        raise DataError("the mapping names a currency, whose scale is the model's; name the model: --model NAME")
+    currencies = None if model is None else load_scorer(model).spec.currencies or None
+    table = load_transactions(data, mapped, labelled=False)
     loaded = time.perf_counter()
     moment = as_of.replace(tzinfo=UTC) if as_of else datetime.now(UTC)
     with Progress(console=out) as progress:
         task = progress.add_task("walking", total=len(table))
-        states = states_of(table, int(moment.timestamp() * 1000), lambda n: progress.update(task, completed=n))
+        states = states_of(
+            table, int(moment.timestamp() * 1000), lambda n: progress.update(task, completed=n), currencies
+        )
     walked = time.perf_counter()
     _with_store(store, lambda opened: opened.backfill(states))
     written = time.perf_counter()

@@ -243,6 +243,7 @@ def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, 
     import numpy as np
 
     from fraud.models.find import load_scorer
+    from training.currencies import stakes
     from training.data import Mapping, load_table
     from training.replay import replay, requested_columns
 
@@ -254,6 +255,8 @@ def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, 
         _expect_columns(table, [role.name for role in scorer.spec.roles], data)
         with _stages() as progress:
             X = replay(table, scorer.featurizer, slice(None), lambda done: progress("replay", done, len(table)))
+        if scorer.spec.currencies:
+            table = table.assign(stake=stakes(table, scorer.spec.currencies, slice(None)))
         return table, table["transaction_id"], X, scorer
     _expect_columns(table, [f.name for f in scorer.spec.requested], data)
     X = np.empty((len(table), len(scorer.spec.features)))

@@ -36,6 +36,13 @@ class DecisionRecord(msgspec.Struct):
     merchant_id: str | None = None
     amount: float = 0.0
     reasons: list[tuple[str, float]] = []
+    scaled_amount: float | msgspec.UnsetType = msgspec.UNSET
+    """The amount on its currency's scale, as histories count it; unset where that is the amount."""
+
+    @property
+    def history_amount(self) -> float:
+        """The amount as histories count it."""
+        return self.amount if self.scaled_amount is msgspec.UNSET else self.scaled_amount
 
     @property
     def key(self) -> str:

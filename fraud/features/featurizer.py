@@ -173,7 +173,7 @@ def _record(row: Row) -> tuple[Any, ...]:
     get = row.roles.get
     return (
         row.event_time_ms,
-        row.amount,
+        row.history_amount,
         _position(get("latitude")),
         _position(get("longitude")),
         _position(get("merchant_latitude")),

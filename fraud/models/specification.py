@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
+
+from fraud.currencies import MAX_MINOR_DIGITS
 from fraud.errors import BundleError
 from fraud.features.featurizer import HISTORY_FEATURES
+from fraud.forms import MAX_WHOLE_FLOAT
 from fraud.schema import ID_FIELDS, POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec
 
 MAX_FEATURES = 4096
 MAX_CATEGORIES = 100_000
 MAX_NAME_LENGTH = 256
 MAX_QUANTILES = 1000
-KNOWN_ROLES = TEXT_ROLES + POSITION_ROLES
+MAX_CURRENCIES = 1000
+KNOWN_ROLES = (*TEXT_ROLES, *POSITION_ROLES, "currency")
 RESERVED = {*ID_FIELDS, "event_time"} - {"merchant_id"}
 
 
@@ -35,6 +40,7 @@ def expect_specification(spec: FeatureSpec, path: Path) -> None:
         (lambda: len(set(roles)) == len(roles), "names a role twice"),
         (lambda: {*roles} <= {*KNOWN_ROLES}, f"has a role that is none of {', '.join(KNOWN_ROLES)}"),
         (lambda: names[: len(spec.derived)] == list(spec.derived), "has a history feature behind one of the request"),
+        (lambda: _currencies_hold(spec), "has currencies without their role, or scales that are none"),
         (lambda: spec.kind != "features" or not (roles or spec.derived), "is of ready features, and asks for history"),
     ]
     for holds, otherwise in checks:
@@ -43,6 +49,21 @@ def expect_specification(spec: FeatureSpec, path: Path) -> None:
     for feature in spec.features:
         if wrong := _wrong_with(feature, set(roles) if spec.kind != "features" else set()):
             raise BundleError(f"{path}: feature {feature.name[:MAX_NAME_LENGTH]!r} {wrong}")
+
+
+def _currencies_hold(spec: FeatureSpec) -> bool:
+    if spec.currencies is msgspec.UNSET:
+        return all(role.name != "currency" for role in spec.roles)
+    by_role = [role for role in spec.roles if role.name == "currency"]
+    return (
+        len(by_role) == 1
+        and 1 <= len(spec.currencies) <= MAX_CURRENCIES
+        and (len(spec.currencies) == 1 or not by_role[0].missing)
+        and all(
+            0 <= currency.minor_digits <= MAX_MINOR_DIGITS and 1 <= currency.typical_minor_units < MAX_WHOLE_FLOAT
+            for currency in spec.currencies.values()
+        )
+    )
 
 
 def expect_preprocessor(spec: FeatureSpec, amount_quantiles: Sequence[float], path: Path) -> None:

@@ -373,4 +373,5 @@ def _decided(
         said.roles.get("merchant_id"),
         said.amount,
         row.reasons,
+        msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
     )

@@ -17,8 +17,8 @@ from msgspec import Meta
 
 from fraud.errors import InvalidRequest, RequestError
 from fraud.pipeline.requests import transaction_id_of
-from fraud.refusals import explained
-from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, refuse_controls, time_ms
+from fraud.refusals import explained, refuse_controls
+from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, time_ms
 from fraud.serving.answers import RowsRefused
 from fraud.serving.contract import Either, Problem, Refused, described_by
 from fraud.serving.http import Answer, Call, Route

@@ -11,7 +11,8 @@ import msgspec
 
 from fraud.errors import UnknownCustomer
 from fraud.history.profile import ReadableProfile, readable_profile
-from fraud.schema import MAX_ID_LENGTH, refuse_controls
+from fraud.refusals import refuse_controls
+from fraud.schema import MAX_ID_LENGTH
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
 from fraud.stores.protocol import Store

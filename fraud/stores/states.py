@@ -49,7 +49,7 @@ class Change:
             decided,
             apply_labels,
             event_times,
-            np.array([d.amount for d in decided], np.float64),
+            np.array([d.history_amount for d in decided], np.float64),
             np.maximum(event_times, np.array(label_times, np.int64)),
         )
 
