@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import bentoml
 
-from fraud.models.active import active_tags, bundle_paths, pack, packed_versions
+from fraud.models.served import Packed, Served, pack
 from fraud.serving import scoring
 from fraud.serving.app import FrontedService
 from fraud.serving.connections import ConnectionLimits, install
@@ -42,8 +42,10 @@ class FraudBento:
     def check() -> None:
         """Fail before a worker starts when there is no model to serve, or no key to serve it to."""
         Gate.of(settings)
-        for tag in active_tags(settings, packed_versions(FraudBento)).values():
-            bundle_paths(tag)
+        served = Served(settings.models, Packed.of(FraudBento))
+        for tag in served.champions().values():
+            served.folders(tag)
+        served.hand_down()
 
     @bentoml.on_startup
     async def start(self) -> None:
@@ -54,7 +56,7 @@ class FraudBento:
         from fraud.serving.operations import Operations
         from fraud.stores.opening import StoreOptions, open_store
 
-        self.operations = Operations(settings, packed_versions(FraudBento))
+        self.operations = Operations(settings, Packed.of(FraudBento))
         models = self.operations.models
         await models.load()
         pipeline = Pipeline(
@@ -96,4 +98,4 @@ class FraudBento:
         return Explained.model_validate(await scoring.predictions(self.engine, instances, model, explain=True))
 
 
-pack(FraudBento, settings)
+pack(FraudBento, settings.models)

@@ -25,8 +25,8 @@ from typing import Any
 
 from bench.hardware import describe_hardware
 from bench.servers import free_port
-from fraud.models.active import active_tags, bundle_paths
-from fraud.settings import Settings
+from fraud.models.served import Served
+from fraud.settings import ModelSettings
 from load_tests.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +81,9 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="*", default=list(DEFAULT), help=", ".join(SCENARIOS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     given, options = parser.parse_known_args()
-    served = next(iter(active_tags(Settings.read()).values()))
-    options += ["--features", str(bundle_paths(served)[1] / "features.json")]
+    served = Served(ModelSettings.read())
+    default = next(iter(served.champions().values()))
+    options += ["--features", str(served.folders(default)[1] / "features.json")]
     kept = json.loads(given.out.read_text()) if given.out.is_file() else {"scenarios": {}}
     for scenario in given.scenarios:
         hardware = describe_hardware(("bentoml", "lightgbm", "locust", "numba"))

@@ -97,10 +97,11 @@ class ModelSettings(Group):
     """Which models are served, and how their versions change."""
 
     names: str = Field(
-        "fraud-transaction",
+        "",
         validation_alias="FRAUD_MODEL",
         description="Models to serve, comma-separated, the first being the default: a name follows the "
-        "production alias of the local registry, name:version pins a version of the Bento store.",
+        "production alias of the local registry, name:version pins a version of the Bento store. Empty: the one model "
+        "that is in production.",
     )
     bentoml_home: Path = Field(
         Path.home() / "bentoml",
@@ -119,6 +120,11 @@ class ModelSettings(Group):
     canary_share: float = Field(
         0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
     )
+
+    @staticmethod
+    def hand_down(names: str) -> None:
+        """Set FRAUD_MODEL for the processes that are started from this one."""
+        os.environ["FRAUD_MODEL"] = names
 
 
 class ScoringSettings(Group):

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Serve the model in production. Where there is none yet: simulate transactions, train on them, promote the result.
 set -eu
-model=fraud-transaction
-if ! "$BIN/fraud" models $model:production >/dev/null 2>&1; then
+if ! "$BIN/fraud" models --production >/dev/null 2>&1; then
+  model=fraud-transaction
   echo "no model in production yet: simulating transactions and training a first one"
   "$BIN/fraud" simulate --customers 400 --days 90 --seed 1 --out "$WORK/data/simulated.parquet"
   "$BIN/fraud" train --data "$WORK/data/simulated.parquet" --mapping examples/simulated.yaml --config examples/quick.yaml --runs "$WORK/runs"

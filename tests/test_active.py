@@ -29,6 +29,7 @@ from fraud.models.bundle import read_manifest, short
 from fraud.models.following import Following
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
+from fraud.models.served import Packed, Served
 from fraud.models.turns import short_turns
 from fraud.settings import ModelSettings, Settings
 from tests.tiny import write_tiny_bundle
@@ -250,6 +251,75 @@ async def test_unreadable_registry_leaves_everything(home: Home) -> None:
     assert worker.served == home.digests[0]
     assert worker.models.describe()["registry_readable"] is False
     await worker.models.close()
+
+
+def rewrite(home: Home, version: int, by: int) -> None:
+    """Put another consistent bundle in the place of a version: all its files, and the preprocessor that it names."""
+    folder = home.path / "models" / NAME / short(home.digests[version])
+    for path in (home.path / "models" / NAME / short(home.digests[by])).iterdir():
+        shutil.copyfile(path, folder / path.name)
+
+
+@in_loop
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_a_rewritten_store_is_not_served_under_another_digest(home: Home, pinned: bool) -> None:
+    rewrite(home, 0, by=1)
+    pin = Settings(models=ModelSettings(FRAUD_MODEL=home.tags[0], BENTOML_HOME=home.path))
+    settings = pin if pinned else home.settings()
+    with pytest.raises(BundleError, match=rf"should be {home.tags[0]}; it holds {NAME}, bundle {home.digests[1]}"):
+        await start(settings)
+
+
+@in_loop
+async def test_a_rewritten_version_is_not_swapped_in_nor_explains_what_it_did_not_decide(home: Home) -> None:
+    worker = await start(home.settings())
+    rewrite(home, 1, by=2)
+    home.promote(1)
+    await worker.models.check()
+    assert worker.served == home.digests[0]
+    assert [swap["code"] for swap in worker.models.describe()["failed_swaps"]] == ["bundle"]
+    await worker.models.load_past(NAME, home.digests[1])
+    assert worker.models.past == {}
+    await worker.models.load_past(NAME, home.digests[2])
+    assert list(worker.models.past) == [home.digests[2]]
+    await worker.models.close()
+
+
+def test_a_tag_and_the_registry_both_say_which_bundle_it_is(home: Home) -> None:
+    served = Served(home.settings().models)
+    assert served.read(home.tags[0]).digest == home.digests[0]
+    forged = home.digests[0][:-1] + ("0" if home.digests[0][-1] != "0" else "1")
+    with contextlib.closing(sqlite3.connect(home.registry.path)) as db, db:
+        db.execute("update versions set digest = ? where digest = ?", (forged, home.digests[0]))
+    with pytest.raises(BundleError, match=f"should be bundle {forged} by the registry; it holds {home.digests[0]}"):
+        served.read(home.tags[0])
+
+
+def test_a_bundle_of_another_name_or_preprocessor_is_refused(home: Home) -> None:
+    store = BentoStore(home.path)
+    model, preprocessor = store.bundle_paths(home.tags[0])
+    shutil.copytree(model, home.path / "models" / "other" / model.name)
+    shutil.copytree(preprocessor, home.path / "models" / "other-preprocessor" / preprocessor.name)
+    with pytest.raises(BundleError, match=f"should be other:{model.name}; it holds {NAME}"):
+        store.read(f"other:{model.name}")
+    (preprocessor / "features.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"features\.json is changed"):
+        store.read(home.tags[0])
+
+
+@in_loop
+async def test_a_packed_version_must_be_its_tags_bundle_too(home: Home, tmp_path: Path) -> None:
+    """A Bento's own store is looked at first, and there is no registry in it."""
+    shutil.copytree(home.path / "models", tmp_path / "bento" / "models")
+    home.registry.path.unlink()
+    packed = Packed({NAME: short(home.digests[1])}, tmp_path / "bento" / "models")
+    served = Served(ModelSettings(BENTOML_HOME=home.path), packed)
+    assert served.champions() == {NAME: home.tags[1]}
+    assert served.folders(home.tags[1])[0].is_relative_to(tmp_path / "bento")
+    moved = Home(tmp_path / "bento", home.registry, home.tags, home.digests)
+    rewrite(moved, 1, by=2)
+    with pytest.raises(BundleError, match=f"should be {home.tags[1]}"):
+        await ActiveModels(Settings(models=ModelSettings(BENTOML_HOME=home.path)), packed).load()
 
 
 @in_loop

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from fraud.checks.sandbox import Client, Sandbox, connected, fresh, quantile, sandbox
+from fraud.models.find import IN_PRODUCTION
 
 VARIANTS = 64
 BAD_AMOUNTS: tuple[Any, ...] = (None, -1.0, 0, "12", True, [1.0])
@@ -54,7 +55,9 @@ def batching(
     users: Annotated[int, typer.Option(min=2, help="Callers at the same time, each on a connection of his own.")] = 200,
     bad: Annotated[Any, typer.Option(parser=_percent, metavar="SHARE", help="Share of the rows that are bad.")] = "5%",
     requests: Annotated[int, typer.Option(min=1, help="Requests of each caller, one after another.")] = 10,
-    model: Annotated[str, typer.Option(help="A bundle folder, or NAME[:REF].")] = "fraud-transaction",
+    model: Annotated[
+        str, typer.Option(help="A bundle folder, or NAME[:REF]; what is in production if none.")
+    ] = IN_PRODUCTION,
     workers: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:

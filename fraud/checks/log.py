@@ -21,6 +21,7 @@ from fraud.checks import audit as auditing
 from fraud.checks.sandbox import Sandbox, connected, fresh, sandbox
 from fraud.decisions.chain import key_of
 from fraud.models.bundle import short
+from fraud.models.find import IN_PRODUCTION
 from fraud.models.scorer import Scorer
 from fraud.stores.log import decode_record
 from fraud.stores.sqlite_log import SqliteLog
@@ -30,7 +31,7 @@ AUDIT_KEY = "a key for fraud verify"
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True, highlight=False)
 
-ModelName = Annotated[str, typer.Option("--model", help="A bundle folder, or NAME[:REF].")]
+ModelName = Annotated[str, typer.Option("--model", help="A bundle folder, or NAME[:REF]; by default what serves.")]
 Workers = Annotated[int, typer.Option(min=1)]
 
 
@@ -77,7 +78,7 @@ class Kept:
 def audit(
     rows: Annotated[int, typer.Option(min=10, help="Decisions to make.")] = 2000,
     flips: Annotated[int, typer.Option(min=1, help="Bytes to change, one after another.")] = 100,
-    model: ModelName = "fraud-transaction",
+    model: ModelName = IN_PRODUCTION,
     workers: Workers = 2,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
@@ -91,7 +92,7 @@ def audit(
 @app.command()
 def replay(
     rows: Annotated[int, typer.Option(min=10, help="Decisions to make.")] = 10_000,
-    model: ModelName = "fraud-transaction",
+    model: ModelName = IN_PRODUCTION,
     workers: Workers = 2,
 ) -> None:
     """Make decisions with two versions, one after the other, and score all of them again from record and bundle."""
@@ -99,7 +100,7 @@ def replay(
         asyncio.run(filled(box, rows, swap_at=rows // 2))
         box.kill()
         result = auditing.replay(
-            SqliteLog(box.log), lambda name, digest: Scorer.load(*box.store.bundle_paths(f"{name}:{short(digest)}"))
+            SqliteLog(box.log), lambda name, digest: Scorer.of(box.store.read(f"{name}:{short(digest)}", digest))
         )
     by_version = ", ".join(f"{short(digest)}: {n}" for digest, n in result.rows.items())
     out.print(f"{sum(result.rows.values())} decisions scored again, by version {by_version}")
@@ -113,7 +114,7 @@ def replay(
 @app.command()
 def chaos(
     kills: Annotated[int, typer.Option(min=1, help="How often: a worker and the whole server in turn.")] = 20,
-    model: ModelName = "fraud-transaction",
+    model: ModelName = IN_PRODUCTION,
     workers: Workers = 2,
     users: Annotated[int, typer.Option(min=1, help="Callers that ask without a pause.")] = 8,
     seed: Annotated[int, typer.Option()] = 1,

@@ -16,6 +16,7 @@ from rich.console import Console
 from fraud.checks.sandbox import Client, Sandbox, connected, fresh, quantile, sandbox
 from fraud.decisions.verdict import verdict_of
 from fraud.models.bundle import read_manifest, short
+from fraud.models.find import IN_PRODUCTION
 from fraud.models.scorer import Scorer
 
 SWAP_LIMIT_S = 20.0
@@ -62,7 +63,9 @@ class Swapped:
 @app.command()
 def swap(
     cycles: Annotated[int, typer.Option(min=2, help="How often the version in production changes.")] = 20,
-    model: Annotated[str, typer.Option(help="A bundle folder, or NAME[:REF].")] = "fraud-transaction",
+    model: Annotated[
+        str, typer.Option(help="A bundle folder, or NAME[:REF]; what is in production if none.")
+    ] = IN_PRODUCTION,
     workers: Annotated[int, typer.Option(min=1)] = 2,
     rate: Annotated[float, typer.Option(min=1, help="Requests a second, in an open loop.")] = 50.0,
     connections: Annotated[int, typer.Option(min=1)] = 16,
@@ -93,7 +96,7 @@ def swap(
 
 async def measure_swaps(box: Sandbox, cycles: int, rate: float, connections: int) -> Swapped:
     """Run a sandbox's server under load, half of the time without swaps, half with."""
-    scorers = {digest: Scorer.load(*box.store.bundle_paths(f"{box.name}:{short(digest)}")) for digest in box.digests}
+    scorers = {digest: Scorer.of(box.store.read(f"{box.name}:{short(digest)}", digest)) for digest in box.digests}
     broken = break_bundle(box)
     await box.start()
     await offered(box, scorers, rate, connections, asyncio.create_task(asyncio.sleep(2)))  # warm, not counted

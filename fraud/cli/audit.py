@@ -101,10 +101,10 @@ def replay_(
     settings = Settings.read()
 
     def scorer_of(name: str, digest: str) -> Scorer:
-        from fraud.models.active import bundle_paths
+        from fraud.models.bento_store import BentoStore
         from fraud.models.bundle import short
 
-        return Scorer.load(*bundle_paths(f"{name}:{short(digest)}"))
+        return Scorer.of(BentoStore(settings.models.bentoml_home).read(f"{name}:{short(digest)}", digest))
 
     started = time.perf_counter()
     result = replay(log_of(settings), scorer_of, None if everything else last)

@@ -31,7 +31,7 @@ StoreUrl = Annotated[str | None, typer.Option("--store", help="The store's URL; 
 
 @app.callback()
 def history(
-    ctx: typer.Context, model: Annotated[str, typer.Option(help="Whose aliases.")] = "fraud-transaction"
+    ctx: typer.Context, model: Annotated[str | None, typer.Option(help="Whose aliases; every model's if none.")] = None
 ) -> None:
     """Show who promoted or rolled back what, when and why, newest first; the commands below are of the store."""
     if ctx.invoked_subcommand is None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fraud.errors import FraudError, RegistryError
 from fraud.models.bundle import short
+from fraud.models.names import checked_name
 from fraud.models.registry_rows import Version
 from wandb_sync.models import Models, Sent
 from wandb_sync.settings import WandbSettings
@@ -24,7 +25,12 @@ out = Console(soft_wrap=True)
 wide = Console(width=max(out.width, 160))  # a table that is cut off tells nothing
 
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the history.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, such as fraud-transaction.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A model, such as fraud-transaction.", callback=lambda name: checked_name(name)
+    ),
+]
 NameReference = Annotated[
     str, typer.Argument(metavar="NAME:REF", help="REF is an alias (candidate), a version (v3) or a bundle digest.")
 ]
@@ -161,10 +167,17 @@ def models_(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME[:REF]", help="One model, or one version of it; all when left out.")
     ] = None,
+    production: Annotated[
+        bool, typer.Option("--production", help="What is in production alone; exit code 1 where nothing is.")
+    ] = False,
 ) -> None:
     """List the versions in this machine's registry with their aliases, metrics and W&B versions."""
     registry = models().registry
     listed = [registry.resolve(*split(name))] if name and ":" in name else registry.versions(name)
+    if production:
+        listed = [version for version in listed if "production" in version.aliases]
+        if not listed:
+            raise RegistryError("no model is in production; fraud promote NAME:candidate puts one there")
     table = Table("model", "aliases", "Bento store", "average precision", "W&B", "registered", box=None)
     for version in listed:
         metric = version.metrics.get("average_precision")
@@ -184,7 +197,7 @@ def split(what: str) -> tuple[str, str]:
     name, _, reference = what.partition(":")
     if not reference:
         raise RegistryError(f"{what!r} names no version; give for example {what}:candidate or {what}:v3")
-    return name, reference
+    return checked_name(name), reference
 
 
 def show_version(what: str, version: Version) -> None:

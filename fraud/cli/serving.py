@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fraud.errors import NotReady
-from fraud.models.find import load_bundle
+from fraud.models.find import IN_PRODUCTION, load_bundle
 
 app = typer.Typer()
 out = Console(soft_wrap=True)
@@ -23,8 +23,9 @@ out = Console(soft_wrap=True)
 def try_(
     url: Annotated[str, typer.Option(help="Where the service listens.")] = "http://localhost:3000",
     model: Annotated[
-        str, typer.Option(help="Whose golden request is sent: a bundle folder, or NAME[:REF].")
-    ] = "fraud-transaction",
+        str,
+        typer.Option(help="Whose golden request is sent: a bundle folder, or NAME[:REF]; what is served if none."),
+    ] = IN_PRODUCTION,
     wait: Annotated[float, typer.Option(min=0, help="How long to wait for the service to be ready, seconds.")] = 60.0,
     key: Annotated[str | None, typer.Option(envvar="FRAUD_API_KEY", help="An API key, where one is needed.")] = None,
 ) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import DataError
+from fraud.models.names import checked_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +104,7 @@ def train(
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
     _expect_kind(mapped, kind)
+    name = checked_name(name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"))
     with models().outbox.watch() as watch, _stages() as progress:
         progress("read", 0, 1)
         table = load_table(data, mapped)
@@ -112,7 +114,7 @@ def train(
             table,
             mapped,
             configured,
-            name=name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"),
+            name=name,
             dataset=dataset,
             runs=runs,
             progress=progress,

@@ -15,19 +15,17 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import bentoml
 import msgspec
 
-from fraud.errors import FraudError, RegistryError
-from fraud.models.bundle import read_manifest, short
+from fraud.errors import FraudError
+from fraud.models.bundle import short
 from fraud.models.following import ASKED, Following
-from fraud.models.registry import Registry
+from fraud.models.served import Packed, Served
 from fraud.models.turns import short_turns
 from fraud.settings import Settings
 
@@ -40,93 +38,6 @@ Role = Literal["champion", "challenger"]
 MAX_RETRY_S = 60.0
 MAX_PAST = 2
 """Versions that stay loaded though they are served no more, to explain what they decided."""
-
-
-def active_tags(settings: Settings, packed: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Bento store tags of the models to serve, by the name a request may ask for; the first is the default.
-
-    ``name:version`` in the settings is a tag already. A name alone is the version packed into the Bento that runs,
-    else the one in production by the registry, else the only one that the store has.
-
-    Parameters
-    ----------
-    packed : mapping of str to str, optional
-        Versions by name of the models in the Bento.
-
-    Raises
-    ------
-    RegistryError
-        A name has no version in production, and not exactly one in the store.
-    """
-    registry = Registry(settings.models.bentoml_home / "fraud" / "registry.db")
-    tags = {}
-    for wanted in settings.models.names.split(","):
-        name, _, version = wanted.strip().partition(":")
-        if not version and packed and name in packed:
-            version = packed[name]
-        if not version:
-            digest = registry.digest_of(name, "production")
-            version = short(digest) if digest else _only_version(name)
-        tags[name] = f"{name}:{version}"
-    return tags
-
-
-def _only_version(name: str) -> str:
-    try:
-        found = sorted(str(model.tag.version) for model in bentoml.models.list(name))
-    except bentoml.exceptions.NotFound:
-        found = []
-    if len(found) != 1:
-        versions = f"versions {', '.join(found)}, none of them in production" if found else "no version"
-        raise RegistryError(
-            f"the Bento store has {versions} of {name!r}; train, import and promote one, "
-            "or pin one with FRAUD_MODEL=name:version"
-        )
-    return found[0]
-
-
-def bundle_paths(tag: str) -> tuple[Path, Path]:
-    """Folders of a model and of its preprocessor in the Bento store.
-
-    Raises
-    ------
-    RegistryError
-        The store lacks one of them.
-    """
-    model = _folder(tag)
-    name = tag.partition(":")[0]
-    return model, _folder(f"{name}-preprocessor:{short(read_manifest(model)[1].preprocessor_digest)}")
-
-
-def _folder(tag: str) -> Path:
-    try:
-        return Path(bentoml.models.get(tag).path)
-    except bentoml.exceptions.NotFound:
-        raise RegistryError(f"the Bento store has no {tag}") from None
-
-
-def packed_versions(service: Any) -> dict[str, str]:
-    """Versions by name of the models in the Bento that runs; none when the service runs from its source."""
-    bento = service.bento
-    return {} if bento is None else {model.tag.name: model.tag.version for model in bento.info.all_models}
-
-
-def pack(service: Any, settings: Settings) -> None:
-    """Name the models that `bentoml build` puts into the Bento; none while there is none to serve."""
-    with contextlib.suppress(RegistryError):  # serving says what is missing
-        for tag in active_tags(settings).values():
-            for folder in bundle_paths(tag):
-                service.models.append(bentoml.models.BentoModel(f"{folder.parent.name}:{folder.name}"))
-
-
-def challenger_tags(settings: Settings, champions: Mapping[str, str]) -> dict[str, str]:
-    """Bento store tags of the versions that the registry's challenger alias names, by the model they challenge."""
-    if not settings.models.shadow and not settings.models.canary_share:
-        return {}
-    registry = Registry(settings.models.bentoml_home / "fraud" / "registry.db")
-    digests = {name: registry.digest_of(name, "challenger") for name in champions}
-    tags = {name: f"{name}:{short(digest)}" for name, digest in digests.items() if digest}
-    return {name: tag for name, tag in tags.items() if tag != champions[name]}
 
 
 @dataclass(frozen=True)
@@ -160,26 +71,24 @@ class ActiveModels:
     Parameters
     ----------
     settings : Settings
-    packed : mapping of str to str
-        Versions by name of the models in the Bento that runs.
+    packed : Packed, optional
+        What the Bento that runs holds.
     on_swap : callable
         Is told of every `Swap`, those at start included.
     """
 
     def __init__(
-        self, settings: Settings, packed: Mapping[str, str] | None = None, on_swap: Callable[[Swap], None] | None = None
+        self, settings: Settings, packed: Packed | None = None, on_swap: Callable[[Swap], None] | None = None
     ) -> None:
         self._settings = settings
-        self._packed = packed
+        self._served = Served(settings.models, packed)
         self._on_swap = on_swap or (lambda swap: None)
         self._tags: dict[Key, str] = {}
         self._scorers: dict[Key, Scorer] = {}
         self.past: dict[str, Scorer] = {}
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
-        registry = Registry(settings.models.bentoml_home / "fraud" / "registry.db")
-        named = [name.strip() for name in settings.models.names.split(",")]
-        self.following = Following(registry, [n for n in named if ":" not in n and n not in (packed or {})])
+        self.following = Following(self._served.registry, self._served.followed())
         self._install: Install = lambda champions, challengers: None
         self._lock = asyncio.Lock()
         self._past_lock = asyncio.Lock()
@@ -254,7 +163,7 @@ class ActiveModels:
                 return
             try:
                 with short_turns():
-                    scorer = await self._in_thread(self._load, f"{name}:{short(digest)}")
+                    scorer = await self._in_thread(self._load, f"{name}:{short(digest)}", digest)
             except FraudError as error:
                 logger.error("decisions of %s %s cannot be explained: %s", name, digest, error)
                 return
@@ -314,8 +223,8 @@ class ActiveModels:
             await asyncio.sleep(self._settings.models.poll_s * random.uniform(0.8, 1.2))
 
     def _wanted(self) -> dict[Key, str]:
-        champions = active_tags(self._settings, self._packed)
-        challengers = challenger_tags(self._settings, champions)
+        champions = self._served.champions()
+        challengers = self._served.challengers(champions)
         return {(name, "champion"): tag for name, tag in champions.items()} | {
             (name, "challenger"): tag for name, tag in challengers.items()
         }
@@ -351,11 +260,12 @@ class ActiveModels:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return self._load(tag)
 
-    def _load(self, tag: str) -> Scorer:
+    def _load(self, tag: str, digest: str | None = None) -> Scorer:
         from fraud.models.scorer import Scorer
 
-        model, preprocessor = bundle_paths(tag)
-        return Scorer.load(model, preprocessor, max_ahead_ms=round(self._settings.scoring.max_clock_ahead_s * 1000))
+        return Scorer.of(
+            self._served.read(tag, digest), max_ahead_ms=round(self._settings.scoring.max_clock_ahead_s * 1000)
+        )
 
     def _failed(self, key: Key, tag: str, error: Exception) -> None:
         failure = self._failures.get(key)

@@ -21,13 +21,14 @@ from fraud.models.bundle import (
     MODEL_YAML,
     MOST_BYTES,
     PREPROCESSOR_FILES,
+    Bundle,
     Manifest,
     read_bundle,
     read_files,
     read_manifest,
     short,
 )
-from fraud.models.names import checked_name, checked_tag
+from fraud.models.names import checked_name, checked_tag, is_name
 from fraud.models.plain_files import read_plain
 
 
@@ -44,10 +45,12 @@ class BentoStore:
     ----------
     bentoml_home : Path
         Its ``models`` folder is the store; ``fraud/staging`` beside it holds what is not finished.
+    models : Path, optional
+        The store where it is another folder: a Bento's own.
     """
 
-    def __init__(self, bentoml_home: Path) -> None:
-        self.models = bentoml_home / "models"
+    def __init__(self, bentoml_home: Path, models: Path | None = None) -> None:
+        self.models = models or bentoml_home / "models"
         self.staging = bentoml_home / "fraud" / "staging"
 
     def bundle_paths(self, tag: str) -> tuple[Path, Path]:
@@ -68,6 +71,43 @@ class BentoStore:
             raise RegistryError(f"the Bento store {self.models} has {tag}, but not its {preprocessor_tag}")
         return model, preprocessor
 
+    def read(self, tag: str, digest: str | None = None) -> Bundle:
+        """Return the audited bundle of a tag, whose name and digits it must have, and this `digest` if one is given.
+
+        Every file was compared with the manifest; here the manifest is compared with what was asked for, since
+        whoever can write the store could put another consistent bundle there.
+
+        Raises
+        ------
+        RegistryError
+            The store does not hold it.
+        BundleError
+            It is damaged, or another one.
+        """
+        name, version = checked_tag(tag)
+        model, preprocessor = self.bundle_paths(tag)
+        bundle = read_bundle(model, preprocessor)
+        if (bundle.manifest.name, bundle.version) != (name, version):
+            raise BundleError(f"{model} should be {tag}; it holds {bundle.manifest.name}, bundle {bundle.digest}")
+        if digest is not None and bundle.digest != digest:
+            raise BundleError(f"{model} should be bundle {digest} by the registry; it holds {bundle.digest}")
+        if preprocessor.name != short(bundle.manifest.preprocessor_digest):
+            raise BundleError(
+                f"{preprocessor} should hold the preprocessor {preprocessor.name}; "
+                f"it holds {bundle.manifest.preprocessor_digest}"
+            )
+        return bundle
+
+    def has_folder(self, tag: str) -> bool:
+        """Whether there is anything under this tag, whole or not."""
+        return self._folder(tag).is_dir()
+
+    def names(self) -> list[str]:
+        """Models in the store, without what stands beside them."""
+        if not self.models.is_dir():
+            return []
+        return sorted(path.name for path in self.models.iterdir() if path.is_dir() and is_name(path.name))
+
     def versions(self, name: str) -> list[str]:
         """Versions of a model in the store, 16 hexadecimal digits each; a damaged one counts."""
         folder = self.models / checked_name(name)
@@ -79,7 +119,7 @@ class BentoStore:
         if not self._folder(tag).is_dir():
             return False
         try:
-            return read_bundle(*self.bundle_paths(tag)).digest == digest
+            return self.read(tag, digest).digest == digest
         except (BundleError, RegistryError):
             return False
 

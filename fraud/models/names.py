@@ -22,7 +22,7 @@ PARTS = ("-preprocessor", "-dataset")
 
 Digest = Annotated[str, msgspec.Meta(pattern=f"^{DIGEST}$")]
 
-_NAME, _VERSION, _DIGEST = (re.compile(pattern) for pattern in (NAME, VERSION, DIGEST))
+_NAME, _VERSION = (re.compile(pattern) for pattern in (NAME, VERSION))
 
 
 class BadName(RegistryError):
@@ -39,7 +39,7 @@ class Tag(NamedTuple):
         return f"{self.name}:{self.version}"
 
 
-def checked_name(name: str, what: str = "model name") -> str:
+def checked_name(name: str, *, what: str = "model name") -> str:
     """Return a model's name, if it is one.
 
     Raises
@@ -76,6 +76,6 @@ def checked_tag(tag: str) -> Tag:
     return Tag(name, version)
 
 
-def is_digest(text: object) -> bool:
-    """Whether this is ``sha256:`` and 64 hexadecimal digits."""
-    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
+def is_name(text: str) -> bool:
+    """Whether a model may be called so."""
+    return _NAME.fullmatch(text) is not None and not text.endswith(PARTS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -18,13 +17,12 @@ from typing import Any
 
 from fraud.errors import RegistryError
 from fraud.models import registry_rows as rows
+from fraud.models.names import checked_name
 from fraud.models.registry_rows import Event, EventKind, Following, Pending, Version
 
 __all__ = ["ALIASES", "Event", "Following", "Pending", "Registry", "Version"]
 
 ALIASES = ("candidate", "challenger", "production", "previous")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class Registry:
@@ -38,6 +36,11 @@ class Registry:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @classmethod
+    def beside(cls, bentoml_home: Path) -> Registry:
+        """Return the registry of the Bento store of a BENTOML_HOME."""
+        return cls(bentoml_home / "fraud" / "registry.db")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -102,8 +105,7 @@ class Registry:
         facts : dict
             What the promotion gate compares: kind, features_digest, libraries.
         """
-        if not _NAME.fullmatch(name):
-            raise RegistryError(f"model name {name!r}: allowed are letters, digits, - and _, at most 64")
+        checked_name(name)
         with self._transaction() as db:
             row = db.execute("select version from versions where name = ? and digest = ?", (name, digest)).fetchone()
             if row is None:
@@ -163,6 +165,25 @@ class Registry:
                 (name, alias),
             ).fetchone()
             return None if row is None else str(row["digest"])
+
+    def digest_beginning(self, name: str, version: str) -> str | None:
+        """Digest of the bundle of a model whose first hexadecimal digits are `version`, or None where it is unknown.
+
+        Raises
+        ------
+        RegistryError
+            Two bundles begin like this.
+        """
+        with self._reading() as db:
+            found = [] if db is None else rows.digests_beginning(db, name, version)
+        if len(found) > 1:
+            raise RegistryError(f"{name}:{version} could be any of {', '.join(found)}")
+        return found[0] if found else None
+
+    def names_in_production(self) -> list[str]:
+        """Models that have a version in production, by name."""
+        with self._reading() as db:
+            return [] if db is None else rows.names_with(db, "production")
 
     def set_wandb_version(self, name: str, digest: str, wandb_version: str) -> None:
         with self._transaction() as db:

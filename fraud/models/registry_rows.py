@@ -111,6 +111,15 @@ def find(db: sqlite3.Connection, name: str, reference: str) -> list[int]:
     return [row["version"] for row in rows]
 
 
+def digests_beginning(db: sqlite3.Connection, name: str, digits: str) -> list[str]:
+    rows = db.execute("select digest from versions where name = ? and digest glob ?", (name, f"sha256:{digits}*"))
+    return [row["digest"] for row in rows]
+
+
+def names_with(db: sqlite3.Connection, alias: str) -> list[str]:
+    return [row["name"] for row in db.execute("select name from aliases where alias = ? order by name", (alias,))]
+
+
 def target(db: sqlite3.Connection, name: str, alias: str) -> int | None:
     row = db.execute("select version from aliases where name = ? and alias = ?", (name, alias)).fetchone()
     return None if row is None else int(row["version"])

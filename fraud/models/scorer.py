@@ -58,7 +58,12 @@ class Scorer:
         BundleError
             The bundle is damaged or foreign, or scores a golden row otherwise than in training.
         """
-        scorer = cls(read_bundle(model_dir, preprocessor_dir), max_ahead_ms)
+        return cls.of(read_bundle(model_dir, preprocessor_dir), max_ahead_ms)
+
+    @classmethod
+    def of(cls, bundle: Bundle, max_ahead_ms: int = 86_400_000) -> Scorer:
+        """Build an audited bundle, check it against its golden rows and warm it up; raises `BundleError`."""
+        scorer = cls(bundle, max_ahead_ms)
         scorer.verify()
         scorer.model.warm_up()
         return scorer

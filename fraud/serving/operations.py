@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fraud.models.active import ActiveModels
+from fraud.models.served import Packed
 from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
@@ -26,8 +27,8 @@ class Operations:
     Parameters
     ----------
     settings : Settings
-    packed : mapping of str to str
-        Versions by name of the models in the Bento that runs.
+    packed : Packed
+        What the Bento that runs holds.
 
     Raises
     ------
@@ -35,7 +36,7 @@ class Operations:
         An API key cannot be read, or keys are required and there is none.
     """
 
-    def __init__(self, settings: Settings, packed: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, packed: Packed) -> None:
         logs.configure_logging(settings.log.level, settings.log.format)
         self.telemetry = Telemetry()
         self.models = ActiveModels(settings, packed, self.telemetry.swapped)
