@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import gc
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 
@@ -16,11 +16,11 @@ from fraud.serving.app import FrontedService
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
 from fraud.serving.descriptors import descriptor
-from fraud.serving.engine import Engine
-from fraud.serving.front_door import Guard, Observer
-from fraud.serving.http import HttpLimits
 from fraud.serving.security import Gate
 from fraud.settings import Settings
+
+if TYPE_CHECKING:
+    from fraud.serving.worker import Worker
 
 settings = Settings.read()
 Question, Predicted, Explained = descriptor(ScoreRequest), descriptor(PredictAnswer), descriptor(ExplainAnswer)
@@ -32,10 +32,14 @@ class FraudBento:
     """Calibrated fraud probabilities, decisions and their exact reasons."""
 
     settings = settings
-    engine = Engine()
-    limits = HttpLimits(settings.http.max_body_bytes, settings.http.body_timeout_s)
-    guards: ClassVar[list[Guard]] = []
-    observers: ClassVar[list[Observer]] = []
+
+    @staticmethod
+    @cache
+    def worker() -> Worker:
+        """Return the parts of this process, made when they are first asked for: in a worker."""
+        from fraud.serving.worker import Worker
+
+        return Worker(settings, Packed.of(FraudBento))
 
     @bentoml.on_deployment
     @staticmethod
@@ -50,52 +54,23 @@ class FraudBento:
     @bentoml.on_startup
     async def start(self) -> None:
         """Load, verify and warm; the worker takes no connection before this is done."""
-        gc.disable()  # until the engine starts
-        from fraud.pipeline.batching import MicroBatcher
-        from fraud.pipeline.decide import Pipeline
-        from fraud.serving.operations import Operations
-        from fraud.stores.opening import StoreOptions, open_store
-
-        self.operations = Operations(settings, Packed.of(FraudBento))
-        models = self.operations.models
-        await models.load()
-        pipeline = Pipeline(
-            models.champions,
-            open_store(settings.store.url, StoreOptions.of(settings)),
-            self.operations.stage,
-            self.operations.telemetry.decided,
-            canary_share=settings.models.canary_share,
-            shadow=self.operations.shadow,
-            record_reasons=settings.scoring.record_reasons,
-            record_unnamed=settings.scoring.record_unnamed,
-            past=models.past,
-        )
-        await pipeline.store.open()
-        batcher = MicroBatcher(
-            self.operations.timed(pipeline.decide_requests),
-            max_batch_rows=settings.scoring.max_batch_rows,
-            bulk_rows=settings.scoring.bulk_rows,
-            max_queued_rows=settings.scoring.max_queued_rows,
-            max_wait_s=settings.scoring.max_wait_s,
-        )
-        self.guards[:], self.observers[:] = self.operations.guards, self.operations.observers
-        self.operations.start(pipeline, batcher)
-        self.engine.start(pipeline, batcher, models)
+        await self.worker().start()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        await self.operations.stop()
-        await self.engine.stop()
+        await self.worker().stop()
 
     @bentoml.api(route="/predict", input_spec=Question, output_spec=Predicted)
     async def predict(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
         """Score transactions: probability, risk level and decision of each."""
-        return Predicted.model_validate(await scoring.predictions(self.engine, instances, model, explain=False))
+        return Predicted.model_validate(
+            await scoring.predictions(self.worker().engine, instances, model, explain=False)
+        )
 
     @bentoml.api(route="/explain", input_spec=Question, output_spec=Explained)
     async def explain(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
         """Score transactions and say why: every feature's contribution in log-odds, and the strongest in words."""
-        return Explained.model_validate(await scoring.predictions(self.engine, instances, model, explain=True))
+        return Explained.model_validate(await scoring.predictions(self.worker().engine, instances, model, explain=True))
 
 
 pack(FraudBento, settings.models)

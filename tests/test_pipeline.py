@@ -480,7 +480,8 @@ def test_an_engine_serves_its_pipeline_until_it_stops(
         store = SqliteStore(tmp_path / "h.db", durable=False)
         pipeline = Pipeline({"fraud-transaction": old}, store, past=versions.past)
         engine = Engine()
-        engine.start(pipeline, MicroBatcher(pipeline.decide_requests), versions)
+        batcher = MicroBatcher(pipeline.decide_requests)
+        engine.start(pipeline, batcher, versions)
         body = json.dumps({"instances": [first]}).encode()
         before = json.loads(await scoring.answer(engine, body, explain=False))["predictions"]
         pipeline.scorers = {"fraud-transaction": new}
@@ -495,7 +496,9 @@ def test_an_engine_serves_its_pipeline_until_it_stops(
         name = {"name": new.name.name, "version": new.name.version, "digest": new.name.digest}
         assert engine.readiness() == {"status": "ready", "queued_rows": 0, "models": [name], "challengers": []}
         assert await engine.refresh() == {"wandb_look": "asked", **engine.readiness()}
-        await engine.stop()
+        engine.stop()
+        await batcher.close()
+        await pipeline.close()
         with pytest.raises(FraudError, match="no model is loaded yet"):
             engine.admit()
 

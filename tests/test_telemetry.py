@@ -335,7 +335,7 @@ def test_traces_carry_the_callers_context_and_the_stages() -> None:
 
 
 def test_tracing_costs_nothing_where_no_endpoint_is_set() -> None:
-    script = "import sys, fraud.serving.operations; print('opentelemetry.exporter.otlp' in ' '.join(sys.modules))"
+    script = "import sys, fraud.serving.worker; print('opentelemetry.exporter.otlp' in ' '.join(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.split()[-1] == "False"
 

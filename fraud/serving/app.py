@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import bentoml
 import orjson
@@ -14,27 +15,31 @@ from fraud.serving.bento_pages import bento_routes
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreRequest
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
-from fraud.serving.http import Answer, ASGIApp, Call, Route
+from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Route
 from fraud.serving.labels import label_routes
 from fraud.serving.openapi import document
 from fraud.serving.profiles import profile_routes
 from fraud.serving.routes import Router
 from fraud.settings import Settings
 
+if TYPE_CHECKING:
+    from fraud.serving.worker import Worker
+
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]
     """A Bento service whose routes are answered before BentoML's middlewares.
 
-    `bentoml.service(service_class=...)` makes it; the class it decorates has `settings`, an `engine`, `limits`,
-    `guards` and `observers`.
+    `bentoml.service(service_class=...)` makes it; the class it decorates has `settings` and a `worker`.
     """
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        bento, app = self.inner, super().to_asgi(is_main=is_main)
-        routes = [*service_routes(bento.engine, bento.settings), *bento_routes(app)]
+        worker: Worker = self.inner.worker()
+        app, settings = super().to_asgi(is_main=is_main), self.inner.settings
+        routes = [*service_routes(worker.engine, settings), *bento_routes(app)]
         version = str(self.bento.tag.version) if self.bento is not None else "from source"
-        routes.append(document_route(routes, self.name, bento.__doc__, version))
-        return for_browsers(FrontDoor(Router(routes), app, bento.limits, bento.guards, bento.observers), bento.settings)
+        routes.append(document_route(routes, self.name, self.inner.__doc__, version))
+        limits = HttpLimits(settings.http.max_body_bytes, settings.http.body_timeout_s)
+        return for_browsers(FrontDoor(Router(routes), app, limits, worker.guards, worker.observers), settings)
 
 
 def service_routes(engine: Engine, settings: Settings) -> list[Route]:

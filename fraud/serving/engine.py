@@ -45,7 +45,7 @@ class Engine:
         """Take a loaded and warm pipeline into service; on the running event loop.
 
         What lives now lives as long as the process: it is taken out of the garbage collector's sight, whose full
-        passes over the imported modules would otherwise stop the service for 50 ms and more. `service.start` kept the
+        passes over the imported modules would otherwise stop the service for 50 ms and more. `Worker.start` kept the
         collector off while it was built, for it would have found next to nothing. Threads take turns each millisecond
         instead of each fifth, so that a large request that is scored in one delays the loop less.
         """
@@ -62,13 +62,9 @@ class Engine:
             raise NotReady("no model is loaded yet")
         return self._pipeline
 
-    async def stop(self) -> None:
-        pipeline, batcher = self._pipeline, self._batcher
+    def stop(self) -> None:
+        """Be not ready from now on; who started the batcher and the pipeline closes them."""
         self._pipeline = self._batcher = None
-        if batcher is not None:
-            await batcher.close()
-        if pipeline is not None:
-            await pipeline.close()
 
     def admit(self) -> Pipeline:
         """Return the pipeline that is to read a request, before any work is done for it.

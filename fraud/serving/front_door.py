@@ -44,8 +44,7 @@ class FrontDoor:
     lifespan : ASGI application
         Is asked to start and to stop, and nothing else; what it should answer is a route.
     guards : sequence of callable
-        Each is called with every request before its body is read, and refuses it by raising a `FraudError`. The
-        sequence may be filled until the first request.
+        Each is called with every request before its body is read, and refuses it by raising a `FraudError`.
     observers : sequence of callable
         Each is called with a request, its answer and the seconds it took, when the answer goes out. The answer that
         an application of its own gave has a status and no body here.

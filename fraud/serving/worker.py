@@ -1,0 +1,165 @@
+"""One worker of the service: all its parts, and the one place where they are made, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+
+from fraud.models.active import ActiveModels
+from fraud.models.scorer import Scorer
+from fraud.models.served import Packed
+from fraud.pipeline.batching import MicroBatcher
+from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.requests import ScoreRequest
+from fraud.pipeline.rows import Outcome
+from fraud.pipeline.shadow import Shadow
+from fraud.serving import logs
+from fraud.serving.engine import Engine
+from fraud.serving.front_door import Guard, Observer
+from fraud.serving.http import Call
+from fraud.serving.security import Gate
+from fraud.serving.telemetry import Telemetry
+from fraud.settings import Settings
+from fraud.stores.opening import StoreOptions, open_store
+
+DecideRequests = Callable[[Sequence[ScoreRequest]], Awaitable[list[list[Outcome]]]]
+
+
+class Worker:
+    """Made once a process that answers requests, before its front door.
+
+    Parameters
+    ----------
+    settings : Settings
+    packed : Packed
+        What the Bento that runs holds.
+
+    Attributes
+    ----------
+    engine : Engine
+        What routes ask; it is not ready before `start` is done, nor after `stop`.
+    guards, observers : list of callable
+        Those of the front door, in the order in which they are called.
+
+    Raises
+    ------
+    SettingsError
+        An API key cannot be read, or keys are required and there is none.
+    """
+
+    def __init__(self, settings: Settings, packed: Packed) -> None:
+        logs.configure_logging(settings.log.level, settings.log.format)
+        self.engine = Engine()
+        self.telemetry = Telemetry()
+        self.models = ActiveModels(settings, packed, self.telemetry.swapped)
+        self.guards: list[Guard] = [_name_request]
+        self.observers: list[Observer] = [self.telemetry.answered]
+        self._settings = settings
+        self._running = AsyncExitStack()
+        self._on_stage: list[Callable[[str, float], None]] = [self.telemetry.stage]
+        self._around_batch: list[Callable[[DecideRequests], DecideRequests]] = []
+        if settings.telemetry.otlp_endpoint:
+            self._trace()
+        self._around_batch.append(self.telemetry.timed)
+        self.guards.append(Gate.of(settings))
+        if settings.log.requests != "none":
+            self.observers.append(logs.RequestLog(settings.log.requests, settings.log.format))
+
+    async def start(self) -> None:
+        """Load, verify and warm everything; what has been started is stopped again when a later part cannot be.
+
+        Each part is started after what it needs, and stopped before it.
+
+        Raises
+        ------
+        FraudError
+            A model or the store cannot be had.
+        """
+        gc.disable()  # until the engine starts
+        async with self._running as starting:
+            await self.models.load()
+            starting.push_async_callback(self.models.close)
+            pipeline = self._pipeline(self._shadow(starting))
+            starting.push_async_callback(pipeline.close)
+            await pipeline.store.open()
+            batcher = self._batcher(pipeline)
+            starting.push_async_callback(batcher.close)
+            self.models.follow(lambda *scorers: self._serve(pipeline, *scorers))
+            self._show(pipeline, batcher)
+            starting.callback(self.telemetry.stop)
+            self.engine.start(pipeline, batcher, self.models)
+            starting.callback(self.engine.stop)
+            self._running = starting.pop_all()
+
+    async def stop(self) -> None:
+        """Stop every part, the last started first."""
+        await self._running.aclose()
+
+    def _pipeline(self, shadow: Shadow | None) -> Pipeline:
+        settings = self._settings
+        return Pipeline(
+            self.models.champions,
+            open_store(settings.store.url, StoreOptions.of(settings)),
+            self._stage,
+            self.telemetry.decided,
+            canary_share=settings.models.canary_share,
+            shadow=shadow,
+            record_reasons=settings.scoring.record_reasons,
+            record_unnamed=settings.scoring.record_unnamed,
+            past=self.models.past,
+        )
+
+    def _batcher(self, pipeline: Pipeline) -> MicroBatcher[ScoreRequest, list[Outcome]]:
+        decide: DecideRequests = pipeline.decide_requests
+        for around in self._around_batch:
+            decide = around(decide)
+        scoring = self._settings.scoring
+        return MicroBatcher(
+            decide,
+            max_batch_rows=scoring.max_batch_rows,
+            bulk_rows=scoring.bulk_rows,
+            max_queued_rows=scoring.max_queued_rows,
+            max_wait_s=scoring.max_wait_s,
+        )
+
+    def _shadow(self, starting: AsyncExitStack) -> Shadow | None:
+        if not self._settings.models.shadow:
+            return None
+        path = self._settings.process.state_dir / "shadow.db"
+        shadow = Shadow(path, self.telemetry.shadowed, self.telemetry.shadow_dropped)
+        starting.push_async_callback(asyncio.to_thread, shadow.close)
+        return shadow
+
+    def _trace(self) -> None:
+        from fraud.serving.tracing import Tracing  # its libraries are loaded only where it is wanted
+
+        tracing = Tracing(self._settings.telemetry.otlp_endpoint, self._settings.telemetry.trace_share)
+        self.guards.append(tracing.begin)
+        self.observers.append(tracing.end)
+        self._on_stage.append(tracing.stage)
+        self._around_batch.append(tracing.traced)
+        self._running.callback(tracing.close)
+
+    def _stage(self, name: str, seconds: float) -> None:
+        for tell in self._on_stage:
+            tell(name, seconds)
+
+    def _serve(self, pipeline: Pipeline, champions: dict[str, Scorer], challengers: dict[str, Scorer]) -> None:
+        pipeline.scorers, pipeline.challengers = champions, challengers
+        self.telemetry.serving(champions, challengers)
+
+    def _show(self, pipeline: Pipeline, batcher: MicroBatcher[ScoreRequest, list[Outcome]]) -> None:
+        self.telemetry.watch(
+            lambda: batcher.queued_rows,
+            lambda: dict(pipeline.counts),
+            pipeline.store.stats,
+            lambda: self.models.following.looks,
+        )
+        self.telemetry.start()
+
+
+def _name_request(call: Call) -> None:
+    """Let every log record of this request carry its id."""
+    logs.request_id.set(call.request_id)
