@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from bench.hardware import describe_hardware
 from bench.model import SEED, table
+from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.model import Model
 from fraud.detectors.lightgbm.text import read_text
 from fraud.detectors.trees.treeshap import TreeShap
@@ -56,7 +57,7 @@ def contenders(n_fit: int = 60_000, n_calibrate: int = 20_000) -> tuple[Model, s
     margins = booster.predict(X[n_fit:], raw_score=True)
     isotonic = IsotonicRegression(out_of_bounds="clip").fit(margins, y[n_fit:])
     text = booster.model_to_string()
-    model = Model(text, {"x": isotonic.X_thresholds_.tolist(), "y": isotonic.y_thresholds_.tolist()})
+    model = Model(text, Calibrator(isotonic.X_thresholds_.tolist(), isotonic.y_thresholds_.tolist()))
     model.warm_up()
     model.verify_contributions(X[:16])
     if model.contributions_fallback:
@@ -121,9 +122,10 @@ STARTED = """
 import json, sys, time
 clock = time.perf_counter
 began = clock()
+from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.model import Model
 imported = clock()
-model = Model(sys.stdin.read(), {"x": [0.0], "y": [0.5]})
+model = Model(sys.stdin.read(), Calibrator([0.0], [0.5]))
 loaded = clock()
 model.warm_up()
 ready, cpu = clock(), time.process_time()

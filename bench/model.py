@@ -21,9 +21,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 
 from fraud.decisions.policy import Policy, RiskLevels
+from fraud.detectors.calibration import Calibrator
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import Featurizer
-from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
+from fraud.models.bundle import Preprocessor, canonical_json, write_bundle
 from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec
 from fraud.simulation.simulate import simulate_transactions
@@ -84,18 +86,25 @@ def write_feature_bundle(
     files = {
         "features.json": canonical_json(spec),
         "preprocessor.json": canonical_json(Preprocessor()),
-        "booster.txt": booster_text.encode(),
-        "calibrator.json": canonical_json(Calibrator(**knots)),
+        **detector_files(booster_text, Calibrator(**knots)),
         "policy.json": canonical_json(POLICY),
         "model_card.md": b"The benchmark's model.\n",
         "metrics.json": canonical_json({}),
         "reference.json": canonical_json({}),
-        "golden.jsonl": golden_of(instances, X, Model(booster_text, knots)),
+        "golden.jsonl": golden_of(instances, X, Model(booster_text, Calibrator(**knots))),
     }
     libraries = {name: importlib.metadata.version(name) for name in ("lightgbm", "numpy", "scikit-learn")}
     data = {"range": "", "digest": "", "rows": N_TRAIN + N_CALIBRATE}
     write_bundle(
-        folder, files, name="bench-features", kind="features", libraries=libraries, data=data, seed=SEED, git_commit=""
+        folder,
+        files,
+        algorithm=LIGHTGBM,
+        name="bench-features",
+        kind="features",
+        libraries=libraries,
+        data=data,
+        seed=SEED,
+        git_commit="",
     )
 
 
@@ -121,8 +130,8 @@ def write_history_bundle(folder: Path, scratch: Path) -> list[dict[str, object]]
         name="bench-history",
         spec=spec,
         preprocessor=preprocessor,
-        calibrator=calibrator,
-        booster_text=booster.model_to_string(),
+        algorithm=LIGHTGBM,
+        detector_files=detector_files(booster.model_to_string(), calibrator),
         policy=msgspec.to_builtins(POLICY),
         metrics={},
         model_card="The benchmark's model with history.\n",

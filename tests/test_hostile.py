@@ -16,6 +16,7 @@ import pytest
 
 from fraud.checks import mutations
 from fraud.checks.hostile import Tried, try_bundle
+from fraud.detectors.calibration import UNCALIBRATED
 from fraud.detectors.lightgbm.model import Model
 from fraud.detectors.lightgbm.text import MalformedBooster, read_text, write_text
 from fraud.detectors.trees.structure import Forest, MalformedTree, Split, Tree
@@ -26,8 +27,6 @@ from tests.test_treeshap import KINDS, hard_rows, resized, train
 from tests.tiny import write_tiny_bundle
 from tests.wandb_runs import make_run
 from wandb_sync.runs import read_run
-
-KNOTS = {"x": [0.0], "y": [0.5]}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def test_what_is_written_again_is_the_same_model(params: dict[str, object]) -> N
     written = write_text(forest)
     assert read_text(written) == forest
     again = lightgbm.Booster(model_str=written)
-    shap_rows = hard_rows(Model(written, KNOTS)._shap)  # type: ignore[arg-type]
+    shap_rows = hard_rows(Model(written, UNCALIBRATED)._shap)  # type: ignore[arg-type]
     for options in ({"raw_score": True}, {"pred_contrib": True}):
         expected = booster.predict(shap_rows, num_threads=1, **options)
         assert np.array_equal(again.predict(shap_rows, num_threads=1, **options), expected)

@@ -16,13 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
+from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.booster import FEW_ROWS
 from fraud.detectors.lightgbm.model import Model
 from fraud.errors import BundleError
 from tests.test_treeshap import KINDS, QUIET, chain_of, edited, hard_rows, table, train
 from tests.tiny import write_tiny_bundle
 
-KNOTS = {"x": [-3.0, 0.0, 2.0], "y": [0.01, 0.2, 0.9]}
+KNOTS = Calibrator([-3.0, 0.0, 2.0], [0.01, 0.2, 0.9])
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +75,15 @@ def test_probabilities_are_scikit_learns(model: Model) -> None:
     rng = np.random.default_rng(1)
     margins = rng.normal(size=500)
     isotonic = IsotonicRegression(out_of_bounds="clip").fit(margins, rng.random(500) < 1 / (1 + np.exp(-margins)))
-    knots = {"x": isotonic.X_thresholds_.tolist(), "y": isotonic.y_thresholds_.tolist()}
+    knots = Calibrator(isotonic.X_thresholds_.tolist(), isotonic.y_thresholds_.tolist())
     calibrated = Model(train(n_trees=1).model_to_string(), knots)
     asked = np.concatenate([rng.normal(size=2000) * 3, isotonic.X_thresholds_, [-50.0, 50.0]])
     assert np.array_equal(calibrated.probability(asked), isotonic.predict(asked))
-    assert calibrated.probability(np.array([-50.0, 50.0])).tolist() == [knots["y"][0], knots["y"][-1]]
+    assert calibrated.probability(np.array([-50.0, 50.0])).tolist() == [knots.y[0], knots.y[-1]]
 
 
 def test_one_knot_is_a_constant(text: str) -> None:
-    assert Model(text, {"x": [0.5], "y": [0.25]}).probability(np.array([-1.0, 0.5, 9.0])).tolist() == [0.25] * 3
+    assert Model(text, Calibrator([0.5], [0.25])).probability(np.array([-1.0, 0.5, 9.0])).tolist() == [0.25] * 3
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_one_knot_is_a_constant(text: str) -> None:
 )
 def test_refuses_knots_that_are_no_calibration(text: str, x: list[float], y: list[float]) -> None:
     with pytest.raises(BundleError, match=r"the calibrator's [xy] must be"):
-        Model(text, {"x": x, "y": y})
+        Model(text, Calibrator(x, y))
 
 
 def test_contributions_are_lightgbms_and_sum_to_the_margin(text: str, model: Model, hard: NDArray[np.float64]) -> None:
@@ -193,7 +194,8 @@ def test_loads_and_scores_without_lightgbms_python_package(text: str) -> None:
     """Importing it would bring pandas and scikit-learn into every worker."""
     code = (
         "import sys; from fraud.detectors.lightgbm.model import Model; import numpy as np\n"
-        "model = Model(sys.stdin.read(), {'x': [0.0], 'y': [0.5]}); model.warm_up()\n"
+        "from fraud.detectors.calibration import UNCALIBRATED\n"
+        "model = Model(sys.stdin.read(), UNCALIBRATED); model.warm_up()\n"
         "print(float(model.raw_margin(np.zeros((1, 8)))[0]))\n"
         "assert not {'lightgbm', 'pandas', 'sklearn', 'scipy.stats', 'shap'} & set(sys.modules), sys.modules.keys()\n"
     )

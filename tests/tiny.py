@@ -12,6 +12,8 @@ from typing import Any
 import lightgbm
 import numpy as np
 
+from fraud.detectors.calibration import Calibrator
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories
 from fraud.models.bento_store import BentoStore
@@ -132,20 +134,20 @@ def write_tiny_bundle(folder: Path, kind: Kind, *, name: str | None = None, seed
         12,
     )
     text = booster.model_to_string()
-    calibrator = {"x": [-3.0, -1.0, 0.0, 1.0, 3.0], "y": [0.01, 0.2, 0.45, 0.75, 0.99]}
+    calibrator = Calibrator([-3.0, -1.0, 0.0, 1.0, 3.0], [0.01, 0.2, 0.45, 0.75, 0.99])
     write_bundle(
         folder,
         {
             "features.json": canonical_json(spec),
             "preprocessor.json": canonical_json({"amount_quantiles": quantiles}),
-            "booster.txt": text.encode(),
-            "calibrator.json": canonical_json(calibrator),
+            **detector_files(text, calibrator),
             "policy.json": canonical_json(POLICY),
             "model_card.md": b"# A tiny model for tests\n",
             "metrics.json": canonical_json({}),
             "reference.json": canonical_json({}),
             "golden.jsonl": golden_of(instances[:5], X[:5], Model(text, calibrator)),
         },
+        algorithm=LIGHTGBM,
         name=name or f"fraud-{kind}",
         kind=kind,
         libraries={"lightgbm": importlib.metadata.version("lightgbm"), "numpy": np.__version__},

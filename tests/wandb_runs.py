@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.policy import Policy, RiskLevels
+from fraud.detectors.calibration import Calibrator
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.detectors.lightgbm.model import Model
-from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, read_manifest, write_bundle
+from fraud.models.bundle import Preprocessor, canonical_json, read_manifest, write_bundle
 from fraud.models.scorer import golden_of
 from fraud.models.verify import installed_libraries
 from fraud.schema import Feature, FeatureSpec
@@ -37,11 +39,10 @@ def trained_files() -> dict[str, bytes]:
     text = booster.model_to_string()
     rows = X[:4]
     instances = [json.dumps(dict(zip(FEATURES, row.tolist(), strict=True))).encode() for row in rows]
-    model = Model(text, {"x": calibrator.x, "y": calibrator.y})
+    model = Model(text, calibrator)
     spec = FeatureSpec("features", tuple(Feature(name, "request") for name in FEATURES))
     return {
-        "booster.txt": text.encode(),
-        "calibrator.json": canonical_json(calibrator),
+        **detector_files(text, calibrator),
         "features.json": canonical_json(spec),
         "preprocessor.json": canonical_json(Preprocessor()),
         "policy.json": canonical_json(Policy(0.3, 0.8, RiskLevels(0.1, 0.3, 0.8))),
@@ -67,6 +68,7 @@ def make_run(
     digest = write_bundle(
         folder / "bundle",
         {**trained_files(), "metrics.json": canonical_json(metrics), **(files or {})},
+        algorithm=LIGHTGBM,
         name=name,
         kind="features",
         libraries=libraries if libraries is not None else installed_libraries(),

@@ -57,7 +57,7 @@ def backtest(
         trained = fit_model(task, config, progress)
     with clock.stage("score"):
         X, rows = task.rows(windows.test)
-        margins = trained.model.raw_margin(X)
+        margins = trained.detector.raw_margin(X)
         scores = pd.DataFrame(
             {
                 "transaction_id": rows["transaction_id"].to_numpy(),
@@ -65,7 +65,7 @@ def backtest(
                 "customer_id": rows["customer_id"].astype(str).to_numpy(),
                 "label": rows["label"].to_numpy(),
                 "raw_margin": margins,
-                "fraud_probability": trained.model.probability(margins),
+                "fraud_probability": trained.detector.probability(margins),
             }
         )
     return scores, trained

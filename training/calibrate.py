@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
+from fraud.detectors.calibration import Calibrator
 from fraud.errors import DataError
-from fraud.models.bundle import Calibrator
 
 
 def fit_calibrator(raw_margin: NDArray[np.float64], y: NDArray[np.int8]) -> Calibrator:
@@ -18,7 +18,7 @@ def fit_calibrator(raw_margin: NDArray[np.float64], y: NDArray[np.int8]) -> Cali
     Parameters
     ----------
     raw_margin : (n,) float64
-        Log-odds on a window that the booster has not seen.
+        Raw scores on a window that the detector has not seen.
     y : (n,) int8
         1 fraud, 0 legitimate, -1 unknown: left out.
     """

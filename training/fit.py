@@ -10,6 +10,8 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
+from fraud.detectors.calibration import Calibrator
+from fraud.detectors.lightgbm.algorithm import detector_files
 from fraud.errors import DataError
 from fraud.features.featurizer import Matrix
 from fraud.schema import FeatureSpec
@@ -29,6 +31,14 @@ class Fitted:
     validation_average_precision: float
     parameters: Booster
     trials: list[dict[str, Any]]
+
+    def files(self, calibrator: Calibrator) -> dict[str, bytes]:
+        """Return the detector's files of a bundle."""
+        return detector_files(self.text, calibrator)
+
+    def gain(self) -> NDArray[np.float64]:
+        """Return how much each feature reduced the loss while the trees grew (n_features,)."""
+        return np.asarray(lgb.Booster(model_str=self.text).feature_importance("gain"), np.float64)
 
 
 def fit_booster(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fraud.detectors.lightgbm.model import Model
+from fraud.detectors.protocol import Algorithm, Detector
 from fraud.features.featurizer import Featurizer, Histories, Matrix
-from fraud.models.bundle import Calibrator, Preprocessor, canonical_json, write_bundle
+from fraud.models.bundle import Preprocessor, canonical_json, write_bundle
 from fraud.models.scorer import golden_of
 from fraud.schema import FeatureSpec, RowDecoder
 from training.replay import instances_of
@@ -28,8 +29,8 @@ def write_model(
     name: str,
     spec: FeatureSpec,
     preprocessor: Preprocessor,
-    calibrator: Calibrator,
-    booster_text: str,
+    algorithm: Algorithm,
+    detector_files: Mapping[str, bytes],
     policy: dict[str, Any],
     metrics: dict[str, Any],
     model_card: str,
@@ -48,21 +49,21 @@ def write_model(
     examples : DataFrame
         Rows of the canonical table from which golden requests are taken, with their labels.
     """
-    model = Model(booster_text, {"x": calibrator.x, "y": calibrator.y})
+    detector = algorithm.load(detector_files, len(spec.features))
     files = {
         "features.json": canonical_json(spec),
         "preprocessor.json": canonical_json(preprocessor),
-        "booster.txt": booster_text.encode(),
-        "calibrator.json": canonical_json(calibrator),
+        **detector_files,
         "policy.json": canonical_json(policy),
         "model_card.md": model_card.encode(),
         "metrics.json": canonical_json(metrics),
         "reference.json": canonical_json(_reference(spec, X, probabilities)),
-        "golden.jsonl": _golden(spec, preprocessor, model, examples),
+        "golden.jsonl": _golden(spec, preprocessor, detector, examples),
     }
     return write_bundle(
         folder,
         files,
+        algorithm=algorithm,
         name=name,
         kind=spec.kind,
         libraries={library: importlib.metadata.version(library) for library in LIBRARIES},
@@ -72,13 +73,13 @@ def write_model(
     )
 
 
-def _golden(spec: FeatureSpec, preprocessor: Preprocessor, model: Model, examples: pd.DataFrame) -> bytes:
+def _golden(spec: FeatureSpec, preprocessor: Preprocessor, detector: Detector, examples: pd.DataFrame) -> bytes:
     instances = instances_of(_golden_rows(spec, examples), spec)
     decoder = RowDecoder(spec)
     rows = [decoder.decode(instance, f"$.golden[{i}]") for i, instance in enumerate(instances)]
     featurizer = Featurizer(spec, preprocessor.amount_quantiles)
     X = featurizer.advance(rows, Histories.new(rows)) if spec.kind == "transaction" else featurizer.ready(rows)
-    return golden_of(instances, X, model)
+    return golden_of(instances, X, detector)
 
 
 def _golden_rows(spec: FeatureSpec, examples: pd.DataFrame) -> pd.DataFrame:

@@ -11,22 +11,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fraud.detectors.lightgbm.model import Model
+from fraud.detectors.calibration import UNCALIBRATED, Calibrator
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.protocol import Algorithm, Detector
 from fraud.errors import DataError
 from fraud.features.featurizer import Featurizer, Matrix
-from fraud.models.bundle import Calibrator, Preprocessor
+from fraud.models.bundle import Preprocessor
 from fraud.schema import FeatureSpec
 from training.calibrate import fit_calibrator
 from training.config import Config
 from training.currencies import amounts_of, stakes
 from training.data import Mapping
 from training.evaluate import Outcomes, Samples, Scored, measure, no_skill
-from training.fit import Fitted, fit_booster
+from training.fit import Fitted
 from training.package import write_model
 from training.policy import choose_policy, declines_too_many, review_the_riskiest
 from training.replay import further_features, replay, requested_columns, transaction_spec
@@ -79,7 +80,8 @@ class Trained:
     fitted: Fitted
     calibrator: Calibrator
     policy: dict[str, Any]
-    model: Model
+    algorithm: Algorithm
+    detector: Detector
 
 
 @dataclass(frozen=True)
@@ -171,24 +173,28 @@ def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
 
 
 def fit_model(
-    task: Task, config: Config, progress: Progress = NO_PROGRESS, columns: NDArray[np.int64] | None = None
+    task: Task,
+    config: Config,
+    progress: Progress = NO_PROGRESS,
+    columns: NDArray[np.int64] | None = None,
+    algorithm: Algorithm = LIGHTGBM,
 ) -> Trained:
-    """Fit booster, calibrator and policy, each on its own window."""
-    fitted = fit_booster(task.X, task.y, task.windows, task.spec, config, progress, columns)
+    """Fit detector, calibrator and policy, each on its own window."""
+    fitted: Fitted = algorithm.fit()(task.X, task.y, task.windows, task.spec, config, progress, columns)
     calibration = task.windows.within(task.windows.calibration)
     y = task.y[calibration]
     X = task.X[calibration] if columns is None else task.X[calibration][:, columns]
-    margins = Model(fitted.text, {"x": [0.0], "y": [0.5]}).raw_margin(X)
+    margins = algorithm.load(fitted.files(UNCALIBRATED), X.shape[1]).raw_margin(X)
     calibrator = fit_calibrator(margins, y)
-    model = Model(fitted.text, {"x": calibrator.x, "y": calibrator.y})
+    detector = algorithm.load(fitted.files(calibrator), X.shape[1])
     known = y >= 0
-    probabilities = model.probability(margins)[known]
+    probabilities = detector.probability(margins)[known]
     if task.stake is None:
         policy = review_the_riskiest(y[known], probabilities, config.review_rate)
     else:
         stake = task.stake[task.windows.calibration][known]
         policy = choose_policy(y[known], probabilities, stake, config.costs, config.review_capacity)
-    return Trained(fitted, calibrator, policy, model)
+    return Trained(fitted, calibrator, policy, algorithm, detector)
 
 
 def _scales(spec: FeatureSpec) -> dict[str, str]:
@@ -274,13 +280,15 @@ def train(
             name=name,
             spec=task.spec,
             preprocessor=task.preprocessor,
-            calibrator=trained.calibrator,
-            booster_text=trained.fitted.text,
+            algorithm=trained.algorithm,
+            detector_files=trained.fitted.files(trained.calibrator),
             policy=trained.policy,
             metrics=metrics | {"no_skill": dict(facts.no_skill)},
             model_card=model_card(facts),
             X=task.rows(task.windows.calibration)[0],
-            probabilities=trained.model.probability(trained.model.raw_margin(task.rows(task.windows.calibration)[0])),
+            probabilities=trained.detector.probability(
+                trained.detector.raw_margin(task.rows(task.windows.calibration)[0])
+            ),
             examples=test,
             data={**dataset, "windows": [window._asdict() for window in facts.windows]},
             seed=config.seed,
@@ -326,8 +334,8 @@ def train(
 
 
 def _scored(trained: Trained, X: Matrix) -> Scored:
-    margins = trained.model.raw_margin(X)
-    return Scored(margins, trained.model.probability(margins), trained.policy)
+    margins = trained.detector.raw_margin(X)
+    return Scored(margins, trained.detector.probability(margins), trained.policy)
 
 
 def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:
@@ -366,5 +374,4 @@ def _windows(task: Task) -> list[Window]:
 
 def _explained(trained: Trained, X: Matrix, seed: int) -> Explained:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(X))[:N_EXPLAINED])
-    gain = lgb.Booster(model_str=trained.fitted.text).feature_importance("gain")
-    return Explained(X[chosen], trained.model.contributions(X[chosen]), gain.astype(np.float64))
+    return Explained(X[chosen], trained.detector.contributions(X[chosen]), trained.fitted.gain())

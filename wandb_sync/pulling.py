@@ -10,7 +10,7 @@ from typing import Any
 from fraud.errors import BundleError, FraudError, RegistryError
 from fraud.models import gate
 from fraud.models.bento_store import BentoStore
-from fraud.models.bundle import MANIFEST, MODEL_FILES, PREPROCESSOR_FILES, read_manifest, short
+from fraud.models.bundle import PREPROCESSOR_FILES, model_files, read_manifest, short
 from fraud.models.registry import Registry
 from fraud.models.verify import verify
 from wandb_sync.client import WandbClient, WandbMissing, WandbOffline, WandbUnreachable
@@ -117,7 +117,7 @@ class Pulling:
             references=references,
             held=held,
             into=str(folder),
-            files={"model": [MANIFEST, *MODEL_FILES], "preprocessor": list(PREPROCESSOR_FILES)},
+            files={"model": model_files(), "preprocessor": list(PREPROCESSOR_FILES)},
         )
         return found
 

@@ -75,7 +75,6 @@ def explain(
 
 async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> Explained:
     """Explain instances through a pipeline of their own, an empty history behind it."""
-    knots = scorer.bundle.calibrator
     gaps, others, refused = [0.0], 0, 0
     with tempfile.TemporaryDirectory() as folder:
         store = open_store("sqlite:", StoreOptions(Path(folder), durable=False))
@@ -89,6 +88,7 @@ async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> Explai
                     continue
                 total = outcome.explanation.base_value + sum(outcome.explanation.contributions.values())
                 gaps.append(abs(total - outcome.raw_margin))
-                others += float(np.interp(outcome.raw_margin, knots.x, knots.y)) != outcome.fraud_probability
+                calibrated = scorer.detector.probability(np.array([outcome.raw_margin]))
+                others += float(calibrated[0]) != outcome.fraud_probability
         await pipeline.close()
     return Explained(len(gaps) - 1, refused, max(gaps), others)

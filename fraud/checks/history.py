@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.progress import track
 
 from fraud.decisions.policy import Policy, RiskLevels
+from fraud.detectors.calibration import Calibrator
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.errors import SettingsError
 from fraud.features.featurizer import Featurizer, Matrix
-from fraud.models.bundle import Bundle, Calibrator, Manifest, Preprocessor
+from fraud.models.bundle import Bundle, DetectorPart, Manifest, Preprocessor
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.rows import Decision, Rejection
@@ -125,12 +127,12 @@ def scorer_for(table: pd.DataFrame, spec: FeatureSpec) -> Scorer:
     return Scorer(
         Bundle(
             digest="sha256:" + "0" * 64,
-            manifest=Manifest("fraud-verify", "transaction", {}, "", "", {}, {}, 0, ""),
+            manifest=Manifest("fraud-verify", "transaction", DetectorPart.of(LIGHTGBM), {}, "", "", {}, {}, 0, ""),
             spec=spec,
             preprocessor=Preprocessor(QUANTILES),
             policy=Policy(0.3, 0.7, RiskLevels(0.2, 0.5, 0.8)),
-            calibrator=Calibrator([-5.0, 5.0], [0.0, 1.0]),
-            booster_text=booster.model_to_string(),
+            algorithm=LIGHTGBM,
+            detector_files=detector_files(booster.model_to_string(), Calibrator([-5.0, 5.0], [0.0, 1.0])),
             golden=(),
             metrics={},
             reference={},

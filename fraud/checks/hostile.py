@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 
 from fraud.checks.mutations import hostile_bundles, mutate
+from fraud.detectors.lightgbm.algorithm import BOOSTER, LIGHTGBM
 from fraud.detectors.lightgbm.text import read_text
 from fraud.detectors.trees.treeshap import TreeShap
 from fraud.errors import BundleError, FraudError, SettingsError
@@ -247,9 +248,10 @@ def _warm_up(good: Path) -> None:
     rows = [RowDecoder(bundle.spec).decode(golden.instance, "$") for golden in bundle.golden]
     if bundle.spec.kind != "features":
         Featurizer(bundle.spec, bundle.preprocessor.amount_quantiles).advance(rows, Histories.new(rows))
-    X = np.zeros((9, len(bundle.spec.features)))
-    for X.flags.writeable in (True, False):
-        TreeShap(read_text(bundle.booster_text)).contributions(X)
+    if bundle.algorithm is LIGHTGBM:
+        X = np.zeros((9, len(bundle.spec.features)))
+        for X.flags.writeable in (True, False):
+            TreeShap(read_text(bundle.detector_files[BOOSTER].decode())).contributions(X)
     tried = try_bundle(good)
     if tried.outcome != "accepted":
         raise BundleError(f"the good bundle is not accepted itself: {tried.outcome}: {tried.message}")

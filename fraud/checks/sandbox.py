@@ -24,10 +24,9 @@ import psutil
 
 import fraud
 from fraud.decisions.policy import Policy
-from fraud.detectors.lightgbm.model import Model
 from fraud.errors import NotReady
 from fraud.models.bento_store import BentoStore
-from fraud.models.bundle import MODEL_FILES, Bundle, Calibrator, canonical_json, read_manifest, write_bundle
+from fraud.models.bundle import Bundle, canonical_json, read_manifest, write_bundle
 from fraud.models.find import load_bundle
 from fraud.models.registry import Registry
 from fraud.settings import ModelSettings, ProcessSettings, Settings, child_environment
@@ -155,17 +154,17 @@ def sandbox(model: str, workers: int = 2, environment: Mapping[str, str] | None 
 
 def harsher(bundle: Bundle) -> Bundle:
     """Return a bundle whose answers can be told from this one's: lower probabilities, lower thresholds."""
-    calibrator = Calibrator(bundle.calibrator.x, [0.9 * y for y in bundle.calibrator.y])
-    model = Model(bundle.booster_text, {"x": calibrator.x, "y": calibrator.y})
+    files = bundle.algorithm.vary(bundle.detector_files)
+    detector = bundle.algorithm.load(files, len(bundle.spec.features))
     golden = tuple(
-        msgspec.structs.replace(g, fraud_probability=float(model.probability(np.array([g.raw_margin]))[0]))
+        msgspec.structs.replace(g, fraud_probability=float(detector.probability(np.array([g.raw_margin]))[0]))
         for g in bundle.golden
     )
     old = bundle.policy
     policy: Policy = msgspec.structs.replace(
         old, review_threshold=0.5 * old.review_threshold, decline_threshold=0.5 * old.decline_threshold
     )
-    return replace(bundle, calibrator=calibrator, golden=golden, policy=policy)
+    return replace(bundle, detector_files=files, golden=golden, policy=policy)
 
 
 def write_again(bundle: Bundle, folder: Path) -> None:
@@ -173,19 +172,18 @@ def write_again(bundle: Bundle, folder: Path) -> None:
     parts: dict[str, bytes] = {
         "features.json": canonical_json(bundle.spec),
         "preprocessor.json": canonical_json(bundle.preprocessor),
-        "booster.txt": bundle.booster_text.encode(),
-        "calibrator.json": canonical_json(bundle.calibrator),
+        **bundle.detector_files,
         "policy.json": canonical_json(bundle.policy),
         "model_card.md": b"# A copy for `fraud verify`\n",
         "metrics.json": canonical_json(bundle.metrics),
         "reference.json": canonical_json(bundle.reference),
         "golden.jsonl": b"".join(msgspec.json.encode(g) + b"\n" for g in bundle.golden),
     }
-    assert parts.keys() >= set(MODEL_FILES)
     manifest = bundle.manifest
     write_bundle(
         folder,
         parts,
+        algorithm=bundle.algorithm,
         name=manifest.name,
         kind=manifest.kind,
         libraries=manifest.libraries,

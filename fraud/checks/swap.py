@@ -186,7 +186,7 @@ def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
     """Tell whether all parts of an explained answer are of one version: model, calibrator and policy."""
     base = scorer.contributions(np.full((1, len(scorer.spec.features)), np.nan))[0, -1]
     margin = row["raw_margin"]
-    probability = float(scorer.model.probability(np.array([margin]))[0])
+    probability = float(scorer.detector.probability(np.array([margin]))[0])
     return (
         abs(row["base_value"] - base) <= 1e-9
         and abs(row["base_value"] + sum(row["contributions"].values()) - margin) <= 1e-9

@@ -1,4 +1,4 @@
-"""From contributions in log-odds to reasons in words."""
+"""From contributions, in the unit of a detector, to reasons in words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from fraud.detectors.protocol import Unit
 from fraud.features.featurizer import HISTORY_FEATURES
 from fraud.schema import Feature, FeatureSpec
 
@@ -15,7 +16,7 @@ TOP_REASONS = 5
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """Why a score is what it is: one feature, its value, and what it adds to the log-odds."""
+    """Why a score is what it is: one feature, its value, and what it adds to the raw score."""
 
     feature: str
     value: float | bool | str | None
@@ -25,7 +26,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Explained(NamedTuple):
-    """A row's base value, the contribution of every feature, and the strongest of them in words; log-odds."""
+    """A row's base value, the contribution of every feature, and the strongest of them in words."""
 
     base_value: float
     contributions: dict[str, float]
@@ -35,7 +36,8 @@ class Explained(NamedTuple):
 class Explainer:
     """Words the contributions of one model's features."""
 
-    def __init__(self, spec: FeatureSpec) -> None:
+    def __init__(self, spec: FeatureSpec, unit: Unit) -> None:
+        self.unit = unit
         self.features = spec.features
         self._names = [feature.name for feature in spec.features]
         self._meanings = [_meaning(feature) for feature in spec.features]
@@ -56,7 +58,7 @@ class Explainer:
         ----------
         X : (n, n_features) float64
         contributions : (n, n_features + 1) float64
-            In log-odds, the base value last.
+            In the detector's unit, the base value last.
         """
         ranked = _ranked(contributions, TOP_REASONS)
         return [
@@ -77,7 +79,7 @@ class Explainer:
         x : (n_features,) float64
             The row as it was scored.
         contributions : (n_features + 1,) float64
-            In log-odds, the base value last.
+            In the detector's unit, the base value last.
         """
         (order,) = _ranked(contributions[np.newaxis], top)
         return self._reasons(x.tolist(), contributions.tolist(), order)
@@ -89,7 +91,8 @@ class Explainer:
         feature = self.features[i]
         value = readable(feature, number)
         direction: Literal["raises", "lowers"] = "raises" if contribution > 0 else "lowers"
-        text = f"{self._meanings[i]} is {_shown(value)}, which {direction} the risk"
+        effect = self.unit.raises if contribution > 0 else self.unit.lowers
+        text = f"{self._meanings[i]} is {_shown(value)}, which {effect}"
         return Reason(feature.name, value, contribution, direction, text)
 
 

@@ -23,38 +23,31 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.policy import Policy
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.protocol import Algorithm
+from fraud.detectors.registered import ALGORITHMS, algorithm_of
 from fraud.errors import BundleError, RegistryError
 from fraud.models.names import Digest, checked_name
 from fraud.models.plain_files import KIB, MIB, read_plain
 from fraud.models.specification import expect_preprocessor, expect_specification
 from fraud.schema import FeatureSpec, Kind
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_BYTES = {
     "features.json": 4 * MIB,
     "preprocessor.json": 1 * MIB,
-    "booster.txt": 32 * MIB,
-    "calibrator.json": 4 * MIB,
     "policy.json": 64 * KIB,
     "model_card.md": 1 * MIB,
     "metrics.json": 1 * MIB,
     "reference.json": 8 * MIB,
     "golden.jsonl": 8 * MIB,
 }
-"""The files of a bundle, and how large each may be."""
+"""The files of every bundle, and how large each may be; the algorithm of its detector has further ones."""
 PREPROCESSOR_FILES = ("features.json", "preprocessor.json")
-MODEL_FILES = tuple(name for name in MOST_BYTES if name not in PREPROCESSOR_FILES)
 MANIFEST, MODEL_YAML = "manifest.json", "model.yaml"
 MAX_MANIFEST_BYTES = MAX_MODEL_YAML_BYTES = 1 * MIB
 MAX_GOLDEN = 1000
 T = TypeVar("T")
-
-
-class Calibrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Knots of the isotonic map from raw margin `x` (log-odds) to probability `y`."""
-
-    x: list[float]
-    y: list[float]
 
 
 class Preprocessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,11 +73,23 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contributions: list[float]
 
 
+class DetectorPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The detector in a bundle: its algorithm, as it is registered, and the files that are its own."""
+
+    algorithm: str
+    files: list[str]
+
+    @classmethod
+    def of(cls, algorithm: Algorithm) -> DetectorPart:
+        return cls(algorithm.name, list(algorithm.files))
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle is and where it came from."""
 
     name: str
     kind: Kind
+    detector: DetectorPart
     files: dict[str, Digest]
     preprocessor_digest: Digest
     features_digest: Digest
@@ -104,8 +109,8 @@ class Bundle:
     spec: FeatureSpec
     preprocessor: Preprocessor
     policy: Policy
-    calibrator: Calibrator
-    booster_text: str
+    algorithm: Algorithm
+    detector_files: Mapping[str, bytes]
     golden: tuple[Golden, ...]
     metrics: dict[str, Any]
     reference: dict[str, Any]
@@ -135,10 +140,22 @@ def preprocessor_digest(files: Mapping[str, str]) -> str:
     return sha256(canonical_json({name: files[name] for name in PREPROCESSOR_FILES}))
 
 
+def most_bytes_of(algorithm: Algorithm) -> dict[str, int]:
+    """Return the files of a bundle with a detector of this algorithm, and how large each may be."""
+    return {**MOST_BYTES, **algorithm.files}
+
+
+def model_files() -> list[str]:
+    """Return the files that the model part of a bundle may have, whatever its algorithm."""
+    files = [name for algorithm in ALGORITHMS.values() for name in most_bytes_of(algorithm)]
+    return [MANIFEST, *dict.fromkeys(name for name in files if name not in PREPROCESSOR_FILES)]
+
+
 def write_bundle(
     folder: Path,
     files: Mapping[str, bytes],
     *,
+    algorithm: Algorithm,
     name: str,
     kind: Kind,
     libraries: dict[str, str],
@@ -147,17 +164,19 @@ def write_bundle(
     git_commit: str,
 ) -> str:
     """Write the files and their manifest into a new folder and return the bundle's digest."""
-    if files.keys() != MOST_BYTES.keys():
-        raise BundleError(f"a bundle holds {', '.join(MOST_BYTES)}; {', '.join(files)} were given")
+    most_bytes = most_bytes_of(algorithm)
+    if files.keys() != most_bytes.keys():
+        raise BundleError(f"a bundle holds {', '.join(most_bytes)}; {', '.join(files)} were given")
     for file, content in files.items():
-        if len(content) > MOST_BYTES[file]:
-            raise BundleError(f"{file} has {len(content)} bytes; {MOST_BYTES[file]} are allowed")
+        if len(content) > most_bytes[file]:
+            raise BundleError(f"{file} has {len(content)} bytes; {most_bytes[file]} are allowed")
     checked_name(name)
     digests = {file: sha256(content) for file, content in sorted(files.items())}
     manifest = canonical_json(
         Manifest(
             name=name,
             kind=kind,
+            detector=DetectorPart.of(algorithm),
             files=digests,
             preprocessor_digest=preprocessor_digest(digests),
             features_digest=digests["features.json"],
@@ -191,16 +210,18 @@ def _manifest(model_dir: Path) -> tuple[bytes, Manifest]:
     if not path.is_symlink() and not path.exists():
         raise BundleError(f"{model_dir} is no bundle: it has no {MANIFEST}")
     content = read_plain(path, MAX_MANIFEST_BYTES)
-    manifest = _parse(content, Manifest, path)
-    if manifest.format_version != FORMAT_VERSION:
-        raise BundleError(f"{path} has format {manifest.format_version}; this release reads format {FORMAT_VERSION}")
+    manifest = _upgraded(_parse(content, dict[str, Any], path), path)
     try:
         checked_name(manifest.name)
     except RegistryError as error:
         raise BundleError(f"{path}: {error.message}") from None
-    if manifest.files.keys() != MOST_BYTES.keys():
-        wrong = sorted(manifest.files.keys() ^ MOST_BYTES.keys())
-        raise BundleError(f"{path} lacks or adds {_some(wrong)}; a bundle holds {', '.join(MOST_BYTES)}")
+    algorithm = algorithm_of(manifest.detector.algorithm)
+    if sorted(manifest.detector.files) != sorted(algorithm.files):
+        raise BundleError(f"{path}: a detector of {algorithm.name} has the files {', '.join(algorithm.files)}")
+    expected = most_bytes_of(algorithm)
+    if manifest.files.keys() != expected.keys():
+        wrong = sorted(manifest.files.keys() ^ expected.keys())
+        raise BundleError(f"{path} lacks or adds {_some(wrong)}; a bundle holds {', '.join(expected)}")
     if manifest.preprocessor_digest != preprocessor_digest(manifest.files):
         raise BundleError(f"{model_dir}: the manifest names another preprocessor than its files are")
     if manifest.features_digest != manifest.files["features.json"]:
@@ -217,12 +238,14 @@ def read_files(model_dir: Path, preprocessor_dir: Path | None = None) -> tuple[s
         A file is missing, changed, foreign, a link, not plain or too large.
     """
     raw, manifest = _manifest(model_dir)
-    parts = {model_dir: set(MODEL_FILES), preprocessor_dir or model_dir: set(PREPROCESSOR_FILES)}
+    most_bytes = most_bytes_of(algorithm_of(manifest.detector.algorithm))
     if preprocessor_dir is None or preprocessor_dir == model_dir:
-        parts = {model_dir: set(MOST_BYTES)}
+        parts = {model_dir: {*most_bytes}}
+    else:
+        parts = {model_dir: most_bytes.keys() - PREPROCESSOR_FILES, preprocessor_dir: {*PREPROCESSOR_FILES}}
     content = {MANIFEST: raw}
     for folder, names in parts.items():
-        content |= {name: _audited(folder / name, manifest.files[name]) for name in sorted(names)}
+        content |= {name: _audited(folder / name, most_bytes[name], manifest.files[name]) for name in sorted(names)}
         _expect_no_other(folder, names | ({MANIFEST} if folder == model_dir else set()))
     return sha256(raw), manifest, content
 
@@ -244,6 +267,7 @@ def read_bundle(model_dir: Path, preprocessor_dir: Path | None = None) -> Bundle
         does not fit together.
     """
     digest, manifest, content = read_files(model_dir, preprocessor_dir)
+    algorithm = algorithm_of(manifest.detector.algorithm)
 
     def parsed(name: str, type_: type[T]) -> T:
         return _parse(content[name], type_, model_dir / name)
@@ -259,8 +283,8 @@ def read_bundle(model_dir: Path, preprocessor_dir: Path | None = None) -> Bundle
         spec=spec,
         preprocessor=preprocessor,
         policy=parsed("policy.json", Policy),
-        calibrator=parsed("calibrator.json", Calibrator),
-        booster_text=_text(content["booster.txt"], model_dir / "booster.txt"),
+        algorithm=algorithm,
+        detector_files={name: content[name] for name in algorithm.files},
         golden=_golden(content["golden.jsonl"], len(spec.features), model_dir / "golden.jsonl"),
         metrics=parsed("metrics.json", dict[str, Any]),
         reference=parsed("reference.json", dict[str, Any]),
@@ -286,8 +310,8 @@ def _golden(content: bytes, n_features: int, path: Path) -> tuple[Golden, ...]:
     return golden
 
 
-def _audited(path: Path, expected: str) -> bytes:
-    content = read_plain(path, MOST_BYTES[path.name])
+def _audited(path: Path, most_bytes: int, expected: str) -> bytes:
+    content = read_plain(path, most_bytes)
     if sha256(content) != expected:
         raise BundleError(f"{path} is changed or truncated: {sha256(content)} arrived, the manifest says {expected}")
     return content
@@ -305,11 +329,20 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(name[:100] for name in names[:most]) + (" and more" if len(names) > most else "")
 
 
-def _text(content: bytes, path: Path) -> str:
+def _upgraded(manifest: dict[str, Any], path: Path) -> Manifest:
+    """Return a manifest of any format that was ever written as one of today's.
+
+    Format 2 names the detector; in format 1 it was always LightGBM's.
+    """
+    found = manifest.get("format_version", 1)
+    if found == 1 and "detector" not in manifest:
+        manifest = {**manifest, "format_version": 2, "detector": msgspec.to_builtins(DetectorPart.of(LIGHTGBM))}
+    elif found != FORMAT_VERSION:
+        raise BundleError(f"{path} has format {found!r}; this release reads the formats 1 to {FORMAT_VERSION}")
     try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path} is not UTF-8: {error}") from None
+        return msgspec.convert(manifest, Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
 
 
 def _parse(content: bytes, type_: type[T], path: Path) -> T:

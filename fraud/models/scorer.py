@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from fraud.detectors.explain import Explainer
-from fraud.detectors.lightgbm.model import Model
+from fraud.detectors.protocol import Detector
 from fraud.errors import BundleError, RequestError
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Bundle, Golden, read_bundle, row_of
@@ -44,10 +44,8 @@ class Scorer:
         self.policy = bundle.policy
         self.decoder = RowDecoder(bundle.spec, max_ahead_ms)
         self.featurizer = Featurizer(bundle.spec, bundle.preprocessor.amount_quantiles)
-        self.explainer = Explainer(bundle.spec)
-        self.model = Model(
-            bundle.booster_text, {"x": bundle.calibrator.x, "y": bundle.calibrator.y}, len(bundle.spec.features)
-        )
+        self.explainer = Explainer(bundle.spec, bundle.algorithm.unit)
+        self.detector: Detector = bundle.algorithm.load(bundle.detector_files, len(bundle.spec.features))
 
     @classmethod
     def load(cls, model_dir: Path, preprocessor_dir: Path | None = None, max_ahead_ms: int = 86_400_000) -> Scorer:
@@ -65,7 +63,7 @@ class Scorer:
         """Build an audited bundle, check it against its golden rows and warm it up; raises `BundleError`."""
         scorer = cls(bundle, max_ahead_ms)
         scorer.verify()
-        scorer.model.warm_up()
+        scorer.detector.warm_up()
         return scorer
 
     def verify(self) -> None:
@@ -80,10 +78,10 @@ class Scorer:
         else:
             X = self.featurizer.ready(rows)
         expected = np.array([row_of(g.features) for g in golden])
-        self.model.verify_contributions(expected)
-        margins = self.model.raw_margin(X)
-        probabilities = self.model.probability(margins)
-        contributions = self.model.contributions(X)
+        self.detector.verify_contributions(expected)
+        margins = self.detector.raw_margin(X)
+        probabilities = self.detector.probability(margins)
+        contributions = self.detector.contributions(X)
         for i, g in enumerate(golden):
             self._compare(i, "features", X[i], expected[i])
             self._compare(i, "raw_margin", margins[i], g.raw_margin)
@@ -100,20 +98,20 @@ class Scorer:
             )
 
     def score(self, X: Matrix) -> tuple[Vector, Vector]:
-        """Return raw margins (log-odds) and calibrated probabilities, both (n,) float64."""
-        margins = self.model.raw_margin(X)
-        return margins, self.model.probability(margins)
+        """Return raw scores (log-odds of LightGBM) and calibrated probabilities, both (n,) float64."""
+        margins = self.detector.raw_margin(X)
+        return margins, self.detector.probability(margins)
 
     def contributions(self, X: Matrix) -> Matrix:
-        """Return (n, n_features + 1) float64 in log-odds, the base value last."""
-        return self.model.contributions(X)
+        """Return (n, n_features + 1) float64 in the detector's unit, the base value last."""
+        return self.detector.contributions(X)
 
 
-def golden_of(instances: Sequence[bytes], X: Matrix, model: Model) -> bytes:
+def golden_of(instances: Sequence[bytes], X: Matrix, detector: Detector) -> bytes:
     """Return `golden.jsonl` for requests and their features."""
-    margins = model.raw_margin(X)
-    probabilities = model.probability(margins)
-    contributions = model.contributions(X)
+    margins = detector.raw_margin(X)
+    probabilities = detector.probability(margins)
+    contributions = detector.contributions(X)
     return b"".join(
         msgspec.json.encode(
             Golden(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.booster import FEW_ROWS, Booster
 from fraud.detectors.lightgbm.text import read_text
 from fraud.detectors.trees.structure import MAX_CONTRIBUTION_WORK, UnsupportedModel
@@ -29,8 +30,7 @@ class Model:
     ----------
     booster_text : str
         LightGBM's text model, of one output.
-    calibrator : mapping
-        ``{"x": [...], "y": [...]}``: the knots, margins strictly rising and their probabilities not falling.
+    calibrator : Calibrator
     n_features : int, optional
         How many the specification has, which the booster must have too.
 
@@ -48,10 +48,8 @@ class Model:
 
     contributions_fallback: str | None
 
-    def __init__(
-        self, booster_text: str, calibrator: Mapping[str, Sequence[float]], n_features: int | None = None
-    ) -> None:
-        self._knots_x, self._knots_y = _knots(calibrator)
+    def __init__(self, booster_text: str, calibrator: Calibrator, n_features: int | None = None) -> None:
+        self._knots_x, self._knots_y = calibrator.knots()
         forest = read_text(booster_text)
         if n_features not in (None, forest.n_features):
             raise BundleError(f"the booster is of {forest.n_features} features, the specification of {n_features}")
@@ -125,15 +123,6 @@ class Model:
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise ValueError(f"X has the shape {X.shape}; the model takes (n, {self.n_features})")
         return X
-
-
-def _knots(calibrator: Mapping[str, Sequence[float]]) -> tuple[Vector, Vector]:
-    x, y = (np.asarray(calibrator[key], np.float64) for key in ("x", "y"))
-    if not (x.ndim == 1 and x.shape == y.shape and x.size and np.isfinite(x).all() and (np.diff(x) > 0).all()):
-        raise BundleError("the calibrator's x must be finite margins, strictly rising, with one y each")
-    if not ((np.diff(y) >= 0).all() and y[0] >= 0 and y[-1] <= 1):
-        raise BundleError("the calibrator's y must be probabilities from 0 to 1 that don't fall")
-    return x, y
 
 
 def _variants(X: Matrix, thresholds: Sequence[Vector]) -> Matrix:
