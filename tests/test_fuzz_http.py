@@ -5,6 +5,7 @@ FRAUD_FUZZ_CALLS sets the number of calls; the default keeps the suite quick.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -29,6 +31,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from fraud.checks.fuzz import Mutator, fuzz_server, routes_of
+from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
 from tests.servers import bentoml_serve
 from tests.tiny import ready_rows, store_of_tiny_models, transactions
@@ -49,6 +53,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 SECRET, KEY = new_key(["score", "read"], rate=1e6)
 READER_SECRET, READER = new_key(["read"])
 ADMIN_SECRET, ADMIN = new_key(["admin"])
+ALL_SECRET, ALL = new_key(tuple(SCOPES), rate=1e6)
 LIMITED_SECRET, LIMITED = new_key(["score"], rate=1, burst=3)
 MAX_BODY_BYTES = 100_000
 
@@ -76,6 +81,16 @@ class Server:
         self.statuses[answer.status] += 1
         return answer.status, content, {name.lower(): value for name, value in answer.getheaders()}
 
+    def worker(self) -> int:
+        """Return the process that answers requests."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            mine = connection.getsockname()
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: s\r\n\r\n")
+            assert connection.recv(4096)  # it is accepted
+            (pid,) = {other.pid for other in psutil.net_connections("tcp") if other.raddr == mine}
+        assert pid is not None
+        return int(pid)
+
     def still_scores(self) -> None:
         body = json.dumps({"instances": ready_rows(1, 1), "model": "tiny-features"}).encode()
         status, content, _ = self.ask("POST", "/predict", body)
@@ -87,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
     environment = {
         **store_of_tiny_models(home),
-        "FRAUD_API_KEYS": f"{KEY.line()} {READER.line()} {ADMIN.line()} {LIMITED.line()}",
+        "FRAUD_API_KEYS": f"{KEY.line()} {READER.line()} {ADMIN.line()} {LIMITED.line()} {ALL.line()}",
         "FRAUD_REQUIRE_KEYS": "true",
         "FRAUD_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
         "FRAUD_DURABLE": "false",
@@ -342,6 +357,30 @@ def test_deep_nesting_is_refused(server: Server, opening: bytes) -> None:
         status, content, headers = server.ask("POST", "/predict", begin + opening * (60_000 // len(opening)))
         check(status, content, headers)
         assert json.loads(content)["error"]["code"] in ("malformed_json", "invalid_request")
+
+
+def test_nearly_right_calls_of_every_route(server: Server, document: Any) -> None:
+    """`fraud verify fuzz` at a small size, on models of both kinds: it makes 20,000 calls."""
+    routes = routes_of(document.raw_schema)
+    assert {path for _, path in routes} >= {"/predict", "/explain", "/v1/labels", "/readyz", "/admin/models"}
+    pid = server.worker()
+    for seed, (name, rows) in enumerate(
+        {"tiny-transaction": transactions(8, 1), "tiny-features": ready_rows(8, 1)}.items()
+    ):
+        mutator = Mutator(seed, routes, rows, name)
+        result = asyncio.run(fuzz_server(server.port, pid, mutator, CALLS * 5 // 6, ALL_SECRET))
+        server.statuses += result.statuses
+        assert result.broken == []
+        assert result.slow == []
+        assert result.statuses[200] > 0.1 * result.calls
+        assert result.statuses[422] > 0.05 * result.calls
+        assert result.routes.keys() == {path for _, path in routes}
+
+
+def test_the_mutator_is_repeatable() -> None:
+    routes = [("POST", "/predict"), ("GET", "/v1/users/{id}/profile")]
+    one, two = (Mutator(7, routes, transactions(4, 1), "m") for _ in range(2))
+    assert [one.request() for _ in range(200)] == [two.request() for _ in range(200)]
 
 
 def test_no_call_of_all_was_answered_with_500(server: Server) -> None:

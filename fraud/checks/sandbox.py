@@ -211,6 +211,7 @@ class Client:
         self.writer = writer
         self._body = bytearray()
         self._complete = False
+        self._headers_only = False
 
     async def ask(self, method: str, path: str, body: bytes = b"", headers: str = "") -> tuple[int, bytes]:
         """Send a request and return the answer's status and body.
@@ -220,6 +221,7 @@ class Client:
         OSError
             The server is not there, or went away.
         """
+        self._headers_only = method == "HEAD"
         head = f"{method} {path} HTTP/1.1\r\nhost: s\r\ncontent-type: application/json\r\n{headers}"
         self.writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         return await self.answer()
@@ -237,6 +239,9 @@ class Client:
 
     def on_body(self, body: bytes) -> None:
         self._body += body
+
+    def on_headers_complete(self) -> None:
+        self._complete = self._headers_only
 
     def on_message_complete(self) -> None:
         self._complete = True

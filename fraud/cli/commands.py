@@ -14,7 +14,7 @@ from fraud.cli import audit, history, keys, registry, serving, training
 class Verify(TyperGroup):
     """`fraud verify`, whose checks need training and serving both and are read only when asked for."""
 
-    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile")
+    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz")
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._read()
