@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 settings = Settings.read()
 Question, Predicted, Explained = descriptor(ScoreRequest), descriptor(PredictAnswer), descriptor(ExplainAnswer)
-install(ConnectionLimits(settings.http.header_timeout_s, settings.http.max_header_bytes, settings.http.max_connections))
+install(ConnectionLimits.of(settings.http))
 
 
 @bentoml.service(name="fraud_bento", service_class=FrontedService, workers=settings.process.workers)

@@ -7,6 +7,7 @@ FraudError
 │   ├── HeaderTimeout            408  the headers did not arrive in time
 │   ├── MalformedJson            400  the body is no JSON
 │   ├── InvalidRequest           422  the body or a row breaks the contract
+│   │   └── AheadOfClock              a time lies ahead of the server's clock
 │   ├── IdempotencyConflict      409  a transaction id came again with other contents
 │   ├── UnknownModel             404  the named model is not served here
 │   │   └── PastVersion               the version that decided is served no more
@@ -15,6 +16,7 @@ FraudError
 │   ├── PayloadTooLarge          413  the body is larger than allowed
 │   ├── MethodNotAllowed         405  the path does not answer this method
 │   ├── UnsupportedMediaType     415  the body is not declared as JSON
+│   │   └── UnsupportedEncoding       it is compressed by another means than gzip
 │   └── BodyTimeout              408  the body did not arrive in time
 ├── AccessError
 │   ├── Unauthenticated          401  no key, or a wrong one
@@ -82,8 +84,8 @@ class HeadersTooLarge(RequestError):
     http_status = 431
     code = "headers_too_large"
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"the headers are longer than the {limit_bytes} bytes allowed")
+    def __init__(self, limit: int, unit: str = "bytes") -> None:
+        super().__init__(f"the headers are longer than the {limit} {unit} allowed")
 
 
 class HeaderTimeout(RequestError):
@@ -101,6 +103,10 @@ class MalformedJson(RequestError):
 
 class InvalidRequest(RequestError):
     pass
+
+
+class AheadOfClock(InvalidRequest):
+    """A time lies further ahead of the server's clock than is allowed: one of the two clocks is wrong."""
 
 
 class IdempotencyConflict(RequestError):
@@ -172,6 +178,13 @@ class UnsupportedMediaType(RequestError):
 
     def __init__(self, content_type: str) -> None:
         super().__init__(f"content type {content_type!r} is not read here; send application/json")
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    accepted = "gzip, identity"
+
+    def __init__(self, encoding: str) -> None:
+        RequestError.__init__(self, f"content encoding {encoding!r} is not read here; send gzip or none")
 
 
 class BodyTimeout(RequestError):

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from fraud.currencies import Currency, history_amount
-from fraud.errors import InvalidRequest, MalformedJson
+from fraud.errors import AheadOfClock, InvalidRequest, MalformedJson
 from fraud.forms import (
     Form,
     as_category,
@@ -342,14 +342,15 @@ def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahea
     Raises
     ------
     InvalidRequest
-        It lies before 1970, or more than `max_ahead_ms` after `now_ms`.
+        It lies before 1970, or (`AheadOfClock`) more than `max_ahead_ms` after `now_ms`.
     """
     ms = (moment - EPOCH) // MILLISECOND
     if ms < 0:
         raise InvalidRequest(f"{name} {moment.isoformat()} is before 1970", f"{path}.{name}")
     if now_ms is not None and ms > now_ms + max_ahead_ms:
-        raise InvalidRequest(
-            f"{name} {moment.isoformat()} is more than {max_ahead_ms / 1000:g} s ahead of the server's clock",
+        now = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds")
+        raise AheadOfClock(
+            f"{name} {moment.isoformat()} is more than {max_ahead_ms / 1000:g} s ahead of the server's clock, {now}",
             f"{path}.{name}",
         )
     return ms

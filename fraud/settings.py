@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -62,7 +63,19 @@ class HttpSettings(Group):
     max_connections: int = Field(
         4096,
         ge=8,
-        description="Connections to each worker; beyond it the one longest without complete headers is closed.",
+        description="Connections to each worker; beyond it the one that is idle longest, or else longest without "
+        "complete headers, is closed.",
+    )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        description="Seconds for which a connection is kept after an answer; longer than a load balancer's own, which "
+        "often is 60.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, "
+        "comma-separated, such as 10.0.0.0/8; empty: none.",
     )
     cors_origins: str = Field(
         "", description="Origins whose pages may call the service from a browser, comma-separated; empty: none."
@@ -70,6 +83,13 @@ class HttpSettings(Group):
     gzip_min_bytes: int = Field(
         0, ge=0, description="Answers of at least this many bytes are compressed where the caller takes gzip; 0: none."
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for network in filter(None, (part.strip() for part in value.split(","))):
+            ip_network(network)
+        return value.strip()
 
 
 class AccessSettings(Group):
@@ -90,6 +110,12 @@ class AccessSettings(Group):
     )
     rate_limit_burst: float = Field(
         0.0, ge=0, description="Requests at once of one caller, in each worker; 0: one second's worth."
+    )
+    failed_keys_per_s: float = Field(
+        1.0,
+        ge=0,
+        description="Requests a second of one address that lack a right key where one is needed, in each worker, 30 at "
+        "once; beyond it 429 instead of 401. 0: no limit.",
     )
 
 

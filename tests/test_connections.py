@@ -71,13 +71,49 @@ def answers(port: int) -> bool:
         return connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize("first", [b"", b"P", b"POST / HTTP/1.1\r\nhost: s\r\nx: "])
+@pytest.mark.parametrize("first", [b"P", b"POST / HTTP/1.1\r\nhost: s\r\nx: "])
 def test_headers_that_do_not_come_are_not_waited_for(port: int, first: bytes) -> None:
     with connect(port) as connection:
         started = time.monotonic()
         connection.sendall(first)
         assert error_of(everything(connection)) == ("HTTP/1.1 408 Request Timeout", "header_timeout")
         assert 0.4 < time.monotonic() - started < 2.0
+
+
+@pytest.mark.parametrize("first", [b"", b"\r\n"])
+def test_connection_without_a_byte_of_a_request_is_closed_without_an_answer(port: int, first: bytes) -> None:
+    with connect(port) as connection:
+        started = time.monotonic()
+        connection.sendall(first)
+        assert everything(connection) == b""
+        assert 0.4 < time.monotonic() - started < 2.0
+
+
+@pytest.mark.parametrize("n", [128, 129])
+def test_headers_have_a_number(port: int, n: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * n + b"\r\n")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 " if n == 128 else b"HTTP/1.1 431 ")
+
+
+def test_long_path_counts_as_headers(port: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: s\r\n\r\n")
+        assert error_of(everything(connection))[1] == "headers_too_large"
+
+
+def test_idle_connection_gives_way_before_one_that_sends_its_headers(port: int) -> None:
+    with connect(port) as idle, connect(port) as sending:
+        idle.sendall(REQUEST)
+        assert idle.recv(4096).startswith(b"HTTP/1.1 200")
+        sending.sendall(b"GET / HTTP/1.1\r\n")
+        crowd = [connect(port) for _ in range(19)]
+        assert idle.recv(1) == b""
+        sending.sendall(b"\r\n")
+        assert sending.recv(4096).startswith(b"HTTP/1.1 200")
+        for connection in crowd:
+            connection.close()
 
 
 def test_trickling_does_not_buy_time(port: int) -> None:

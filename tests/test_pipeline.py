@@ -7,6 +7,7 @@ import gc
 import json
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import closing
 from pathlib import Path
@@ -209,6 +210,33 @@ def test_when_every_row_is_bad_the_request_is(call: Caller) -> None:
     assert caught.value.http_status == 422
     assert caught.value.path == "$.instances[0].amount"
     assert [error["path"] for error in caught.value.errors] == ["$.instances[0].amount", "$.instances[1].amount"]
+
+
+def test_a_clock_behind_is_counted_and_told_once(call: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    def ahead(n: int, seed: int) -> list[dict[str, Any]]:
+        in_ten_minutes = rfc3339(time.time_ns() // 1_000_000 + 86_400_000 + 600_000)
+        return [{**instance, "event_time": in_ten_minutes} for instance in transactions(n, seed)]
+
+    for seed in (20, 21):
+        with pytest.raises(RowsRefused, match="ahead of the server's clock, 20"):
+            call(*ahead(70, seed))
+    call(*transactions(1, 22), *ahead(2, 23))
+    assert call.pipeline.counts["rows_ahead_of_clock"] == 142
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "is the time of this machine right?" in caplog.text
+
+
+def test_good_rows_beside_broken_bytes_are_decided(call: Caller) -> None:
+    good = json.dumps(transactions(1, 24)[0]).encode()
+    broken = (b'{"transaction_id": "t-x", "\xff": 1}', b'{"transaction_id": "\xff"}', b'{"amount": "\xff"}')
+    body = b'{"instances": [%s, %s, %s, %s]}' % (broken[0], good, *broken[1:])
+    request = decode_request(call.pipeline, body, explain=False)
+    (answer,) = call.runner.run(answers(call.pipeline, [request]))
+    assert isinstance(answer, bytes)
+    rows = json.loads(answer)["predictions"]
+    assert [row["transaction_id"] for row in rows] == ["t-x", json.loads(good)["transaction_id"], None, None]
+    assert [("error" in row) for row in rows] == [True, False, True, True]
+    assert rows[0]["error"]["message"] == "an instance must be JSON in UTF-8: byte 0xff at position 27 is not"
 
 
 def test_every_row_of_a_long_request_has_its_place(call: Caller) -> None:

@@ -247,7 +247,55 @@ def test_number_of_callers_remembered_is_bounded() -> None:
     gate = Gate([], rate=1, burst=1, clock=Clock())
     for n in range(security.MAX_CALLERS + 500):
         gate(Request(client=(f"host-{n}", 1)))
-    assert len(gate._buckets) == security.MAX_CALLERS
+    assert len(gate._of_addresses) == security.MAX_CALLERS
+
+
+def test_wrong_keys_of_one_address_are_limited() -> None:
+    clock = Clock()
+    secret, key = key_of("score")
+    gate = Gate([key], required=True, failures=1, clock=clock)
+    for _ in range(int(security.FAILURES_AT_ONCE)):
+        with pytest.raises(Unauthenticated):
+            gate(Request(key="fk_00000000_wrong"))
+    for wrong in ("fk_00000000_wrong", None):
+        with pytest.raises(RateLimited):
+            gate(Request(key=wrong))
+    gate(Request(key=secret))  # a right key is not its neighbours' hostage
+    with pytest.raises(Unauthenticated):
+        gate(Request(key="fk_00000000_wrong", client=("192.0.2.2", 1)))
+    clock.now += 1
+    with pytest.raises(Unauthenticated):
+        gate(Request(key="fk_00000000_wrong"))
+    for n in range(security.MAX_CALLERS + 100):
+        with pytest.raises(Unauthenticated):
+            gate(Request(key="wrong", client=(f"10.0.{n >> 8}.{n & 255}", 1)))
+    assert len(gate._of_failures) == security.MAX_CALLERS
+
+
+def test_a_crowd_of_addresses_gives_no_key_its_burst_again() -> None:
+    secret, key = key_of("score", rate=1, burst=1)
+    gate = Gate([key], rate=1, failures=1, clock=Clock())
+    gate(Request(key=secret))
+    for n in range(security.MAX_CALLERS + 1):
+        gate(Request(client=(f"host-{n}", 1)))
+    with pytest.raises(RateLimited):
+        gate(Request(key=secret))
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:bbbb::2", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("no:address", "no:address"),
+        ("x" * 5000, "x" * 64),
+    ],
+)
+def test_who_is_one_caller(host: str, counted: str) -> None:
+    assert security.address_of({"client": (host, 1)}) == counted
+    assert security.address_of({"client": None}) == "unknown"
 
 
 @given(

@@ -8,6 +8,7 @@ transaction that was decided before gets the decision it had.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from fraud.decisions.record import DecisionRecord
 from fraud.decisions.verdict import verdict_of
-from fraud.errors import PastVersion, StoreError, UnknownModel
+from fraud.errors import AheadOfClock, PastVersion, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Matrix, transactions_of
 from fraud.models.scorer import ModelName, Scorer
 from fraud.pipeline.canary import for_canary
@@ -29,6 +30,8 @@ from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection
 from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of
 from fraud.stores.protocol import Recalled, Store, distinct
+
+logger = logging.getLogger("fraud.pipeline")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,8 +68,8 @@ class Pipeline:
     Attributes
     ----------
     counts : Counter
-        Since the start: ``rows`` scored, ``rows_refused``, ``rows_recalled``, ``extra_fields`` ignored,
-        ``degraded_<name>`` and ``labels_<outcome>``.
+        Since the start: ``rows`` scored, ``rows_refused``, ``rows_ahead_of_clock``, ``rows_recalled``, ``extra_fields``
+        ignored, ``degraded_<name>`` and ``labels_<outcome>``.
     """
 
     def __init__(
@@ -124,9 +127,20 @@ class Pipeline:
             assert model is not None
             raise UnknownModel(model, list(scorers))
         request = ScoreRequest(scorer, raws, explain=explain, now_ms=now_ms, request_id=request_id)
-        request.read_some()
+        self._read_some(request)
         challenger = self.challengers.get(scorer.name.name) if self.canary_share else None
         return request if challenger is None else for_canary(request, challenger, self.canary_share)
+
+    def _read_some(self, request: ScoreRequest) -> None:
+        """Read the next rows, and count those that lie ahead of the clock: when it is slow, that is most of them."""
+        read = len(request.rows)
+        request.read_some()
+        errors = [row.error for row in request.rows[read:] if isinstance(row, Rejection)]
+        ahead = [error for error in errors if isinstance(error, AheadOfClock)]
+        if ahead:
+            if not self.counts["rows_ahead_of_clock"]:
+                logger.warning("a row is refused: %s; is the time of this machine right?", ahead[0].message)
+            self.counts["rows_ahead_of_clock"] += len(ahead)
 
     async def decide_requests(self, requests: Sequence[ScoreRequest]) -> list[list[Outcome]]:
         """Decide on the rows of several callers together; each gets the outcomes of its own rows, in order.
@@ -136,7 +150,7 @@ class Pipeline:
         for request in requests:
             while not request.is_read:
                 await asyncio.sleep(0)
-                request.read_some()
+                self._read_some(request)
         rows = [row for request in requests for row in request.rows if isinstance(row, PendingRow)]
         decided = iter(await self.decide(rows))
         answered: list[list[Outcome]] = []

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bentoml
 import orjson
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fraud.serving import scoring
 from fraud.serving.bento_pages import bento_routes
+from fraud.serving.bodies import takes_gzip
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreRequest
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
-from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Route
+from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Receive, Route, Send
 from fraud.serving.labels import label_routes
 from fraud.serving.openapi import document
 from fraud.serving.profiles import profile_routes
@@ -148,9 +152,9 @@ def document_route(routes: list[Route], title: str, description: str, version: s
 
 
 def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put CORS and compression before an application, where they are set."""
+    """Put CORS, compression and the addresses that proxies tell before an application, where they are set."""
     if settings.http.gzip_min_bytes:
-        app = GZipMiddleware(app, minimum_size=settings.http.gzip_min_bytes, compresslevel=5)
+        app = compressed(app, settings.http.gzip_min_bytes)
     origins = [origin.strip() for origin in settings.http.cors_origins.split(",") if origin.strip()]
     if origins:
         app = CORSMiddleware(
@@ -160,4 +164,17 @@ def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    if settings.http.trusted_proxies:
+        app = ProxyHeadersMiddleware(app, trusted_hosts=settings.http.trusted_proxies)  # type: ignore[assignment, arg-type]
     return app
+
+
+def compressed(app: ASGIApp, minimum_bytes: int) -> ASGIApp:
+    """Compress the answers of an application for callers that take gzip; Starlette's middleware overlooks ``q=0``."""
+    compressing: ASGIApp = GZipMiddleware(app, minimum_size=minimum_bytes, compresslevel=5)
+
+    async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        takes = scope["type"] == "http" and takes_gzip(Headers(scope=scope).get("accept-encoding", ""))
+        await (compressing if takes else app)(scope, receive, send)
+
+    return answer

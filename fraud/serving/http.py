@@ -22,8 +22,10 @@ from fraud.errors import (
     PayloadTooLarge,
     RequestError,
     Unavailable,
+    UnsupportedEncoding,
     UnsupportedMediaType,
 )
+from fraud.serving.bodies import plain
 from fraud.serving.contract import ErrorAnswer, Problem, RequestProblem
 from fraud.serving.scopes import Scope
 
@@ -92,6 +94,8 @@ class Call:
         ------
         UnsupportedMediaType, PayloadTooLarge, BodyTimeout
             Each before the body is read any further.
+        UnsupportedEncoding, MalformedJson
+            It is compressed by another means than gzip, or is broken gzip.
         """
         limit = self._bodies.limits.max_body_bytes
         media_type = self.headers.get(b"content-type", b"application/json")
@@ -107,7 +111,7 @@ class Call:
         body: bytes = message["body"]
         if len(body) > limit:
             raise PayloadTooLarge(limit)
-        return body
+        return plain(body, self.headers.get(b"content-encoding"), limit)
 
     def expect_length(self) -> None:
         """Raise `PayloadTooLarge` when the caller announces a longer body than is read."""
@@ -126,7 +130,7 @@ class Call:
             size += len(parts[-1])
             if size > limit:
                 raise PayloadTooLarge(limit)
-        return b"".join(parts)
+        return plain(b"".join(parts), self.headers.get(b"content-encoding"), limit)
 
 
 Handler = Callable[[Call], Awaitable[Answer | ASGIApp]]
@@ -274,6 +278,8 @@ def error_answer(error: FraudError, request_id: str, shape: ErrorShape = ONE_SHA
         headers += ((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))),)
     if isinstance(error, MethodNotAllowed):
         headers += ((b"allow", error.allowed.encode("ascii")),)
+    if isinstance(error, UnsupportedEncoding):
+        headers += ((b"accept-encoding", error.accepted.encode("ascii")),)
     if status in (408, 413, 415):  # the rest of the body will not be read
         headers += CLOSE
     problem = RequestProblem(code, message, error.path, request_id)

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from ipaddress import IPv6Network
 from typing import Any, Protocol
 
 from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
@@ -22,6 +23,9 @@ from fraud.serving.scopes import KEYLESS, SCOPES, Scope
 from fraud.settings import Settings
 
 MAX_CALLERS = 10_000
+MAX_ADDRESS_LENGTH = 64
+FAILURES_AT_ONCE = 30.0
+"""Requests without a right key that an address may make at once."""
 _KEY = re.compile(r"fk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 _LINE = re.compile(
     r"([0-9a-f]{8}):([0-9a-f]{64}):((?:{0})(?:\+(?:{0}))*)(?::([0-9.]+)(?::([0-9.]+))?)?".replace(
@@ -108,6 +112,37 @@ class TokenBucket:
         return (1.0 - self._tokens) / self._rate
 
 
+class Buckets:
+    """The token buckets of callers: of the latest `MAX_CALLERS` of them, so that a crowd takes no more memory."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, caller: str, rate: float, burst: float) -> None:
+        """Use one token of a caller.
+
+        Raises
+        ------
+        RateLimited
+            There is none now.
+        """
+        now = self._clock()
+        bucket = self._buckets.get(caller)
+        if bucket is None:
+            bucket = self._buckets[caller] = TokenBucket(rate, burst, now)
+            if len(self._buckets) > MAX_CALLERS:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(caller)
+        wait_s = bucket.take(now)
+        if wait_s:
+            raise RateLimited(wait_s)
+
+
 class Scoped(Protocol):
     """What is needed to know of a route."""
 
@@ -138,12 +173,15 @@ class Gate:
         Whether the routes of the scopes in `KEYLESS` ask for a key too. Those of other scopes always do.
     rate, burst : float
         Requests a second and at once for one caller: a key, or without one an address. 0 for no limit.
+    failures : float
+        Requests a second without a right key where one is needed, of one address; 0 for no limit. A right key passes
+        whatever its address did.
     clock : callable
         Seconds, monotonic.
 
     Notes
     -----
-    Each worker counts for itself.
+    Each worker counts for itself. Keys, addresses and failures are counted apart, so that none displaces another.
     """
 
     def __init__(
@@ -153,14 +191,15 @@ class Gate:
         required: bool = False,
         rate: float = 0.0,
         burst: float = 0.0,
+        failures: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = {key.id: key for key in keys}
         self._required = required
         self._rate = rate
         self._burst = burst or rate
-        self._clock = clock
-        self._buckets: OrderedDict[str, TokenBucket | None] = OrderedDict()
+        self._failures = failures
+        self._of_keys, self._of_addresses, self._of_failures = Buckets(clock), Buckets(clock), Buckets(clock)
 
     @classmethod
     def of(cls, settings: Settings) -> Gate:
@@ -179,6 +218,7 @@ class Gate:
             required=settings.access.require_keys,
             rate=settings.access.rate_limit_per_s,
             burst=settings.access.rate_limit_burst,
+            failures=settings.access.failed_keys_per_s,
         )
 
     def __call__(self, call: Asks) -> None:
@@ -199,12 +239,16 @@ class Gate:
         presented = presented_key(call.headers)
         if presented is None and not self._required and scope in KEYLESS:
             if self._rate:
-                client = call.scope.get("client")
-                self._limit(f"address {client[0]}" if client else "address unknown")
+                self._of_addresses.take(address_of(call.scope), self._rate, self._burst)
             return
-        key = self.identify(presented)
+        try:
+            key = self.identify(presented)
+        except Unauthenticated:
+            if self._failures:
+                self._of_failures.take(address_of(call.scope), self._failures, FAILURES_AT_ONCE)
+            raise
         call.scope["fraud.key_id"] = key.id
-        self._limit(key.id, key)
+        self._limit(key)
         if scope not in key.scopes:
             raise Forbidden(
                 f"the key {key.id} has the scope {'+'.join(sorted(key.scopes))}; this path asks for {scope}"
@@ -222,20 +266,23 @@ class Gate:
             raise Unauthenticated("this API key is not known here")
         return key
 
-    def _limit(self, caller: str, key: ApiKey | None = None) -> None:
-        now = self._clock()
-        if caller in self._buckets:
-            bucket = self._buckets[caller]
-            self._buckets.move_to_end(caller)
-        else:
-            rate = key.rate if key and key.rate is not None else self._rate
-            burst = key.burst if key and key.burst is not None else (self._burst if rate == self._rate else rate)
-            bucket = self._buckets[caller] = TokenBucket(rate, burst, now) if rate else None
-            if len(self._buckets) > MAX_CALLERS:
-                self._buckets.popitem(last=False)
-        wait_s = bucket.take(now) if bucket else 0.0
-        if wait_s:
-            raise RateLimited(wait_s)
+    def _limit(self, key: ApiKey) -> None:
+        rate = self._rate if key.rate is None else key.rate
+        if rate:
+            burst = key.burst if key.burst is not None else self._burst if rate == self._rate else rate
+            self._of_keys.take(key.id, rate, burst)
+
+
+def address_of(scope: Mapping[str, Any]) -> str:
+    """Return who is counted as one caller: an IPv4 address, or the 64-bit network of an IPv6 one."""
+    client = scope.get("client")
+    host = str(client[0])[:MAX_ADDRESS_LENGTH] if client else "unknown"
+    if ":" not in host:
+        return host
+    try:
+        return str(IPv6Network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -62,6 +62,7 @@ METRICS = (
     Metric("fraud_rows_total", "counter", (*MODEL, "decision"), "Rows scored, by the decision made."),
     Metric("fraud_score", "histogram", MODEL, "Calibrated probabilities given.", PROBABILITIES),
     Metric("fraud_rows_refused_total", "counter", (), "Rows that could not be scored, in requests where others could."),
+    Metric("fraud_rows_ahead_of_clock_total", "counter", (), "Rows refused for lying ahead of this machine's clock."),
     Metric("fraud_rows_recalled_total", "counter", (), "Rows answered with the decision they had before."),
     Metric("fraud_extra_fields_total", "counter", (), "Fields that were sent and that no model reads."),
     Metric("fraud_degraded_rows_total", "counter", ("reason",), "Rows scored or recorded without something."),

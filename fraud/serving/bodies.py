@@ -1,0 +1,70 @@
+"""Bodies as they are sent: compressed or not, with a byte order mark or without."""
+
+from __future__ import annotations
+
+import codecs
+import zlib
+
+from fraud.errors import MalformedJson, PayloadTooLarge, UnsupportedEncoding
+
+GZIP_WINDOW = 31
+"""zlib's code of a gzip stream with the largest window."""
+
+
+def plain(body: bytes, encoding: bytes | None, limit: int) -> bytes:
+    """Return a body as the caller means it.
+
+    Parameters
+    ----------
+    body : bytes
+    encoding : bytes, optional
+        The header Content-Encoding.
+    limit : int
+        Bytes that it may have when it is decompressed.
+
+    Raises
+    ------
+    UnsupportedEncoding
+        It is compressed by another means than gzip.
+    PayloadTooLarge
+        It is longer than `limit`.
+    MalformedJson
+        It says that it is gzip, and is not, or not to its end.
+    """
+    if encoding is not None:
+        match encoding.strip().lower():
+            case b"" | b"identity":
+                pass
+            case b"gzip" | b"x-gzip":
+                body = _decompressed(body, limit)
+            case other:
+                raise UnsupportedEncoding(other.decode("latin-1")[:100])
+    return body[3:] if body.startswith(codecs.BOM_UTF8) else body
+
+
+def _decompressed(body: bytes, limit: int) -> bytes:
+    stream = zlib.decompressobj(GZIP_WINDOW)
+    try:
+        content = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise MalformedJson(f"the body is not gzip, as its content encoding says: {error}") from None
+    if len(content) > limit:
+        raise PayloadTooLarge(limit)
+    if not stream.eof:
+        raise MalformedJson("the body is gzip that ends too early")
+    if stream.unused_data:
+        raise MalformedJson("the body goes on after its gzip stream; send one stream")
+    return content
+
+
+def takes_gzip(accepted: str) -> bool:
+    """Tell whether a caller takes a gzip answer, by its header Accept-Encoding."""
+    for entry in accepted.lower().split(","):
+        name, _, parameter = entry.partition(";")
+        if name.strip() == "gzip":
+            weight = parameter.replace(" ", "").removeprefix("q=")
+            try:
+                return not parameter or float(weight) > 0
+            except ValueError:
+                return False
+    return False
