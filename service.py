@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,11 @@ class FraudBento:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Fail before a worker starts when there is no model to serve, or no key to serve it to."""
+        """Fail before a worker starts: no model to serve, no key to serve it to, a store that cannot be used."""
+        from fraud.stores.opening import StoreOptions, check_store
+
         Gate.of(settings)
+        asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
         served = Served(settings.models, Packed.of(FraudBento))
         for tag in served.champions().values():
             served.folders(tag)

@@ -36,7 +36,7 @@ from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.rows import Decision, Outcome
 from fraud.schema import Row
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreHealth, StoreStats
 from tests.servers import Postgres, Redis, Server, running
 from training.backfill import states_of
 from training.data import Mapping
@@ -80,6 +80,9 @@ class NoHistory:
 
     def stats(self) -> StoreStats:
         return StoreStats()
+
+    def health(self) -> StoreHealth:
+        return StoreHealth()
 
     async def close(self) -> None:
         pass

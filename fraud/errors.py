@@ -29,7 +29,7 @@ FraudError
 ├── BundleError                  a bundle is damaged, foreign or does not score as it did in training
 ├── RegistryError                a model version or alias cannot be found or moved
 ├── StoreError                   a history or decision store failed
-│   └── StoreDown                it cannot be reached, or not within its budget
+│   └── StoreDown                it cannot be reached, or not within its budget, or refuses
 └── SettingsError                a setting has a value that is not allowed
 """
 
@@ -253,7 +253,17 @@ class StoreError(FraudError):
 
 
 class StoreDown(StoreError):
-    pass
+    """It cannot be reached, does not answer in time, or refuses what it is there for.
+
+    Parameters
+    ----------
+    is_permanent : bool
+        Whether waiting does not help: an operator has to change a setting or a right.
+    """
+
+    def __init__(self, message: str, *, is_permanent: bool = False) -> None:
+        super().__init__(message)
+        self.is_permanent = is_permanent
 
 
 class SettingsError(FraudError):

@@ -169,8 +169,34 @@ class Postgres(Server):
         return True
 
 
+class PgBouncer(Server):
+    """A pool before a PostgreSQL: each transaction on whichever of its two connections is free."""
+
+    def __init__(self, folder: Path, postgres_port: int) -> None:
+        super().__init__(folder)
+        self._postgres_port = postgres_port
+
+    url_at = staticmethod(Postgres.url_at)
+    answers = Postgres.answers
+    user = Postgres.user
+
+    def command(self) -> list[str]:
+        settings = self.folder / "pgbouncer.ini"
+        settings.write_text(
+            "[databases]\n"
+            f"postgres = host=127.0.0.1 port={self._postgres_port} dbname=postgres user=fraud\n"
+            "[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
+            "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 100\n"
+        )
+        found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if found is None:
+            pytest.skip("runs a real PgBouncer; on Debian: apt-get install pgbouncer")
+        return [found, str(settings)]
+
+
 @contextmanager
-def running(kind: type[Server]) -> Iterator[Server]:
+def running(kind: Callable[[Path], Server]) -> Iterator[Server]:
     """Run a server for a while, in a folder that every user may enter."""
     folder = Path(tempfile.mkdtemp(prefix="fraud-server-"))
     folder.chmod(0o755)

@@ -34,7 +34,8 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "fraud.json").read_t
 # nothing to show where nothing went wrong, or before a day has passed
 MAY_BE_EMPTY = (
     *("fraud_errors_total", "fraud_degraded_rows_total", "fraud:score_drift", "fraud_failed_swaps"),
-    *("fraud_store_outages_total", "fraud_store_late_calls_total", "fraud_labels_total", "fraud_shadow_"),
+    *("fraud_store_outages_total", "fraud_store_late_calls_total", "fraud_store_off"),
+    *("fraud_labels_total", "fraud_shadow_"),
     *("fraud_following_failed", "fraud_following_look_timestamp_seconds"),
 )
 
@@ -84,7 +85,8 @@ def test_compose_pins_images_names_settings_and_mounts_what_exists() -> None:
             source = volume.split(":")[0]
             assert (DEPLOY / source).exists() if source.startswith(".") else source in compose["volumes"], volume
     fraud = compose["services"]["fraud"]
-    assert fraud["environment"].keys() <= settings
+    assert fraud["environment"].keys() <= settings | {"PGPASSWORD"}  # which libpq reads
+    assert not [url for url in fraud["environment"].values() if "PASSWORD" in url.partition("@")[0] and "@" in url]
     assert fraud["read_only"]
     limit = next(
         r["expr"] for g in RULES["groups"] for r in g["rules"] if r.get("record") == "fraud:memory_limit_bytes"

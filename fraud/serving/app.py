@@ -66,7 +66,7 @@ def scoring_routes(engine: Engine) -> list[Route]:
         return Answer(await scoring.answer(engine, await call.json_body(), explain=True, request_id=call.request_id))
 
     async def readyz(_: Call) -> Answer:
-        return Answer(orjson.dumps(engine.readiness()))
+        return Answer(orjson.dumps(engine.expect_ready()))
 
     fails = {
         404: "The model named is not served here.",

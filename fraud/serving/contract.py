@@ -130,5 +130,5 @@ class ScoreRequest(msgspec.Struct):
 class Readiness(msgspec.Struct):
     """What this worker serves, and what it should serve and cannot."""
 
-    status: Literal["ready"]
+    status: Literal["ready", "degraded", "refusing"]
     queued_rows: int

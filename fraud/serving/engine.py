@@ -13,6 +13,7 @@ from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Outcome, PendingRow, Rejection
+from fraud.stores.protocol import described
 
 
 class Follows(Protocol):
@@ -116,12 +117,21 @@ class Engine:
         return outcomes
 
     def readiness(self) -> dict[str, Any]:
-        """What is served; raises `NotReady` when nothing is."""
+        """What is served, and how well: `status` is ready, degraded or refusing; raises `NotReady` when nothing is."""
         if self._pipeline is None or self._batcher is None:
             raise NotReady("no model is loaded yet")
         models = {} if self._models is None else self._models.describe()
         served = msgspec.to_builtins(self._pipeline.describe())
-        return {"status": "ready", "queued_rows": self._batcher.queued_rows, "models": served, **models}
+        stores = described(self._pipeline.store.health())
+        return {"queued_rows": self._batcher.queued_rows, "models": served, **stores, **models}
+
+    def expect_ready(self) -> dict[str, Any]:
+        """`readiness`, for those who would send callers here; raises `NotReady` where callers would be refused."""
+        readiness = self.readiness()
+        if readiness["status"] == "refusing":
+            stores = "".join(f"; {s['store']} is off since {s['since']}: {s['reason']}" for s in readiness["stores"])
+            raise NotReady(f"decisions are refused: {readiness['reason']}{stores}")
+        return readiness
 
     async def refresh(self) -> dict[str, Any]:
         """Look for other versions at once, in this worker; returns what is served then, and whether W&B was asked."""

@@ -73,6 +73,7 @@ METRICS = (
         "Labels that arrived: told, known before, of an unknown transaction, or refused.",
     ),
     Metric("fraud_store_waiting", "gauge", (), "Decisions that wait for a store that does not answer, all workers."),
+    Metric("fraud_store_off", "gauge", ("store",), "Workers for which a store is off now, by the store."),
     Metric("fraud_store_outages_total", "counter", ("store",), "Times a worker took a store off, by the store."),
     Metric("fraud_store_late_calls_total", "counter", ("store",), "Calls that took longer than the store's budget."),
     Metric("fraud_model_info", "gauge", (*MODEL, "digest", "role"), "Workers that serve this version in this role."),
@@ -328,6 +329,8 @@ class Telemetry:
 
     def _take_store(self, figures: StoreStats) -> None:
         self._metrics["fraud_store_waiting"].set(figures.waiting)
+        for name, is_off in figures.off.items():
+            self._metrics["fraud_store_off"].labels(name).set(is_off)
         for name, count in figures.outages.items():
             self._take(count, "fraud_store_outages_total", name)
         for name, count in figures.late_calls.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from fraud.errors import SettingsError, StoreError
 from fraud.settings import Settings
 from fraud.stores.log import DecisionLog
 from fraud.stores.protocol import Store
+from fraud.stores.urls import POSTGRESQL, REDIS, scheme_of
 
 if TYPE_CHECKING:
     from fraud.stores.resilient import Resilient
@@ -21,14 +22,14 @@ class StoreOptions:
     """How a store is to work; `Settings` says what each means."""
 
     state_dir: Path = Path(".fraud")
-    cold_store: str | None = None
+    cold_store: str | None = field(default=None, repr=False)
     budget_ms: float = 5.0
     cold_budget_ms: float = 100.0
     queue: int = 20_000
     durable: bool = True
-    audit_key: bytes = b""
+    audit_key: bytes = field(default=b"", repr=False)
     personal_fields: tuple[str, ...] = ()
-    personal_key: str = ""
+    personal_key: str = field(default="", repr=False)
     history_ttl_days: float = 90.0
     decision_ttl_days: float = 7.0
 
@@ -78,12 +79,14 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
 
 def _open(url: str, options: StoreOptions) -> Store:
     scheme, _, rest = url.partition(":")
+    if options.cold_store is not None and scheme_of(options.cold_store) not in POSTGRESQL:
+        raise SettingsError(f"cold store {scheme_of(options.cold_store)}:…; allowed: postgresql://user@host/db")
     if scheme == "sqlite":
         from fraud.stores.sqlite import SqliteStore
 
         path = Path(rest.removeprefix("//")) if rest else options.state_dir / "history.db"
         return SqliteStore(path, durable=options.durable, audit_key=options.audit_key)
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme in REDIS:
         from fraud.stores.redis import RedisStore
         from fraud.stores.resilient import Resilient
         from fraud.stores.tiered import Tiered
@@ -92,7 +95,7 @@ def _open(url: str, options: StoreOptions) -> Store:
         if options.cold_store is None:
             return Resilient(hot, options.budget_ms / 1000, options.queue)
         return Tiered(hot, _postgres(options.cold_store, options), options.budget_ms / 1000)
-    if scheme in ("postgresql", "postgres"):
+    if scheme in POSTGRESQL:
         return _postgres(url, options)
     raise SettingsError(f"store {scheme}:…; allowed: sqlite:, sqlite:path, redis://…, postgresql://…")
 
@@ -106,6 +109,27 @@ def _postgres(url: str, options: StoreOptions) -> Resilient:
         options.cold_budget_ms / 1000,
         options.queue,
     )
+
+
+async def check_store(url: str, options: StoreOptions) -> None:
+    """Open a store once and close it: what no waiting can mend is said before anything depends on it.
+
+    Raises
+    ------
+    SettingsError
+        The URL names no store that can be used, or its server refuses the password, the database or a right.
+    StoreError
+        The file cannot be opened or written.
+    """
+    store = open_store(url, options)
+    try:
+        await store.open()
+        health = store.health()
+    finally:
+        await store.close()
+    for outage in health.outages:
+        if outage.is_permanent:
+            raise SettingsError(f"store {outage.store}: {outage.reason}")
 
 
 def open_log(url: str, state_dir: Path, audit_key: bytes = b"") -> DecisionLog:
@@ -126,7 +150,7 @@ def open_log(url: str, state_dir: Path, audit_key: bytes = b"") -> DecisionLog:
         from fraud.stores.sqlite_log import SqliteLog
 
         return SqliteLog(Path(rest.removeprefix("//")) if rest else state_dir / "history.db", audit_key)
-    if scheme in ("postgresql", "postgres"):
+    if scheme in POSTGRESQL:
         from fraud.stores.postgres_log import PostgresLog
 
         return PostgresLog(url, audit_key)

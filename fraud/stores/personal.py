@@ -11,7 +11,7 @@ import msgspec
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreHealth, StoreStats
 
 
 class Pseudonymous:
@@ -81,6 +81,9 @@ class Pseudonymous:
 
     def stats(self) -> StoreStats:
         return self.store.stats()
+
+    def health(self) -> StoreHealth:
+        return self.store.health()
 
     async def close(self) -> None:
         await self.store.close()

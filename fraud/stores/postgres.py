@@ -26,9 +26,9 @@ from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.postgres_line import Line, connect
+from fraud.stores.postgres_line import Line, check_conninfo, connect
 from fraud.stores.postgres_schema import Connection
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.states import Blobs, Change, Written, row_key
 
 MERCHANT_LOCKS = 0x5F3759DF
@@ -88,22 +88,25 @@ class PostgresStore:
 
     def __init__(self, url: str, *, durable: bool = True, audit_key: bytes = b"") -> None:
         self._audit_key = audit_key
+        check_conninfo(url)
+        self._durable = durable
         self._writer = Writer(audit_key)
         self._seen = Anchor()
         self._refused: dict[int, str] = {}
-        self._linking = Line(lambda: connect(url, durable=durable, audit_key=audit_key))
+        self._linking = Line(lambda: connect(url, audit_key))
         self._has_unlinked = False
         self._linker: asyncio.Task[None] | None = None
-        self._reading = Line(lambda: connect(url, durable=durable, audit_key=audit_key))
-        self._writing = Line(lambda: connect(url, durable=durable, audit_key=audit_key))
+        self._reading = Line(lambda: connect(url, audit_key))
+        self._writing = Line(lambda: connect(url, audit_key))
 
     async def open(self) -> None:
         await self.ping()
         self._link_soon()  # what a worker that died has left
 
     async def ping(self) -> None:
-        for line in (self._reading, self._writing):
-            await line.use(_select_one)
+        """Write as `record` does, and take it back: a server that is read-only or short of a right answers a read."""
+        await self._reading.use(_select_one)
+        await self._writing.use(_write_nothing)
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         async def read(db: Connection) -> tuple[list[Any], Blobs, Blobs]:
@@ -133,7 +136,7 @@ class PostgresStore:
         async def write(db: Connection) -> Recorded:  # one at a time: a writer's numbers are committed in order
             marks = self._writer.marks(zip(keys, records, strict=True))
             async with db.pipeline():
-                await db.execute("BEGIN")
+                await self._begin(db)
                 if whole is not None:
                     await _lock(db, whole)
                 inserted = await db.execute(DECIDE, [keys, records, marks], binary=True)
@@ -172,6 +175,11 @@ class PostgresStore:
         self._link_soon()
         return recorded
 
+    async def _begin(self, db: Connection) -> None:
+        await db.execute("BEGIN")
+        if not self._durable:
+            await db.execute("SET LOCAL synchronous_commit = off")
+
     async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         return (await self.tell(frauds))[0]
 
@@ -186,7 +194,7 @@ class PostgresStore:
             if not ids:
                 return ["unknown"] * len(frauds), ({}, {})
             async with db.pipeline():
-                await db.execute("BEGIN")
+                await self._begin(db)
                 await _lock(db, Change.of_frauds([recorded[i] for i in ids], [at[i] for i in ids]))
                 inserted = await db.execute(TELL, [ids, [at[i] for i in ids]], binary=True)
             new = {key for (key,) in await inserted.fetchall()}
@@ -245,6 +253,9 @@ class PostgresStore:
 
     def stats(self) -> StoreStats:
         return StoreStats()
+
+    def health(self) -> StoreHealth:
+        return StoreHealth()
 
     async def link(self) -> int:
         """Give the decisions recorded so far their places in the chain; return how many got one.
@@ -377,6 +388,11 @@ async def _all(db: Connection, query: str, values: Sequence[object] = ()) -> lis
 
 async def _select_one(db: Connection) -> None:
     await db.execute("SELECT 1")
+
+
+async def _write_nothing(db: Connection) -> None:
+    async with db.transaction(force_rollback=True):
+        await db.execute(WRITE["customers"], [[0], [""], [b""]])
 
 
 async def _lock(db: Connection, change: Change) -> None:

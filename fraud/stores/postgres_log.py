@@ -11,6 +11,7 @@ from fraud.decisions.chain import Anchor, Logged
 from fraud.decisions.marks import Turns, Unlinked, in_turn, place_mark
 from fraud.errors import StoreError
 from fraud.stores.log import DecisionLog, Entry, Place
+from fraud.stores.postgres_line import check_conninfo
 
 ROWS = "SELECT seq, record, link, key FROM fraud.decisions WHERE seq > %s AND seq <= %s ORDER BY seq"
 PLACE = "SELECT * FROM fraud.chain WHERE place = %s"
@@ -38,11 +39,12 @@ class PostgresLog(DecisionLog):
 
     def __init__(self, url: str, audit_key: bytes = b"") -> None:
         super().__init__(audit_key)
+        check_conninfo(url)
         self._url = url
         try:
             with self._connect() as db:
                 found = db.execute("SELECT to_regclass('fraud.chain')").fetchone()
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             raise StoreError(f"the decision log cannot be reached: {error}") from error
         if found is None or found[0] is None:
             raise StoreError("this PostgreSQL database holds no decision log; set FRAUD_STORE as for the service")
@@ -90,7 +92,7 @@ class PostgresLog(DecisionLog):
             db.execute("UPDATE fraud.chain SET seq = %s, link = %s, mark = %s WHERE place = 'anchor'", [*last, mark])
 
     def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._url, connect_timeout=5, application_name="fraud-audit")
+        return psycopg.connect(self._url, connect_timeout=5, application_name="fraud-audit", prepare_threshold=None)
 
 
 def _one(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
 
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
@@ -74,12 +75,35 @@ class States:
 
 @dataclass
 class StoreStats:
-    """How a store is doing: decisions that wait for it, and since the start, by the name of each server,
-    the times it was taken off and the calls that took longer than their budget."""
+    """How a store is doing: decisions that wait for it, and by the name of each server, 1 where it is off now, and
+    since the start the times it was taken off and the calls that took longer than their budget."""
 
     waiting: int = 0
+    off: dict[str, int] = field(default_factory=dict)
     outages: dict[str, int] = field(default_factory=dict)
     late_calls: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A server, or a file, that cannot be used now.
+
+    `since_ms` is in ms since the epoch; `reason` has no secrets; `is_permanent` tells whether an operator has to
+    change something before it can be used.
+    """
+
+    store: str
+    since_ms: int
+    reason: str
+    is_permanent: bool = False
+
+
+@dataclass(frozen=True)
+class StoreHealth:
+    """What callers meet: scores lack something where there are outages, and are refused where `refusal` says why."""
+
+    outages: tuple[Outage, ...] = ()
+    refusal: str | None = None
 
 
 class Store(Protocol):
@@ -87,6 +111,9 @@ class Store(Protocol):
 
     def stats(self) -> StoreStats:
         """Return how the store is doing."""
+
+    def health(self) -> StoreHealth:
+        """Return what is off, since when and why, as it was last seen."""
 
     async def open(self) -> None:
         """Make the connections ahead of the first call; those that fail are tried again, in the background."""
@@ -125,6 +152,25 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Write what is waiting and let go of files and connections."""
+
+
+def described(health: StoreHealth) -> dict[str, Any]:
+    """Return what ``/readyz`` shows of a store's health: ``ready``, ``degraded`` or ``refusing``, and what is off."""
+    if health.refusal is not None:
+        return {"status": "refusing", "reason": health.refusal, "stores": _shown(health.outages)}
+    return {"status": "degraded" if health.outages else "ready", "stores": _shown(health.outages)}
+
+
+def _shown(outages: Sequence[Outage]) -> list[dict[str, Any]]:
+    return [
+        {
+            "store": outage.store,
+            "since": datetime.fromtimestamp(outage.since_ms / 1000, UTC).isoformat(timespec="seconds"),
+            "reason": outage.reason,
+            "needs_operator": outage.is_permanent,
+        }
+        for outage in outages
+    ]
 
 
 def distinct(values: Iterable[str | None]) -> list[str]:

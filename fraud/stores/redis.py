@@ -19,15 +19,24 @@ import msgspec
 import redis.asyncio
 import redis.exceptions
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    NoPermissionError,
+)
 from redis.retry import Retry
 
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import StoreDown, StoreError
+from fraud.errors import SettingsError, StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.states import Blobs, Change, Written, told_of
+from fraud.stores.urls import checked, scheme_of
 
 PREFIX = "fraud:1:"
 UNRECORDED = f"{PREFIX}unrecorded"
@@ -76,6 +85,10 @@ for i = n + 1, #KEYS do
 end
 """
 
+UNREACHABLE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
+PERMANENT = (AuthenticationError, AuthorizationError, NoPermissionError, AskError, ClusterCrossSlotError)
+"""A wrong password, a right that lacks, a Redis Cluster: an operator has to change something."""
+
 T = TypeVar("T")
 _decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 _encode_record = msgspec.msgpack.Encoder().encode
@@ -98,9 +111,13 @@ class RedisStore:
     name = "redis"
 
     def __init__(self, url: str, *, history_ttl_days: float = 90.0, decision_ttl_days: float = 7.0) -> None:
-        self._redis = redis.asyncio.Redis.from_url(
-            url, protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[], socket_connect_timeout=1.0
-        )
+        try:
+            self._redis = redis.asyncio.Redis.from_url(
+                checked(url), protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[], socket_connect_timeout=1.0
+            )
+            self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # which reads the options, and connects to nothing
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"the store's URL ({scheme_of(url)}://…) has an option that is not known") from error
         self._state_s = int(history_ttl_days * 86_400)
         self._mark_s = int(decision_ttl_days * 86_400)
         self._record_script = self._redis.register_script(RECORD)
@@ -110,7 +127,8 @@ class RedisStore:
         await self.ping()
 
     async def ping(self) -> None:
-        await self._answered(self._redis.ping())
+        """Write two keys as `record` does: a replica, a server without memory and a cluster answer a plain ping."""
+        await self._answered(self._refresh_script(keys=[f"{PREFIX}ping:{i}" for i in "ab"], args=[2, 60, 60, b"", b""]))
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         wanted = [*map(_decision, keys), *map(_customer, customer_ids), *map(_merchant, merchant_ids)]
@@ -231,6 +249,9 @@ class RedisStore:
     def stats(self) -> StoreStats:
         return StoreStats()
 
+    def health(self) -> StoreHealth:
+        return StoreHealth()
+
     async def close(self) -> None:
         await self._redis.aclose()
 
@@ -261,10 +282,21 @@ class RedisStore:
     async def _answered(self, answer: Awaitable[T]) -> T:
         try:
             return await answer
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
-            raise StoreDown(f"redis cannot be reached: {error}") from error
-        except redis.exceptions.RedisError as error:
-            raise StoreError(f"redis refused: {error}") from error
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise _translated(error) from error
+
+
+def _translated(error: Exception) -> StoreError:
+    """Return what an error means: a server that refuses is off as one that is gone, whatever its reason.
+
+    Only a key that somebody else gave a value of another kind is a matter of its own batch alone.
+    """
+    text = str(error)
+    if "WRONGTYPE" in text:
+        return StoreError(f"redis refused: {text}")
+    is_permanent = isinstance(error, PERMANENT) or "Invalid Database" in text or "DB index" in text
+    refuses = is_permanent or not isinstance(error, UNREACHABLE) or isinstance(error, BusyLoadingError)
+    return StoreDown(f"redis {'refuses' if refuses else 'cannot be reached'}: {text}", is_permanent=is_permanent)
 
 
 def _customer(name: str) -> str:

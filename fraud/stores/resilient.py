@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -19,7 +20,18 @@ from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode
-from fraud.stores.protocol import RECORD, Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreStats
+from fraud.stores.protocol import (
+    RECORD,
+    Fraud,
+    LabelOutcome,
+    Outage,
+    Recalled,
+    Recorded,
+    States,
+    Store,
+    StoreHealth,
+    StoreStats,
+)
 from fraud.stores.states import Change
 
 logger = logging.getLogger("fraud.stores")
@@ -58,6 +70,8 @@ class CircuitBreaker:
     ----------
     counts : Counter
         ``calls``, ``calls_out_of_budget``, ``outages``.
+    outage : Outage or None
+        Since when the store is off, and why, as the latest probe saw it.
     """
 
     def __init__(self, remote: Remote, budget_s: float, catch_up: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -67,6 +81,7 @@ class CircuitBreaker:
         self._catch_up = catch_up
         self._probe: asyncio.Task[None] | None = None
         self._is_new = True
+        self.outage: Outage | None = None
 
     @property
     def is_down(self) -> bool:
@@ -116,10 +131,15 @@ class CircuitBreaker:
         self.counts["calls_out_of_budget"] += 1
         raise StoreDown(f"{self._remote.name} did not answer within {budget_s * 1000:g} ms")
 
-    def stats(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return the outages and the late calls, by the store's name."""
+    def stats(self, waiting: int = 0) -> StoreStats:
+        """Return how the store is doing, with the decisions that wait for it."""
         name = self._remote.name
-        return {name: self.counts["outages"]}, {name: self.counts["calls_out_of_budget"]}
+        return StoreStats(
+            waiting,
+            {name: int(self.is_down)},
+            {name: self.counts["outages"]},
+            {name: self.counts["calls_out_of_budget"]},
+        )
 
     async def close(self) -> None:
         if self._probe is not None:
@@ -130,6 +150,7 @@ class CircuitBreaker:
         if self._probe is None:
             logger.warning("store %s is off: %s", self._remote.name, error.message)
             self.counts["outages"] += 1
+            self.outage = self._outage(error, time.time_ns() // 1_000_000)
             self._probe = asyncio.ensure_future(self._until_back())
 
     async def _until_back(self) -> None:
@@ -140,14 +161,25 @@ class CircuitBreaker:
                 await self.within(self._remote.ping, self.budget_s)
                 await self._catch_up()
                 break
-            except StoreDown:
+            except StoreDown as error:
+                self._still_off(error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PROBE_LAST_S)
             except Exception:
                 logger.exception("store %s answers, but its backlog cannot be written", self._remote.name)
                 await asyncio.sleep(PROBE_LAST_S)
-        self._probe = None  # no await since the backlog was seen empty
+        self._probe = self.outage = None  # no await since the backlog was seen empty
         logger.warning("store %s is back", self._remote.name)
+
+    def _still_off(self, error: StoreDown) -> None:
+        """Keep the latest reason; tell one that nobody but an operator can end, once."""
+        assert self.outage is not None
+        if error.is_permanent and not self.outage.is_permanent:
+            logger.error("store %s stays off until an operator acts: %s", self._remote.name, error.message)
+        self.outage = self._outage(error, self.outage.since_ms)
+
+    def _outage(self, error: StoreDown, since_ms: int) -> Outage:
+        return Outage(self._remote.name, since_ms, error.message, error.is_permanent)
 
 
 async def _awaited(operation: Callable[[], Awaitable[T]]) -> T:
@@ -269,7 +301,15 @@ class Resilient:
         return recorded
 
     def stats(self) -> StoreStats:
-        return StoreStats(self.waiting, *self.breaker.stats())
+        return self.breaker.stats(self.waiting)
+
+    def health(self) -> StoreHealth:
+        if self.breaker.outage is None:
+            return StoreHealth()
+        is_full = self.waiting >= self._most
+        return StoreHealth(
+            (self.breaker.outage,), f"{self.waiting} decisions wait for {self.remote.name}" if is_full else None
+        )
 
     async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         return await self.breaker.call(lambda: self.remote.apply_labels(frauds), PATIENT_S)

@@ -27,7 +27,7 @@ from fraud.errors import StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats
+from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.sqlite_schema import migrate
 from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
 
@@ -117,6 +117,9 @@ class SqliteStore:
 
     def stats(self) -> StoreStats:
         return StoreStats()
+
+    def health(self) -> StoreHealth:
+        return StoreHealth()
 
     async def close(self) -> None:
         for thread, connection in ((self._write_thread, self._writer), (self._read_thread, self._reader)):

@@ -21,7 +21,17 @@ from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
 from fraud.history.state import TRANSACTION, encode
 from fraud.stores.postgres import PostgresStore
-from fraud.stores.protocol import RECORD, Fraud, LabelOutcome, Recalled, Recorded, States, StoreStats, distinct
+from fraud.stores.protocol import (
+    RECORD,
+    Fraud,
+    LabelOutcome,
+    Recalled,
+    Recorded,
+    States,
+    StoreHealth,
+    StoreStats,
+    distinct,
+)
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker, Resilient
 
@@ -216,9 +226,15 @@ class Tiered:
         self._sweep_soon()
 
     def stats(self) -> StoreStats:
-        cold = self.cold.stats()
-        outages, late_calls = self.breaker.stats()
-        return StoreStats(cold.waiting, cold.outages | outages, cold.late_calls | late_calls)
+        cold, hot = self.cold.stats(), self.breaker.stats()
+        return StoreStats(
+            cold.waiting, cold.off | hot.off, cold.outages | hot.outages, cold.late_calls | hot.late_calls
+        )
+
+    def health(self) -> StoreHealth:
+        cold = self.cold.health()
+        hot = () if self.breaker.outage is None else (self.breaker.outage,)
+        return StoreHealth(hot + cold.outages, cold.refusal)
 
     async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
         outcomes, written = await self.cold.breaker.call(lambda: self._postgres.tell(frauds), PATIENT_S)
