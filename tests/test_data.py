@@ -562,6 +562,8 @@ def test_documented_mappings_are_valid(tmp_path: Path) -> None:
     assert len(load_transactions(csv(tmp_path), Mapping.from_yaml(tmp_path / "first.yaml"))) == 4
 
 
-@pytest.mark.parametrize("name", ["simulated", "features", "sparkov", "handbook"])
+@pytest.mark.parametrize(
+    "name", ["simulated", "features", "sparkov", "handbook", "paysim", "tabformer", "ieee_cis", "baf"]
+)
 def test_shipped_mappings_are_valid(name: str) -> None:
     assert Mapping.from_yaml(EXAMPLES / f"{name}.yaml").label is not None

@@ -81,8 +81,6 @@ class CsvFile:
         text = text.removeprefix("\ufeff")
         headers = {d: _header(text, d, escape) for d in ([dialect.delimiter] if dialect.delimiter else DELIMITERS)}
         delimiter = max(headers, key=lambda d: (len(set(wanted) & set(headers[d])), len(headers[d]), d == ","))
-        if dialect.delimiter is None and delimiter != ",":
-            _logger.warning("%s: the fields are separated by %r", path.name, delimiter)
         return cls(path, delimiter, encoding, escape, dialect.escape is not None, headers[delimiter])
 
     def read(self, columns: Sequence[str], block_bytes: int = BLOCK_BYTES) -> pa.Table:
@@ -119,6 +117,22 @@ class CsvFile:
         if broken:
             self._refuse_rows(broken)
         return table
+
+    def first_rows(self) -> pa.RecordBatch:
+        """Return all columns of the first rows as large_string: as many as Arrow parses at a time."""
+        with pyarrow.csv.open_csv(
+            self._stream(),
+            read_options=pyarrow.csv.ReadOptions(block_size=8 * BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(self.header, pa.large_string()),
+                strings_can_be_null=True,
+                null_values=list(NULLS),
+            ),
+        ) as rows:
+            return rows.read_next_batch()
 
     def _parse(
         self, stream: _Stream, columns: Sequence[str], kind: pa.DataType, broken: list[Any], block_bytes: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from training.csv_files import CsvFile, Dialect
 
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (*PARQUET, *csv_files.SUFFIXES)
+
+_logger = logging.getLogger(__name__)
 
 Given = str | Path | Sequence[str | Path]
 Choice = Callable[[str, list[str]], list[str]]
@@ -82,9 +85,10 @@ class Files:
         DataError
             A file cannot be read, has no rows, or has other columns than the first, or one of another type.
         """
-        tables = []
+        tables: list[pa.Table] = []
+        told: set[str] = set()
         for path in self.paths:
-            tables.append(_read(path, wanted, choose, dialect))
+            tables.append(_read(path, wanted, choose, dialect, told))
             if tables[-1].num_rows == 0:
                 raise DataError(f"{path.name}: the file has no rows")
             other = set(tables[-1].column_names) ^ set(tables[0].column_names)
@@ -117,11 +121,15 @@ class Files:
         return pa.chunked_array(chunks, kind)
 
 
-def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect) -> pa.Table:
+def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect, told: set[str]) -> pa.Table:
+    """Return the chosen columns of a file; a delimiter that was found out is said once, and added to `told`."""
     is_csv = path.name.lower().endswith(csv_files.SUFFIXES)
     try:
         if is_csv:
             file = CsvFile.open(path, dialect, wanted)
+            if file.delimiter not in {dialect.delimiter or ",", *told}:
+                told.add(file.delimiter)
+                _logger.warning("%s: the fields are separated by %r", path.name, file.delimiter)
             return file.read(choose(path.name, file.header))
         return pq.read_table(path, columns=choose(path.name, pq.read_schema(path).names), partitioning=None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fraud.cli import audit, history, keys, registry, serving, training
+from fraud.cli import audit, history, inspecting, keys, registry, serving, training
 
 
 class Verify(TyperGroup):
@@ -42,7 +42,7 @@ Exit codes: 0 done; 1 an input, a setting or a file is refused, and the message 
 defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B.
 """,
 )
-for room in (training.app, registry.app, serving.app, audit.replaying):
+for room in (training.app, inspecting.app, registry.app, serving.app, audit.replaying):
     app.registered_commands += room.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
 app.add_typer(keys.app, name="keys", help="API keys of the service.")
