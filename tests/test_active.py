@@ -30,7 +30,7 @@ from fraud.models.following import Following
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
 from fraud.models.served import Packed, Served
-from fraud.models.turns import short_turns
+from fraud.models.turns import set_usual_turns, short_turns
 from fraud.settings import ModelSettings, Settings
 from tests.tiny import write_tiny_bundle
 
@@ -464,3 +464,8 @@ def test_who_asks_for_short_turns_may_overlap_in_any_order() -> None:
     assert sys.getswitchinterval() == short
     second.__exit__(None, None, None)
     assert sys.getswitchinterval() == usual
+    with short_turns():
+        set_usual_turns(usual / 2)  # as an engine does that starts
+        assert sys.getswitchinterval() == pytest.approx(usual / 100)
+    assert sys.getswitchinterval() == pytest.approx(usual / 2)
+    set_usual_turns(usual)

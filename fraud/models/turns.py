@@ -15,6 +15,14 @@ _asking = 0
 _usual_s = 0.0
 
 
+def set_usual_turns(seconds: float) -> None:
+    """Set the interval that holds while nobody asks for short turns, seconds."""
+    global _usual_s
+    with _lock:
+        _usual_s = seconds
+        sys.setswitchinterval(seconds / SHORTER if _asking else seconds)
+
+
 @contextlib.contextmanager
 def short_turns() -> Iterator[None]:
     """Let threads take turns 50 times as often, so that requests are answered while a model loads in another thread.
@@ -23,7 +31,7 @@ def short_turns() -> Iterator[None]:
     priority of the system instead makes it worse: a thread that holds the interpreter must not be made to wait.
 
     Those who ask may overlap, in coroutines and in threads: the interval is shortened for the first of them, and the
-    last one to end gives back what it was before the first.
+    last one to end gives back what it was before the first, or what `set_usual_turns` was told meanwhile.
     """
     global _asking, _usual_s
     with _lock:

@@ -93,6 +93,7 @@ class ScoreRequest:
         some = ScoreRequest(self.scorer, (), explain=self.explain, now_ms=self.now_ms, request_id=self.request_id)
         some.rows.extend(rows)
         some.n_rows = len(rows)
+        some.queued_at = time.perf_counter()
         return some
 
 

@@ -50,29 +50,27 @@ async def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
 
 def answer_of(outcomes: Sequence[Outcome]) -> PredictAnswer:
     """Return the answer to the rows of one request; raises as `encode_answer` does."""
-    rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
-    if rejections:
-        for rejection in rejections:
-            if not isinstance(rejection.error, RequestError):
-                raise rejection.error
-        if len(rejections) == len(outcomes):
-            raise RowsRefused([rejection.error for rejection in rejections])
-    return PredictAnswer([_element(outcome) for outcome in outcomes])
-
-
-def _element(outcome: Outcome) -> Prediction | Refused:
-    if isinstance(outcome, Rejection):
-        return Refused(outcome.transaction_id, problem_of(outcome.error))
-    prediction, risk_level, decision = outcome.verdict
-    shared = (
-        outcome.transaction_id,
-        outcome.fraud_probability,
-        prediction,
-        risk_level,
-        decision,
-        outcome.model,
-        outcome.degraded,
-    )
-    if outcome.explanation is None:
-        return Prediction(*shared)
-    return Explanation(*shared, outcome.raw_margin, *outcome.explanation)
+    elements: list[Prediction | Refused] = []
+    errors: list[FraudError] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Rejection):
+            errors.append(outcome.error)
+            elements.append(Refused(outcome.transaction_id, problem_of(outcome.error)))
+            continue
+        shared = (
+            outcome.transaction_id,
+            outcome.fraud_probability,
+            *outcome.verdict,
+            outcome.model,
+            outcome.degraded,
+        )
+        if outcome.explanation is None:
+            elements.append(Prediction(*shared))
+        else:
+            elements.append(Explanation(*shared, outcome.raw_margin, *outcome.explanation))
+    for error in errors:
+        if not isinstance(error, RequestError):
+            raise error
+    if len(errors) == len(elements):
+        raise RowsRefused(errors)
+    return PredictAnswer(elements)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import sys
 from typing import Any, Protocol
 
 import msgspec
 
 from fraud.errors import NotReady, Overloaded, PastVersion
+from fraud.models.turns import set_usual_turns
 from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
@@ -54,7 +54,7 @@ class Engine:
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         gc.enable()
-        sys.setswitchinterval(0.001)
+        set_usual_turns(0.001)
 
     @property
     def pipeline(self) -> Pipeline:
