@@ -30,6 +30,7 @@ from tests.wandb_server import Fault, WandbServer
 from tests.wandb_server.state import ENTITY
 
 LOOK_S = 5
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
 KILL_FOLLOWER = "kill -KILL $(grep -la 'cli[.]main import' /proc/[0-9]*/cmdline | cut -d/ -f3)"
 
 
@@ -52,7 +53,7 @@ def predictions(port: int, run: Path) -> list[dict[str, Any]]:
     """What the service answers to the golden requests of a run."""
     body = json.dumps({"instances": [row["instance"] for row in golden(run / "bundle")]}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with DIRECT.open(request, timeout=30) as answer:
         found: list[dict[str, Any]] = json.load(answer)["predictions"]
     return found
 
@@ -69,7 +70,7 @@ def serves(port: int, run: Path) -> bool:
 
 def looked(port: int) -> dict[str, Any]:
     """What /readyz says of W&B."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+    with DIRECT.open(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
         found: dict[str, Any] = json.load(answer)["wandb"][NAME]
     return found
 

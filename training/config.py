@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fraud.errors import DataError
 from training.policy import DEFAULT_COSTS, check_costs
@@ -19,14 +19,14 @@ class Booster(BaseModel):
 
     learning_rate: float = Field(0.1, gt=0, le=1)
     num_leaves: int = Field(31, ge=2, le=255)
-    min_data_in_leaf: int = Field(100, ge=1)
+    min_data_in_leaf: int = Field(100, ge=1, le=10**9)
     feature_fraction: float = Field(0.5, gt=0, le=1)
     pos_bagging_fraction: float = Field(1.0, gt=0, le=1)
     neg_bagging_fraction: float = Field(0.25, gt=0, le=1)
-    bagging_freq: int = Field(1, ge=0)
-    lambda_l2: float = Field(10.0, ge=0)
+    bagging_freq: int = Field(1, ge=0, le=10_000)
+    lambda_l2: float = Field(10.0, ge=0, le=1e6)
     max_bin: int = Field(255, ge=15, le=255)
-    cat_smooth: float = Field(20.0, ge=0)
+    cat_smooth: float = Field(20.0, ge=0, le=1e6)
 
 
 class Config(BaseModel):
@@ -38,18 +38,27 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = 7
-    rounds: int = Field(600, ge=1, description="Most boosting rounds; early stopping decides.")
-    early_stopping_rounds: int = Field(40, ge=1)
+    seed: int = Field(7, ge=0, le=2**31 - 1)
+    rounds: int = Field(600, ge=1, le=100_000, description="Most boosting rounds; early stopping decides.")
+    early_stopping_rounds: int = Field(40, ge=1, le=100_000)
     validation_share: float = Field(0.12, gt=0, lt=0.5)
     calibration_share: float = Field(0.12, gt=0, lt=0.5)
     test_share: float = Field(0.2, gt=0, lt=0.5, description="Of the whole time, for the last window.")
     search_trials: int = Field(0, ge=0, le=200, description="Trials of the hyperparameter search; 0 for none.")
-    n_bootstrap: int = Field(200, ge=20)
+    n_bootstrap: int = Field(200, ge=20, le=10_000)
     review_capacity: float = Field(0.05, ge=0, le=1, description="Most of the transactions that people can review.")
     review_rate: float = Field(0.01, gt=0, lt=1, description="Share to review where the mapping names no stake.")
     booster: Booster = Booster()
     costs: dict[str, float] = DEFAULT_COSTS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, content: Any) -> Any:
+        """Refuse truth values: YAML reads a bare yes, no, on or off as one, and each is a number for pydantic."""
+        for name, value in _flat(content).items():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} is {value}, as YAML reads a bare yes, no, on or off; a number is needed")
+        return content
 
     @field_validator("costs")
     @classmethod
@@ -66,17 +75,27 @@ class Config(BaseModel):
     def from_yaml(cls, path: Path) -> Self:
         """Read and check a configuration file; `DataError` names every key that is unknown or wrong."""
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DataError(f"{path.name}: the configuration cannot be read: {' '.join(str(error).split())}") from None
+        return cls.of({} if content is None else content, path.name)
+
+    @classmethod
+    def of(cls, content: Any, source: str) -> Self:
+        """Check the keys and values of a configuration; `DataError` names every one that is unknown or wrong."""
+        try:
             return cls.model_validate(content)
-        except (OSError, yaml.YAMLError) as error:
-            raise DataError(f"{path.name}: the configuration cannot be read: {error}") from None
         except ValidationError as error:
-            lines = [f"{path.name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            lines = [f"{source}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise DataError("\n".join(lines)) from None
 
     def flat(self) -> dict[str, Any]:
         """Return every value under one name, nested ones as `booster.num_leaves`."""
-        flat: dict[str, Any] = {}
-        for name, value in self.model_dump().items():
-            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        return flat
+        return _flat(self.model_dump())
+
+
+def _flat(content: Any) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in content.items() if isinstance(content, dict) else ():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

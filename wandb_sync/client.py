@@ -81,7 +81,7 @@ class WandbClient:
 
     def _online(self, operation: str, timeout_s: float, arguments: dict[str, Any]) -> Any:
         if not self.settings.online:
-            raise WandbOffline(f"W&B is off (no WANDB_API_KEY, or WANDB_MODE=offline): {operation} was not asked")
+            raise WandbOffline(f"W&B is off ({self.settings.offline_because}): {operation} was not asked")
         with scratch(self.settings.home) as root:
             return self._call(operation, timeout_s, arguments, root, "online")
 

@@ -154,7 +154,16 @@ def follow(
 @app.command()
 def lineage(name: Name) -> None:
     """Show on W&B, for each version, the run and data that made it and the runs that use it."""
-    for version in models().lineage(name):
+    all_models = models()
+    versions = all_models.lineage(name)
+    if not versions:
+        here = sorted({version.name for version in all_models.registry.versions()})
+        project = all_models.settings.project
+        raise RegistryError(
+            f"W&B's project {project} has no version of a model {name!r}; "
+            f"this machine's registry knows {', '.join(here) or 'none'}: `fraud push --pending` sends what waits"
+        )
+    for version in versions:
         out.print(f"{name}:{version['version']}  {' '.join(version['aliases'])}  bundle {version['bundle_digest']}")
         out.print(f"  made by run {version['logged_by']} from {', '.join(version['from']) or 'nothing recorded'}")
         out.print(f"  with {', '.join(version['beside'])}")

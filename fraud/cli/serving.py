@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 import time
 import uuid
@@ -12,7 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fraud.errors import NotReady
+from fraud.errors import NotReady, SettingsError
 from fraud.models.find import IN_PRODUCTION, load_bundle
 
 app = typer.Typer()
@@ -36,7 +37,7 @@ def try_(
     golden: dict[str, Any] = msgspec.json.decode(load_bundle(model).golden[0].instance)
     body = msgspec.json.encode({"instances": [golden | {"transaction_id": f"try-{uuid.uuid4().hex[:8]}"}]}).decode()
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    with httpx.Client(base_url=url, timeout=10.0) as client:
+    with httpx.Client(base_url=url, timeout=10.0, trust_env=not _is_this_machine(url)) as client:
         _wait(client, wait)
         answer = client.post("/predict", content=body, headers=headers)
     shown = " ".join(f"-H {shlex.quote(f'{name}: {value}')}" for name, value in headers.items())
@@ -44,6 +45,16 @@ def try_(
     typer.echo(answer.text)
     if answer.is_error:
         raise typer.Exit(1)
+
+
+def _is_this_machine(url: str) -> bool:
+    """Whether a URL names this machine, which no proxy of the environment (HTTP_PROXY) can reach."""
+    host = httpx.URL(url).host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _wait(client: httpx.Client, seconds: float) -> None:
@@ -54,6 +65,8 @@ def _wait(client: httpx.Client, seconds: float) -> None:
             if answer.is_success:
                 return
             reason = answer.text
+        except httpx.UnsupportedProtocol:
+            raise SettingsError(f"--url {str(client.base_url)!r}: give one such as http://localhost:3000") from None
         except httpx.TransportError as error:
             reason = str(error)
         if time.monotonic() > deadline:

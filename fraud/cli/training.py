@@ -321,7 +321,8 @@ def _config(file: Path | None, seed: int | None, search: int | None) -> Config:
 
     config = Config() if file is None else Config.from_yaml(file)
     given = {"seed": seed, "search_trials": search}
-    return config.model_copy(update={k: v for k, v in given.items() if v is not None})
+    options = {name: value for name, value in given.items() if value is not None}
+    return Config.of(config.model_dump(exclude_unset=True) | options, "options")
 
 
 def _name_of(data: list[Path]) -> str:
