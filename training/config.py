@@ -89,6 +89,11 @@ class Config(BaseModel):
             lines = [f"{source}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise DataError("\n".join(lines)) from None
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each window that has one, by the window's name."""
+        return {"validation": self.validation_share, "calibration": self.calibration_share, "test": self.test_share}
+
     def flat(self) -> dict[str, Any]:
         """Return every value under one name, nested ones as `booster.num_leaves`."""
         return _flat(self.model_dump())

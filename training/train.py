@@ -30,6 +30,7 @@ from training.evaluate import Outcomes, Samples, Scored, measure, no_skill
 from training.fit import Fitted
 from training.package import write_model
 from training.policy import choose_policy, declines_too_many, review_the_riskiest
+from training.preflight import check_features, check_folder, check_windows
 from training.replay import further_features, replay, requested_columns, transaction_spec
 from training.report import ModelFacts, model_card, write_report
 from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
@@ -68,6 +69,8 @@ class Task:
     label_delay_ms: int
     stake: NDArray[np.float64] | None
     """Money at stake in each row of the table, in the unit of the costs; None where it is not known."""
+    warnings: list[str] = field(default_factory=list)
+    """What the service would do otherwise than a person expects."""
 
     def rows(self, window: slice) -> tuple[Matrix, pd.DataFrame]:
         return self.X[self.windows.within(window)], self.table.iloc[window]
@@ -117,17 +120,16 @@ def prepare_transactions(
     windows: Windows,
     as_of: int,
     label_delay_ms: int,
+    config: Config,
     progress: Progress = NO_PROGRESS,
+    *,
+    packaged: bool = True,
 ) -> Task:
-    """Replay a table of transactions and return what a training needs."""
+    """Check a table of transactions, replay it and return what a training needs.
+
+    A model that is not `packaged`, as a backtest's, needs no labels in the test window and no row to be golden.
+    """
     spec = transaction_spec(table, mapping, windows.train)
-    amounts = amounts_of(table, spec.currencies or {})[windows.train]
-    preprocessor = Preprocessor(np.quantile(amounts, np.linspace(0, 0.99, 100)).tolist())
-    if spec.currencies:
-        table = table.assign(stake=stakes(table, spec.currencies, windows.train))
-    featurizer = Featurizer(spec, preprocessor.amount_quantiles)
-    n = len(table)
-    X = replay(table, featurizer, windows.all, lambda done: progress("replay", done, n))
     part = table.iloc[windows.all]
     y = known_labels(
         part["label"].to_numpy(np.int8),
@@ -136,7 +138,16 @@ def prepare_transactions(
         label_delay_ms,
         as_of,
     )
-    return Task(table, windows, spec, preprocessor, X, y, label_delay_ms, stake_of(table))
+    check_windows(table, y, windows, config.shares, evaluated=packaged)
+    warnings = check_features(table, windows, spec) if packaged else []
+    amounts = amounts_of(table, spec.currencies or {})[windows.train]
+    preprocessor = Preprocessor(np.quantile(amounts, np.linspace(0, 0.99, 100)).tolist())
+    if spec.currencies:
+        table = table.assign(stake=stakes(table, spec.currencies, windows.train))
+    featurizer = Featurizer(spec, preprocessor.amount_quantiles)
+    n = len(table)
+    X = replay(table, featurizer, windows.all, lambda done: progress("replay", done, n))
+    return Task(table, windows, spec, preprocessor, X, y, label_delay_ms, stake_of(table), warnings)
 
 
 def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: StageTimer, progress: Progress) -> Task:
@@ -148,7 +159,7 @@ def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: Stage
     shares = (config.validation_share, config.calibration_share)
     windows = split_by_time(times, delay, as_of, (as_of, int(times[-1]) + 1), shares)
     with clock.stage("replay"):
-        return prepare_transactions(table, mapping, windows, as_of, delay, progress)
+        return prepare_transactions(table, mapping, windows, as_of, delay, config, progress)
 
 
 def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> Task:
@@ -161,9 +172,12 @@ def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> T
         )
     windows = split_by_order(len(table), (config.validation_share, config.calibration_share, config.test_share))
     spec = FeatureSpec("features", tuple(further_features(table, mapping, windows.train)))
+    y = table["label"].to_numpy(np.int8)
+    check_windows(table, y, windows, config.shares, evaluated=True)
+    warnings = check_features(table, windows, spec)
     X = np.empty((len(table), len(spec.features)), np.float64)
     requested_columns(table, spec, X)
-    return Task(table, windows, spec, Preprocessor(), X, table["label"].to_numpy(np.int8), 0, stake_of(table))
+    return Task(table, windows, spec, Preprocessor(), X, y, 0, stake_of(table), warnings)
 
 
 def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
@@ -236,6 +250,7 @@ def train(
     runs : Path
         Where the run folder is made.
     """
+    check_folder(runs)
     clock = StageTimer()
     task = _prepare(table, mapping, config, clock, progress)
     with clock.stage("train"):
@@ -327,7 +342,7 @@ def train(
     }
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     warning = declines_too_many(facts.metrics["decline_rate"].value, facts.no_skill["average_precision"])
-    warnings = [] if warning is None else [warning]
+    warnings = [*task.warnings, *([] if warning is None else [warning])]
     return Run(
         folder, digest, dict(facts.metrics), dict(facts.baseline), clock.timings_s, list(facts.windows), warnings
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fraud.cli.progress import stages
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import DataError
 from fraud.models.names import checked_name
@@ -101,11 +99,13 @@ def train(
     import training.train as training
     from fraud.cli.registry import models, tell
     from training.data import Mapping, dataset_digest, load_table
+    from training.preflight import check_folder
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
     _expect_kind(mapped, kind)
-    name = checked_name(name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"))
-    with models().outbox.watch() as watch, _stages() as progress:
+    called = checked_name(name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"))
+    check_folder(runs)
+    with models().outbox.watch() as watch, stages() as progress:
         progress("read", 0, 1)
         table = load_table(data, mapped)
         dataset = _dataset(data, table, dataset_digest(data))
@@ -114,7 +114,7 @@ def train(
             table,
             mapped,
             configured,
-            name=name,
+            name=called,
             dataset=dataset,
             runs=runs,
             progress=progress,
@@ -150,19 +150,22 @@ def backtest(
     from training.data import Mapping, load_transactions, parse_duration_ms
     from training.train import StageTimer
 
-    mapped = Mapping.from_yaml(mapping)
+    mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, None)
     _expect_kind(mapped, Kind.transactions)
+    until, test = _moment(train_until), (_moment(test_from), _moment(test_until))
+    delay = None if label_delay is None else parse_duration_ms(label_delay)
+    _writable(file)
     clock = StageTimer()
-    with _stages() as progress:
+    with stages() as progress:
         with clock.stage("read"):
             table = load_transactions(data, mapped)
         scores, trained = run_backtest(
             table,
             mapped,
-            _config(config, seed, None),
-            train_until=_moment(train_until),
-            test=(_moment(test_from), _moment(test_until)),
-            label_delay_ms=None if label_delay is None else parse_duration_ms(label_delay),
+            configured,
+            train_until=until,
+            test=test,
+            label_delay_ms=delay,
             progress=progress,
             clock=clock,
         )
@@ -189,6 +192,7 @@ def score(
     Where the file has labels, the scores are measured; for a version of the registry that is a backtest, which W&B
     shows in the version's lineage.
     """
+    _writable(file)
     table, _, X, scorer = _scored(data, mapping, model)
     margins, probabilities = scorer.score(X)
     verdicts = [verdict_of(scorer.policy, p) for p in probabilities.tolist()]
@@ -255,7 +259,7 @@ def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, 
     table = load_table(data, mapped, labelled=False)
     if kind is Kind.transactions:
         _expect_columns(table, [role.name for role in scorer.spec.roles], data)
-        with _stages() as progress:
+        with stages() as progress:
             X = replay(table, scorer.featurizer, slice(None), lambda done: progress("replay", done, len(table)))
         if scorer.spec.currencies:
             table = table.assign(stake=stakes(table, scorer.spec.currencies, slice(None)))
@@ -344,21 +348,28 @@ def _dataset(data: list[Path], table: pd.DataFrame, digest: str) -> dict[str, An
 def _moment(text: str) -> int:
     import pandas as pd
 
-    try:
-        moment = pd.Timestamp(text)
-    except ValueError:
+    moment = pd.to_datetime(text, errors="coerce")
+    if pd.isna(moment):
         raise DataError(f"{text!r} is no moment; give 2025-08-01 (midnight UTC) or 2025-08-01T12:00:00+02:00") from None
     return int((moment.tz_localize("UTC") if moment.tzinfo is None else moment).timestamp() * 1000)
 
 
+def _writable(file: Path) -> None:
+    """Refuse what scores cannot be written to, before they are made."""
+    from training.preflight import check_folder
+
+    if file.suffix not in (".csv", ".parquet"):
+        raise DataError(f"{file.name}: scores are written as .parquet or .csv")
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder; give a file")
+    check_folder(file.parent)
+
+
 def _write(scores: pd.DataFrame, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".csv":
         scores.to_csv(file, index=False)
-    elif file.suffix == ".parquet":
-        scores.to_parquet(file, index=False)
     else:
-        raise DataError(f"{file.name}: scores are written as .parquet or .csv")
+        scores.to_parquet(file, index=False)
 
 
 def _warn(warnings: list[str]) -> None:
@@ -373,21 +384,3 @@ def _show(run: Run) -> None:
         table.add_row(name, *cells)
     out.print(table)
     out.print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in run.timings_s.items()))
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one progress bar a stage; what is yielded takes the stage, how much is done and of how much."""
-    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            most = next(task.total for task in bars.tasks if task.id == tasks[stage])
-            if most is not None and total < most:
-                bars.update(tasks[stage], description=f"{stage}, stopped early at {done} of at most {most:.0f}")
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield progress
