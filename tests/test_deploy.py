@@ -25,6 +25,7 @@ from fraud.serving.telemetry import METRICS
 from fraud.settings import variables
 from tests.servers import free_port
 from tests.tiny import write_tiny_bundle
+from wandb_sync.models import who_am_i
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -230,3 +231,47 @@ def test_every_panel_shows_a_service_under_load(environment: dict[str, str], tmp
 
 def expr_may_be_empty(expression: str) -> bool:
     return any(name in expression for name in MAY_BE_EMPTY)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_the_start_runs_under_any_user_id_of_the_group_0(tmp_path: Path) -> None:
+    """The start script with a program in the service's place, under two ids without a name, one after the other."""
+    state, kernels, programs = tmp_path / "state", tmp_path / "kernels", tmp_path / "bin"
+    for folder in (state, kernels, programs):
+        folder.mkdir()
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    os.chown(state, 1034, 0)
+    state.chmod(0o2775)
+    (kernels / "digest").write_text("1")
+    program = programs / "bentoml"
+    program.write_text('#!/bin/sh\nmkdir -p "$BENTOML_HOME/made" && echo "$1" >> "$BENTOML_HOME/made/asked" && id -u\n')
+    program.chmod(0o755)
+    start = tmp_path / "start"
+    start.write_text((DEPLOY / "start").read_text().replace("/app/kernels", str(kernels)))
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "HOME": str(state),
+        "BENTO_PATH": str(tmp_path),
+        "BENTOML_HOME": str(state / "bentoml"),
+        "TMPDIR": str(state / "tmp"),
+        "NUMBA_CACHE_DIR": str(state / "kernels"),
+    }
+    for user in ("12345", "54321"):
+        (kernels / "digest").write_text(user)  # another image's kernels
+        done = subprocess.run(
+            ["setpriv", "--reuid", user, "--regid", "0", "--clear-groups", "sh", str(start)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, f"{user}\n"), done.stderr
+    assert (state / "bentoml" / "made" / "asked").read_text() == "serve\nserve\n"
+
+
+def test_whoever_has_no_name_moves_aliases_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 987_654)
+    assert who_am_i().startswith("987654@")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from fraud.errors import DataError
 from training.measures import (
@@ -265,14 +266,12 @@ def reliability(y_true: ArrayLike, y_prob: ArrayLike, n_bins: int = 12) -> dict[
     place = equal_mass_bins(p, n_bins, mass=p)
     rows = np.bincount(place).astype(np.float64)
     frauds = np.bincount(place, weights=y)
-    rate, z2 = frauds / rows, 1.959964**2
-    middle = (rate + z2 / (2 * rows)) / (1 + z2 / rows)
-    spread = np.sqrt(z2 * (rate * (1 - rate) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
+    intervals = [binomtest(int(k), int(n)).proportion_ci(0.95, "wilson") for k, n in zip(frauds, rows, strict=True)]
     return {
         "rows": rows,
         "frauds": frauds,
         "mean_probability": np.bincount(place, weights=p) / rows,
-        "fraud_rate": rate,
-        "low": np.maximum(middle - spread, 0.0),
-        "high": np.minimum(middle + spread, 1.0),
+        "fraud_rate": frauds / rows,
+        "low": np.array([interval.low for interval in intervals]),
+        "high": np.array([interval.high for interval in intervals]),
     }

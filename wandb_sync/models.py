@@ -10,6 +10,7 @@ import fcntl
 import getpass
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -224,7 +225,12 @@ class Models:
 
 
 def who_am_i() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    """Name whoever moves an alias: user and host; the user's number where no name belongs to it, as in a container."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def run_id_of(key: str) -> str:
