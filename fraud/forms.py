@@ -7,10 +7,14 @@ Each function returns the first form of a value, or the value itself, which is t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
+
+from fraud.errors import InvalidRequest
+from fraud.refusals import explained, refuse_controls
 
 MAX_WHOLE_FLOAT = 2.0**53
 """Below it, float64 holds every whole number."""
@@ -18,6 +22,7 @@ _DECIMAL_OF_AN_INTEGER = re.compile(r"([+-]?\d+)\.0+")
 _SCIENTIFIC = re.compile(r"[+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+")
 _MAX_TIME_LENGTH = 40
 
+T = TypeVar("T")
 Value = str | int | float | bool | None | list[object] | dict[str, object] | datetime
 Form = Callable[[Value], Value]
 
@@ -74,6 +79,21 @@ def id_text(value: str | int | float) -> str:
     return str(value)
 
 
+def checked_id(value: str, path: str) -> str:
+    """Return the one text of an id.
+
+    Raises
+    ------
+    InvalidRequest
+        It holds a character that no id may, or stands for several ids.
+    """
+    refuse_controls(value, path)
+    try:
+        return id_text(value)
+    except ValueError as error:
+        raise InvalidRequest(str(error), path) from None
+
+
 def as_id(value: Value) -> Value:
     """A whole number is its digits, whether or not it has a decimal point."""
     return id_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -109,6 +129,50 @@ def as_moment(value: Value) -> Value:
 
 def as_it_is(value: Value) -> Value:
     return value
+
+
+def in_other_forms(
+    kind: type[T],
+    forms: Mapping[str, Form],
+    fields: Mapping[str, msgspec.Raw],
+    path: str,
+    required: Sequence[str],
+    what: str = "an instance",
+) -> T:
+    """Return an object some of whose values arrived in another form than the first.
+
+    Parameters
+    ----------
+    kind : type
+        The struct to make.
+    forms : mapping of str to Form
+        Of every field that is known.
+    fields : mapping of str to msgspec.Raw
+        What arrived; unknown fields are left out.
+    path : str
+        Where it stood, such as ``$.instances[2]``.
+    required : sequence of str
+    what : str
+        For messages.
+
+    Raises
+    ------
+    InvalidRequest
+        One of the values is of no form, or a required one is missing.
+    """
+    arrived: dict[str, Value] = {}
+    for name, form in forms.items():
+        if name in fields:
+            try:
+                arrived[name] = form(value_of(fields[name]))
+            except msgspec.ValidationError as error:
+                raise explained(fields, path, f"{error} - at `$.{name}`", required, forms.keys(), what) from None
+            except ValueError as error:
+                raise InvalidRequest(str(error), f"{path}.{name}") from None
+    try:
+        return msgspec.convert(arrived, kind)
+    except msgspec.ValidationError as error:
+        raise explained(fields, path, str(error), required, forms.keys(), what) from None
 
 
 def empty_is_missing(form: Form) -> Form:

@@ -14,7 +14,6 @@ import msgspec
 from rapidfuzz import fuzz, process
 
 from fraud.errors import InvalidRequest
-from fraud.forms import id_text
 
 SHOWN_CHARACTERS = 60
 """Of a caller's value in a message."""
@@ -100,21 +99,6 @@ def shown_reason(message: str) -> str:
     """Return msgspec's message with the name of an unknown field, which is the caller's, cut."""
     match = re.fullmatch(r"(Object contains unknown field )`(.*)`", message, re.DOTALL)
     return f"{match[1]}`{shown(match[2])}`" if match else message
-
-
-def checked_id(value: str, path: str) -> str:
-    """Return the one text of an id.
-
-    Raises
-    ------
-    InvalidRequest
-        It holds a character that no id may, or stands for several ids.
-    """
-    refuse_controls(value, path)
-    try:
-        return id_text(value)
-    except ValueError as error:
-        raise InvalidRequest(str(error), path) from None
 
 
 def refuse_controls(value: str | None, path: str) -> None:

@@ -25,10 +25,11 @@ from fraud.forms import (
     as_it_is,
     as_moment,
     as_number,
+    checked_id,
     empty_is_missing,
-    value_of,
+    in_other_forms,
 )
-from fraud.refusals import checked_id, explained, shown_reason, split_path, unknown_category
+from fraud.refusals import shown_reason, split_path, unknown_category
 
 MAX_ID_LENGTH = 128
 MAX_INSTANCES = 1000
@@ -247,7 +248,7 @@ class RowDecoder:
         try:
             instance: Any = self._decoder.decode(said)
         except msgspec.ValidationError:
-            instance = self._other_forms(fields, path)
+            instance = in_other_forms(self._type, self._forms, fields, path, self._required)
         escaped = said.find(ESCAPE) >= 0
         for value in self._ids_of(instance):
             if value is not None and (escaped or "." in value or "+" in value):
@@ -279,37 +280,12 @@ class RowDecoder:
             scaled = history_amount(amount, currency)
         return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
 
-    def _other_forms(self, fields: Mapping[str, msgspec.Raw], path: str) -> Any:
-        """Return an instance some of whose values arrived in another form than the first.
-
-        Raises
-        ------
-        InvalidRequest
-            One of them is of no form.
-        """
-        arrived: dict[str, Any] = {}
-        for name, form in self._forms.items():
-            if name in fields:
-                try:
-                    arrived[name] = form(value_of(fields[name]))
-                except msgspec.ValidationError as error:
-                    raise self._explained(fields, path, f"{error} - at `$.{name}`") from None
-                except ValueError as error:
-                    raise InvalidRequest(str(error), f"{path}.{name}") from None
-        try:
-            return msgspec.convert(arrived, self._type)
-        except msgspec.ValidationError as error:
-            raise self._explained(fields, path, str(error)) from None
-
     def _check_ids(self, instance: Any, path: str) -> None:
         """Give each id its one text, or refuse it."""
         for name, attribute in self._ids:
             value = getattr(instance, attribute)
             if value is not None:
                 setattr(instance, attribute, checked_id(value, f"{path}.{name}"))
-
-    def _explained(self, fields: Mapping[str, msgspec.Raw], path: str, reason: str) -> InvalidRequest:
-        return explained(fields, path, reason, self._required, self._known)
 
     def _transaction_fields(self) -> list[_Field]:
         fields = [

@@ -24,8 +24,8 @@ CORE = (
 )
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "forms": set(),
-    "refusals": {"errors", "forms"},
+    "forms": {"errors", "refusals"},
+    "refusals": {"errors"},
     "currencies": set(),
     "schema": {"errors", "forms", "refusals", "currencies"},
     "settings": {"errors"},

@@ -115,7 +115,7 @@ class Sandbox:
 
     def kill(self) -> None:
         """End all processes of the server at once, as a power cut would; its workers outlive it otherwise."""
-        if self.process is None:
+        if self.process is None or self.process.poll() is not None:
             return
         server = psutil.Process(self.process.pid)
         server.suspend()  # it would start the workers again that are killed before it

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from fraud.errors import UnknownCustomer
+from fraud.forms import checked_id
 from fraud.history.profile import ReadableProfile, readable_profile
-from fraud.refusals import refuse_controls
 from fraud.schema import MAX_ID_LENGTH
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
@@ -99,9 +99,7 @@ def customer_of(call: Call) -> str:
     InvalidRequest
         It is empty or too long, no UTF-8, or holds a character that no id may.
     """
-    customer_id = parameters(call, Customer).id
-    refuse_controls(customer_id, "$.id")
-    return customer_id
+    return checked_id(parameters(call, Customer).id, "$.id")
 
 
 def _note(action: str, call: Call, customer_id: str, *, found: bool) -> None:
