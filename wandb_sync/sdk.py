@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -102,12 +103,11 @@ class Sdk:
         return found
 
     def _sync(self, offline: str) -> None:
-        """Send an offline run; `wandb sync` exits 0 whatever happens."""
-        from wandb.cli.cli import cli  # a second to import, and needed by this alone
-
+        """Send an offline run by W&B's own command, which exits 0 whatever happens; `push_run` asks the server."""
         for mark in [*Path(offline).glob("*.synced"), *Path(offline).glob("*.syncstate")]:
             mark.unlink()
-        cli.main(["sync", "--entity", self.entity, "--project", self.project, offline], standalone_mode=False)
+        command = [sys.executable, "-m", "wandb", "sync", "--entity", self.entity, "--project", self.project, offline]
+        subprocess.run(command, check=False)
 
     def run_state(self, run_id: str, wait_s: float) -> dict[str, Any]:
         """What the server has of a run, asked again for up to `wait_s` while its history is missing."""

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from fraud.errors import BundleError, RegistryError
+from fraud.models.bento_files import write_model
 from fraud.models.bundle import (
     MANIFEST,
     MAX_MODEL_YAML_BYTES,
@@ -197,20 +198,8 @@ class BentoStore:
         metadata: dict[str, Any],
     ) -> None:
         """Build one model in a private store on the same disk, then rename it into the real one."""
-        # bentoml takes over a second to import, and a bundle that the store holds already needs none of it
-        import bentoml
-        from bentoml._internal.models import ModelStore
-
         private = Path(tempfile.mkdtemp(dir=self.staging))
-        with bentoml.models.create(
-            tag,
-            labels=dict(labels),
-            metadata=dict(metadata),
-            context=bentoml.models.ModelContext(framework_name="fraud-bento", framework_versions={}),
-            _model_store=ModelStore(private),
-        ) as model:
-            for name, content in files.items():
-                Path(model.path_of(name)).write_bytes(content)
+        write_model(private, tag, files, labels, metadata)
         target = self._folder(tag)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # damaged, or half of it is missing: the import was asked to mend it
