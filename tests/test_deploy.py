@@ -21,11 +21,11 @@ import pytest
 import yaml
 
 from fraud.models.bento_store import BentoStore
+from fraud.models.lifecycle import who_am_i
 from fraud.serving.telemetry import METRICS
 from fraud.settings import variables
 from tests.servers import free_port
 from tests.tiny import write_tiny_bundle
-from wandb_sync.models import who_am_i
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -22,11 +22,11 @@ from fraud.detectors.lightgbm.text import MalformedBooster, read_text, write_tex
 from fraud.detectors.trees.structure import Forest, MalformedTree, Split, Tree
 from fraud.errors import BundleError, DataError
 from fraud.models.bundle import read_bundle
+from fraud.models.run_folder import read_run
 from fraud.models.scorer import Scorer
 from tests.test_treeshap import KINDS, hard_rows, resized, train
 from tests.tiny import write_tiny_bundle
 from tests.wandb_runs import make_run
-from wandb_sync.runs import read_run
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,14 @@
-"""The life of a model version: published, pulled, promoted, rolled back, followed.
+"""The life of a model version, as W&B is told of it.
 
-Each action is done on this machine first, in the Bento store and the local registry, and W&B is told
-afterwards; what it cannot be told now waits in the outbox, in order.
+Each action is done on this machine first (`fraud.models.lifecycle`), and W&B is told afterwards; what it cannot be told
+now waits in the outbox, in order.
 """
 
 from __future__ import annotations
 
 import fcntl
-import getpass
 import logging
 import math
-import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fraud.errors import BundleError, RegistryError
-from fraud.models import gate
-from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import short
-from fraud.models.registry import Event, Pending, Registry, Version
-from fraud.models.verify import installed_libraries, verify
+from fraud.models.lifecycle import Lifecycle, who_am_i
+from fraud.models.registry import Pending, Version
+from fraud.models.run_folder import RunFolder, read_run
 from wandb_sync.client import WandbClient, WandbError, WandbOffline, WandbUnreachable
 from wandb_sync.pulling import Pulling
-from wandb_sync.runs import Outbox, RunFolder, read_run
+from wandb_sync.runs import Outbox
 from wandb_sync.settings import WandbSettings
 
 log = logging.getLogger(__name__)
@@ -42,16 +37,15 @@ class Sent:
     reason: str
 
 
-class Models:
-    """Models of one machine: its Bento store, its registry and its outbox, and W&B where there is a key."""
+class Models(Lifecycle):
+    """The models of one machine, and W&B, which is told of what happens to them where there is a key."""
 
     def __init__(self, settings: WandbSettings) -> None:
+        super().__init__(settings.bentoml_home)
         self.settings = settings
-        self.registry = Registry(settings.home / "registry.db")
-        self.store = BentoStore(settings.bentoml_home)
         self.client = WandbClient(settings)
         self.outbox = Outbox(settings, self.client)
-        pulling = Pulling(settings, self.registry, self.store, self.client)
+        pulling = Pulling(settings, self, self.client)
         self.pull, self.follow = pulling.pull, pulling.follow
 
     # From training to the registry
@@ -68,21 +62,9 @@ class Models:
         An unchanged bundle makes no new version. May be repeated after an interruption at any point.
         """
         run = read_run(run_folder)
-        manifest = run.bundle.manifest
-        if not self.store.holds(manifest.name, run.bundle.digest):
-            verify(run.bundle_path)
-            self.store.import_bundle(run.bundle_path, {"run": run.run_id})
+        self.import_run(run)
         self.outbox.keep(run)
-        published = self.registry.register(
-            manifest.name,
-            run.bundle.digest,
-            manifest.preprocessor_digest,
-            run=run.run_id,
-            metrics=run.facts["metrics"],
-            facts=gate.facts_of(manifest),
-            who=who_am_i(),
-            aliases=aliases,
-        )
+        published = self.register_run(run, aliases)
         self._queue(run, aliases)
         return published
 
@@ -167,48 +149,9 @@ class Models:
             else:
                 yield True
 
-    # Aliases
-
-    def challenge(self, name: str, reference: str, *, why: str) -> Version:
-        """Let ``challenger`` name a version: the one to compare with production next."""
-        return self.registry.move(name, reference, "challenger", who=who_am_i(), why=why)
-
-    def promote(
-        self, name: str, reference: str, *, why: str, force: bool = False, metric: str = "average_precision"
-    ) -> Version:
-        """Move ``production`` to a version of this machine that passes the gate, or is forced for a reason.
-
-        Raises
-        ------
-        GateFailed
-            The version is worse than the one in production, or does not fit it or this machine.
-        """
-        candidate = self.registry.resolve(name, reference)
-        if not self.store.holds(name, candidate.digest):
-            raise BundleError(f"{candidate} is not in the Bento store, or is damaged there: fraud pull {candidate}")
-        if force and not why.strip():
-            raise RegistryError("a forced promotion needs a reason: --why")
-        in_production = self.registry.digest_of(name, "production")
-        production = self.registry.resolve(name, in_production) if in_production else None
-        reasons = gate.check(candidate, production, installed_libraries(), metric)
-        if reasons and not force:
-            raise gate.GateFailed(candidate, reasons)
-        recorded = f"{why} (gate: {'; '.join(reasons)})" if reasons else why
-        return self.registry.move(
-            name, candidate.digest, "production", who=who_am_i(), why=recorded, forced=bool(reasons)
-        )
-
-    def rollback(self, name: str, *, why: str) -> Version:
-        """Put the version before back into production; it must be in the Bento store, whole."""
-        digest = self.registry.digest_of(name, "previous")
-        if digest is not None and not self.store.holds(name, digest):
-            previous = self.registry.resolve(name, digest)
-            raise BundleError(f"{previous} is not in the Bento store, or is damaged there: fraud pull {previous}")
-        return self.registry.rollback(name, who=who_am_i(), why=why)
-
     def history(self, name: str) -> list[dict[str, Any]]:
         """Who moved an alias, when and why, newest first: from W&B where it answers, and from here."""
-        events = [as_record(event) for event in self.registry.events(name) if event.alias]
+        events = self.moves(name)
         seen = {(event["kind"], event["at"]) for event in events}
         try:
             moves = self.client.look_up("moves", name=name)
@@ -224,28 +167,6 @@ class Models:
         return found
 
 
-def who_am_i() -> str:
-    """Name whoever moves an alias: user and host; the user's number where no name belongs to it, as in a container."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
-
-
 def run_id_of(key: str) -> str:
     """A W&B run id from an outbox key: letters, digits and - only."""
     return "".join(c if c.isalnum() else "-" for c in key)
-
-
-def as_record(event: Event) -> dict[str, Any]:
-    return {
-        "kind": event.kind,
-        "alias": event.alias,
-        "version": None if event.version is None else f"v{event.version}",
-        "before": None if event.before is None else f"v{event.before}",
-        "who": event.who,
-        "why": event.why,
-        "forced": event.forced,
-        "at": event.at,
-    }

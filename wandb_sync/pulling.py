@@ -9,10 +9,8 @@ from typing import Any
 
 from fraud.errors import BundleError, FraudError, RegistryError
 from fraud.models import gate
-from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import PREPROCESSOR_FILES, model_files, read_manifest, short
-from fraud.models.registry import Registry
-from fraud.models.verify import verify
+from fraud.models.lifecycle import Lifecycle
 from wandb_sync.client import WandbClient, WandbMissing, WandbOffline, WandbUnreachable
 from wandb_sync.scratch import scratch
 from wandb_sync.settings import WandbSettings
@@ -24,10 +22,11 @@ log = logging.getLogger(__name__)
 class Pulling:
     """Brings versions in; whatever fails, what was in store and registry stays."""
 
-    def __init__(self, settings: WandbSettings, registry: Registry, store: BentoStore, client: WandbClient) -> None:
+    def __init__(self, settings: WandbSettings, local: Lifecycle, client: WandbClient) -> None:
         self.settings = settings
-        self.registry = registry
-        self.store = store
+        self.local = local
+        self.registry = local.registry
+        self.store = local.store
         self.client = client
 
     def pull(self, name: str, reference: str) -> str:
@@ -130,11 +129,7 @@ class Pulling:
         labels = {"run": metadata.get("run", ""), "wandb": f"{name}:{found['version']}"}
         tag = f"{name}:{short(digest)}"
         if model.is_dir():
-            arrived, manifest = read_manifest(model)
-            if arrived != digest or manifest.name != name:
-                raise BundleError(f"{name}:{found['version']} should be bundle {digest}; {arrived} arrived")
-            verify(model, preprocessor)
-            self.store.import_bundle(model, labels, preprocessor)
+            self.local.import_parts(name, digest, model, preprocessor, labels)
         self.store.label(tag, labels)
         _, manifest = read_manifest(self.store.bundle_paths(tag)[0])
         self.registry.register(

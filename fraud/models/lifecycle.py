@@ -1,0 +1,136 @@
+"""The life of a model version on this machine: imported, promoted, challenged, rolled back; no network is asked."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fraud.errors import BundleError, RegistryError
+from fraud.models import gate
+from fraud.models.bento_store import BentoStore
+from fraud.models.bundle import read_manifest
+from fraud.models.registry import Event, Registry, Version
+from fraud.models.run_folder import RunFolder
+from fraud.models.verify import installed_libraries, verify
+
+
+class Lifecycle:
+    """The Bento store and the registry of one machine, changed together.
+
+    Parameters
+    ----------
+    bentoml_home : Path
+        The store is its folder ``models``, the registry is ``fraud/registry.db``.
+    """
+
+    def __init__(self, bentoml_home: Path) -> None:
+        self.registry = Registry.beside(bentoml_home)
+        self.store = BentoStore(bentoml_home)
+
+    def import_run(self, run: RunFolder) -> None:
+        """Verify a finished run's bundle and put it into the store; twice changes nothing.
+
+        Raises
+        ------
+        BundleError
+            It is damaged, or scores otherwise than in training.
+        """
+        manifest = run.bundle.manifest
+        if not self.store.holds(manifest.name, run.bundle.digest):
+            verify(run.bundle_path)
+            self.store.import_bundle(run.bundle_path, {"run": run.run_id})
+
+    def register_run(self, run: RunFolder, aliases: tuple[str, ...]) -> Version:
+        """Make an imported bundle a version that these aliases name; an unchanged one makes no new version."""
+        manifest = run.bundle.manifest
+        return self.registry.register(
+            manifest.name,
+            run.bundle.digest,
+            manifest.preprocessor_digest,
+            run=run.run_id,
+            metrics=run.facts["metrics"],
+            facts=gate.facts_of(manifest),
+            who=who_am_i(),
+            aliases=aliases,
+        )
+
+    def import_parts(self, name: str, digest: str, model: Path, preprocessor: Path, labels: Mapping[str, str]) -> None:
+        """Verify a bundle whose parts lie in two folders, which must be `digest` of `name`, and put it into the store.
+
+        Raises
+        ------
+        BundleError
+            It is damaged, another one, or scores otherwise than in training.
+        """
+        arrived, manifest = read_manifest(model)
+        if arrived != digest or manifest.name != name:
+            raise BundleError(f"this should be {name}, bundle {digest}; {manifest.name}, bundle {arrived} arrived")
+        verify(model, preprocessor)
+        self.store.import_bundle(model, labels, preprocessor)
+
+    def challenge(self, name: str, reference: str, *, why: str) -> Version:
+        """Let ``challenger`` name a version: the one to compare with production next."""
+        return self.registry.move(name, reference, "challenger", who=who_am_i(), why=why)
+
+    def promote(
+        self, name: str, reference: str, *, why: str, force: bool = False, metric: str = "average_precision"
+    ) -> Version:
+        """Move ``production`` to a version of this machine that passes the gate, or is forced for a reason.
+
+        Raises
+        ------
+        GateFailed
+            The version is worse than the one in production, or does not fit it or this machine.
+        """
+        candidate = self.registry.resolve(name, reference)
+        if not self.store.holds(name, candidate.digest):
+            raise BundleError(f"{candidate} is not in the Bento store, or is damaged there: fraud pull {candidate}")
+        if force and not why.strip():
+            raise RegistryError("a forced promotion needs a reason: --why")
+        in_production = self.registry.digest_of(name, "production")
+        production = self.registry.resolve(name, in_production) if in_production else None
+        reasons = gate.check(candidate, production, installed_libraries(), metric)
+        if reasons and not force:
+            raise gate.GateFailed(candidate, reasons)
+        recorded = f"{why} (gate: {'; '.join(reasons)})" if reasons else why
+        return self.registry.move(
+            name, candidate.digest, "production", who=who_am_i(), why=recorded, forced=bool(reasons)
+        )
+
+    def rollback(self, name: str, *, why: str) -> Version:
+        """Put the version before back into production; it must be in the Bento store, whole."""
+        digest = self.registry.digest_of(name, "previous")
+        if digest is not None and not self.store.holds(name, digest):
+            previous = self.registry.resolve(name, digest)
+            raise BundleError(f"{previous} is not in the Bento store, or is damaged there: fraud pull {previous}")
+        return self.registry.rollback(name, who=who_am_i(), why=why)
+
+    def moves(self, name: str) -> list[dict[str, Any]]:
+        """Who moved an alias of a model on this machine, when and why, newest first."""
+        return [as_record(event) for event in self.registry.events(name) if event.alias]
+
+
+def who_am_i() -> str:
+    """Name whoever moves an alias: user and host; the user's number where no name belongs to it, as in a container."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    return {
+        "kind": event.kind,
+        "alias": event.alias,
+        "version": None if event.version is None else f"v{event.version}",
+        "before": None if event.before is None else f"v{event.before}",
+        "who": event.who,
+        "why": event.why,
+        "forced": event.forced,
+        "at": event.at,
+    }
