@@ -151,6 +151,12 @@ def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
         It is, but is no object with 1 to 1000 instances.
     """
     envelope = decode_body(_envelope_decoder, body, '{"instances": [{...}]}')
+    if not envelope.instances:
+        raise InvalidRequest(
+            f"0 instances arrived; 1 to {MAX_INSTANCES} a call are allowed: each row is an object in the list of "
+            '{"instances": [{...}]}',
+            "$.instances",
+        )
     expect_count(len(envelope.instances), "instances")
     return envelope.instances, envelope.model
 

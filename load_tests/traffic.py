@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import random
 from bisect import bisect
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
-from fraud.schema import MAX_ID_LENGTH, Feature, FeatureSpec
-
-CATEGORIES = (
-    "grocery", "restaurant", "fuel", "transport", "clothing", "electronics", "home", "health", "entertainment",
-    "digital", "travel", "jewellery",
-)  # fmt: skip
-CHANNELS = ("chip", "contactless", "online", "app")
-CARD_TYPES = ("debit", "credit", "prepaid")
-Instance = dict[str, Any]
+from fraud.schema import MAX_ID_LENGTH, TRANSACTION_FIELDS, Feature, FeatureSpec
+from fraud.simulation.typologies import TYPOLOGIES
+from load_tests.simulated import CUSTOMERS, Instance, pool_of
 
 
 @dataclass(frozen=True)
@@ -52,22 +43,6 @@ class Request(NamedTuple):
     comes_again: bool = False
 
 
-class Customer:
-    """The habits of one customer, drawn from the seed and their number alone."""
-
-    def __init__(self, seed: int, number: int) -> None:
-        draw = random.Random(f"{seed}/customer/{number}")
-        self.id = f"customer-{number}"
-        self.log_amount = draw.gauss(3.2, 0.7)
-        self.deviation = draw.uniform(0.3, 0.8)
-        self.latitude = draw.uniform(36.0, 58.0)
-        self.longitude = draw.uniform(-8.0, 24.0)
-        self.merchants = [int(draw.paretovariate(0.6)) for _ in range(12)]
-        self.device = f"device-{number}"
-        self.card_type = draw.choice(CARD_TYPES)
-        self.account_age_days = draw.randrange(3000)
-
-
 class Traffic:
     """The requests of one stream, the same for the same seed, stream and mix.
 
@@ -88,8 +63,10 @@ class Traffic:
         self._spec = spec
         self._columns = [f for f in spec.requested if f.name not in ("category", "channel")] if spec else []
         self._coded = {f.name: f.categories for f in spec.requested if f.categories} if spec else {}
+        self._sent = {*TRANSACTION_FIELDS, *(f.name for f in spec.requested)} if spec else None
         self._popularity = list(itertools.accumulate(1 / rank**1.05 for rank in range(1, mix.customers + 1)))
-        self._customer: Callable[[int], Customer] = lru_cache(100_000)(lambda number: Customer(seed, number))
+        self._pool = pool_of(seed, mix.merchants)
+        self._campaign_share = mix.fraud_share / self._pool.campaign_size
         self._planned: list[tuple[int, int, str, Instance]] = []
         self._again: list[tuple[int, Request]] = []
         self._requests = 0
@@ -126,45 +103,29 @@ class Traffic:
         if self._planned and self._planned[0][0] <= self._requests:
             _, _, kind, instance = heapq.heappop(self._planned)
             return kind, instance
-        # an episode is some seven transactions
-        if self._draw.random() < self.mix.fraud_share / 7:
-            self._plan(self._draw.choice(TYPOLOGIES))
-        return "ordinary", self._purchase(self._someone())
+        if self._draw.random() < self._campaign_share:
+            self._plan(self._draw.choice(list(TYPOLOGIES)))
+        number = bisect(self._popularity, self._draw.random() * self._popularity[-1])  # the first ones buy most
+        purchases = self._pool.purchases[number % CUSTOMERS]
+        return "ordinary", self._of(number, self._draw.choice(purchases)) if purchases else self._instance()[1]
 
-    def _someone(self) -> Customer:
-        """A customer; the first ones buy far more often than the last."""
-        return self._customer(bisect(self._popularity, self._draw.random() * self._popularity[-1]))
-
-    def _purchase(self, customer: Customer, **changes: Any) -> Instance:
-        """What this customer does on an ordinary day, with some of it changed."""
-        draw = self._draw
-        merchant = draw.choice(customer.merchants) if draw.random() < 0.8 else int(draw.paretovariate(0.6))
-        instance: Instance = {
-            "customer_id": customer.id,
-            "merchant_id": f"merchant-{merchant % self.mix.merchants}",
-            "amount": round(math.exp(draw.gauss(customer.log_amount, customer.deviation)), 2) + 0.01,
-            "category": self._one_of("category", CATEGORIES, merchant),
-            "channel": self._one_of("channel", CHANNELS),
-            "device_id": customer.device,
-            "latitude": round(customer.latitude + draw.gauss(0, 0.05), 5),
-            "longitude": round(customer.longitude + draw.gauss(0, 0.05), 5),
-            "merchant_latitude": round(customer.latitude + draw.gauss(0, 0.2), 5),
-            "merchant_longitude": round(customer.longitude + draw.gauss(0, 0.2), 5),
-        }
-        if self._spec is None:
-            instance["account_age_days"] = customer.account_age_days
-            instance["strong_authentication"] = draw.random() < 0.3
-            instance["card_type"] = customer.card_type
-        return self._asked(instance | changes)
-
-    def _one_of(self, name: str, default: tuple[str, ...], number: int | None = None) -> str:
-        choices = self._coded.get(name) or default
-        return choices[number % len(choices)] if number is not None else self._draw.choice(choices)
+    def _of(self, number: int, simulated: Instance) -> Instance:
+        """A simulated transaction as one of a customer of this traffic, in the categories that the model knows."""
+        instance = simulated | {"customer_id": f"customer-{number}"}
+        instance["device_id"] = simulated["device_id"] or f"device-of-{number}"
+        for name in ("category", "channel"):
+            known = self._coded.get(name)
+            if known and instance[name] not in known:
+                instance[name] = known[number % len(known)]
+        if self._sent is not None:
+            instance = {name: value for name, value in instance.items() if name in self._sent}
+        return self._asked(instance)
 
     def _asked(self, instance: Instance) -> Instance:
         """Add the columns that the model asks for besides the transaction's own."""
         for feature in self._columns:
-            if feature.name not in instance:
+            known = feature.type != "categorical" or instance.get(feature.name) in feature.categories
+            if feature.name not in instance or not known:
                 instance[feature.name] = self._value(feature)
         return instance
 
@@ -179,38 +140,13 @@ class Traffic:
         return round(draw.triangular(low, high, low + (high - low) / 4), 6)
 
     def _plan(self, typology: str) -> None:
-        """Spread the transactions of one fraud over the requests that follow."""
-        draw, victim, at = self._draw, self._someone(), self._requests
-        thief = f"device-x{draw.getrandbits(32):08x}"
-        usual = math.exp(victim.log_amount)
-        purchases: list[Instance]
-        match typology:
-            case "card_testing":
-                purchases = [
-                    self._purchase(victim, amount=round(draw.uniform(0.5, 2.0), 2), device_id=thief)
-                    for _ in range(draw.randint(6, 12))
-                ]
-            case "stolen_card":
-                purchases = [
-                    self._purchase(victim, amount=round(usual * draw.uniform(1, 3) * (1 + i), 2))
-                    for i in range(draw.randint(4, 8))
-                ]
-            case "account_takeover":
-                purchases = [
-                    self._purchase(victim, amount=round(usual * draw.uniform(6, 12), 2), device_id=thief)
-                    for _ in range(draw.randint(3, 6))
-                ]
-            case "compromised_merchant":
-                merchant = f"merchant-{draw.randrange(self.mix.merchants)}"
-                purchases = [
-                    self._purchase(victim := self._someone(), merchant_id=merchant, amount=round(usual * 2, 2))
-                    for _ in range(draw.randint(6, 12))
-                ]
-            case _:
-                far = (victim.longitude + 90.0) % 180.0
-                purchases = [self._purchase(victim), self._purchase(victim, latitude=-30.0, longitude=far)]
-        for purchase in purchases:
+        """Spread the transactions of one campaign over the requests that follow."""
+        draw, at = self._draw, self._requests
+        copies = max(1, self.mix.customers // CUSTOMERS)
+        copy = CUSTOMERS * draw.randrange(copies)
+        for victim, fraud in draw.choice(self._pool.campaigns[typology]):
             at += draw.randint(1, 20)
+            purchase = self._of((victim + copy) % self.mix.customers, fraud)
             heapq.heappush(self._planned, (at, draw.getrandbits(32), typology, purchase))
 
     def _bad(self, path: str, instances: list[Instance]) -> Request:
@@ -242,7 +178,6 @@ class Traffic:
             instance[name] = value
 
 
-TYPOLOGIES = ("card_testing", "stolen_card", "account_takeover", "compromised_merchant", "impossible_travel")
 MISTAKES = (
     "broken_json",
     "no_instances",

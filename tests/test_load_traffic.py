@@ -16,9 +16,11 @@ import pytest
 
 from fraud.errors import RequestError
 from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope
+from fraud.simulation.typologies import TYPOLOGIES
+from fraud.simulation.world import CATEGORIES, CHANNELS
 from load_tests.measure import RESOLUTION, Recorder, bucket, knee, measures, percentile, stage_measures
 from load_tests.scenarios import SCENARIOS, Scenario, Stage, arrivals, evenly
-from load_tests.traffic import MISTAKES, TYPOLOGIES, Mix, Request, Traffic
+from load_tests.traffic import MISTAKES, Mix, Request, Traffic
 from load_tests.verdict import Finding, Level, LevelsError, judge, read_levels
 
 NOW_S = 1_780_000_000.0
@@ -69,6 +71,20 @@ def test_shares_are_as_asked() -> None:
     assert 0.03 < fraud < 0.07
     assert 0.007 < bad < 0.013
     assert 0.015 < kinds["retry"] / 20_000 < 0.025
+
+
+def test_traffic_is_what_the_simulator_makes() -> None:
+    """Whoever trains on simulated transactions is asked for the same categories and kinds of fraud."""
+    requests = sent(10_000, Mix(customers=2000, fraud_share=0.05, bad_share=0), spec=None)
+    instances = [(request.kind, json.loads(request.body)["instances"][0]) for request in requests]
+    assert {instance["category"] for _, instance in instances} == set(CATEGORIES)
+    assert {instance["channel"] for _, instance in instances} == set(CHANNELS)
+    assert {kind for kind, _ in instances} - {"ordinary", "retry"} == set(TYPOLOGIES)
+    amounts = {
+        kind: np.median([i["amount"] for k, i in instances if k == kind])
+        for kind in ("ordinary", "card_testing", "account_takeover")
+    }
+    assert amounts["card_testing"] < amounts["ordinary"] < amounts["account_takeover"]
 
 
 def test_a_retry_is_the_request_again() -> None:

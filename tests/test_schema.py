@@ -212,6 +212,13 @@ def test_a_number_beyond_float64_is_refused() -> None:
         (b"[]", 422, 'Expected `object`, got `array`; send {"instances": [{...}]}', None),
         (b"{}", 422, "0 instances arrived; 1 to 1000 a call are allowed", "$.instances"),
         (b'{"instances": []}', 422, "0 instances arrived; 1 to 1000 a call are allowed", "$.instances"),
+        (
+            b'{"income": 5, "owner": true}',
+            422,
+            "0 instances arrived; 1 to 1000 a call are allowed: each row is an object in the list of "
+            '{"instances": [{...}]}',
+            "$.instances",
+        ),
         (b'{"instances": {}}', 422, "Expected `array`, got `object`; send", "$.instances"),
         (b'{"instances": [{}], "model": 3}', 422, "Expected `str | null`, got `int`; send", "$.model"),
         (b'{"instances": [' + b"{}," * 1000 + b"{}]}", 422, "1001 instances arrived; 1 to 1000 a call", "$.instances"),
