@@ -203,6 +203,19 @@ def test_a_bundle_with_scales_that_are_none_is_refused(tmp_path: Path) -> None:
             expect_specification(bad, tmp_path)
 
 
+@pytest.mark.parametrize(("unit", "told"), [(1, 0), (16_000, 1), (1e-5, 1)])
+def test_amounts_that_histories_do_not_tell_apart_are_told(
+    tmp_path: Path, unit: float, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = payments(tmp_path, cents(), {"X": unit}, np.full(N, "X"))
+    load_transactions(path, Mapping.model_validate(ROLES))
+    assert sum("name their currency: currency: {constant: VND}" in message for message in caplog.messages) == told
+    caplog.clear()
+    named = {"currency": {"constant": "X", "minor_digits": {"X": 8}}}
+    load_transactions(path, Mapping.model_validate(ROLES | named))
+    assert caplog.messages == []
+
+
 def test_scales_are_of_the_training_window_alone(tmp_path: Path) -> None:
     path = payments(tmp_path, cents(), {"EUR": 1}, np.full(N, "EUR"))
     mapped = Mapping.model_validate(ROLES | {"currency": "cur"})

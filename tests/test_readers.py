@@ -182,6 +182,12 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     )
 
 
+def test_a_quote_that_is_never_closed_in_a_long_file(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('x,y\n1,2\n"3,4\n' + "5,6\n" * 100)
+    with pytest.raises(DataError, match=r"^t.csv: row 2, column 'x' has a quote that is never closed"):
+        CsvFile.open(tmp_path / "t.csv", Dialect(), "xy").read(["x", "y"], 64)
+
+
 def test_a_quoted_newline_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text(
         ",".join(HEADER)

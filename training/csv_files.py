@@ -105,6 +105,7 @@ class CsvFile:
         try:
             table = self._parse(stream, columns, pa.large_string(), broken, block_bytes)
         except pa.ArrowInvalid as error:
+            self._refuse_quotes(self._all_quotes())  # what follows an open quote is one long row, or no UTF-8
             if "straddling" in str(error) and block_bytes < MAX_ROW_BYTES:
                 return self.read(columns, block_bytes * 16)
             if "UTF8" in str(error):
@@ -173,6 +174,12 @@ class CsvFile:
             field = rb'"(?:[^"\\]|\\.|"")*"|\\N(?!' + bounds + rb")"
             nulls = re.compile(rb"(?<!" + bounds + rb")(?:" + field + rb")", re.DOTALL)
         return _Stream(self.path, self.encoding, QuoteCheck(self.delimiter, self.escape), nulls)
+
+    def _all_quotes(self) -> QuoteCheck:
+        with self._stream() as stream:
+            while stream.read(BLOCK_BYTES):
+                pass
+            return stream.quotes
 
     def _refuse_rows(self, broken: Sequence[Any]) -> None:
         first = ", ".join(f"row {row.number - 1} has {row.actual_columns}" for row in broken[:ROWS_SHOWN])

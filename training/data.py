@@ -40,6 +40,10 @@ __all__ = [
     "parse_duration_ms",
 ]
 
+LARGE = 60_000
+"""From about here on, a customer's amounts fall into one bin of the history's histogram."""
+SMALLEST, LARGEST = 0.01, (2**32 - 1) / 100
+"""The least and the greatest amount that a history keeps."""
 _logger = logging.getLogger(__name__)
 
 
@@ -115,6 +119,8 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
     for option, count in dropped.items():
         what = "of zero" if option == "on_zero_amount" else "below zero"
         _logger.warning("%s: left out %s rows with an amount %s (%s: drop)", reader.source, f"{count:,}", what, option)
+    if mapping.currency is None:
+        _tell_amounts_off_scale(reader.source, mapping.amount, amount)
     table = _sorted(frame, frame["processing_time_ms"])
     table.attrs["dropped_zero_amounts"] = dropped.get("on_zero_amount", 0)
     table.attrs["dropped_negative_amounts"] = dropped.get("on_negative_amount", 0)
@@ -213,6 +219,17 @@ def _present_columns(source: str, mapping: Mapping, present: list[str], labelled
         listed = ", ".join(present[:40]) + (", …" if len(present) > 40 else "")
         raise DataError("\n".join([*problems, f"{source}: columns of the file: {listed}"]))
     return list(dict.fromkeys(column for _, column in roles))
+
+
+def _tell_amounts_off_scale(source: str, column: str, amounts: NDArray[np.float64]) -> None:
+    """Say that histories cannot tell a table's amounts apart, which are not of the size of euros."""
+    large, lost = float(np.mean(amounts > LARGE)), int(np.sum((amounts < SMALLEST / 2) | (amounts > LARGEST)))
+    if large > 0.05 or lost:
+        _logger.warning(
+            "%s: column %r (amount): %s of the amounts are above %s, and %s below %s or above %s, which histories do "
+            "not tell apart; name their currency: currency: {constant: VND}",
+            *(source, column, f"{large:.0%}", f"{LARGE:,}", f"{lost:,}", SMALLEST, f"{LARGEST:,.0f}"),
+        )
 
 
 def _currencies(reader: Reader, spec: CurrencyColumn) -> pd.Categorical:
