@@ -94,6 +94,12 @@ def checked_id(value: str, path: str) -> str:
         raise InvalidRequest(str(error), path) from None
 
 
+def one_text(value: str | None) -> str | None:
+    """Return the digits of a whole number written with a decimal point, as `id_text` has it; others stay."""
+    integral = _DECIMAL_OF_AN_INTEGER.fullmatch(value) if isinstance(value, str) else None
+    return integral[1] if integral else value
+
+
 def as_id(value: Value) -> Value:
     """A whole number is its digits, whether or not it has a decimal point."""
     return id_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -28,6 +28,7 @@ from fraud.forms import (
     checked_id,
     empty_is_missing,
     in_other_forms,
+    one_text,
 )
 from fraud.refusals import shown_reason, split_path, unknown_category
 
@@ -230,7 +231,6 @@ class RowDecoder:
         self._columns = [(attributes[f.name], f, _codes(f)) for f in spec.requested]
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
         self._currencies = {} if spec.currencies is msgspec.UNSET else spec.currencies
-        self._only_currency = next(iter(self._currencies), "")
 
     def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
         """Return one checked row.
@@ -267,6 +267,8 @@ class RowDecoder:
                 values.append(np.nan if value is None else float(value))
             elif value in codes:
                 values.append(codes[value])
+            elif one_text(value) in codes:
+                values.append(codes[one_text(value)])
             elif feature.unknown == "missing":
                 values.append(np.nan)
             else:
@@ -277,9 +279,11 @@ class RowDecoder:
         transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
         event_time_ms = time_ms(event_time, "event_time", path, now_ms, self.max_ahead_ms)
         roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
+        if b".0" in said:
+            roles = {name: one_text(value) for name, value in roles.items()}
         scaled = None
         if self._currencies:
-            code = str(roles.get("currency") or self._only_currency)
+            code = str(roles.get("currency") or next(iter(self._currencies)))
             currency = self._currencies.get(code)
             if currency is None:
                 raise unknown_category(code, tuple(self._currencies), f"{path}.currency", "currency")

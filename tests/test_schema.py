@@ -260,3 +260,15 @@ def test_an_id_has_one_text_wherever_it_comes_from(value: str | float, text: str
 def test_values_that_stand_for_several_ids_are_refused(value: str | float, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         id_text(value)
+
+
+@pytest.mark.parametrize("said", ['"5411.0"', '"5411"', "5411", "5411.0"])
+def test_codes_and_devices_have_one_text_as_in_a_table(said: str) -> None:
+    features = (Feature("amount", "history"), Feature("category", "request", "categorical", ("5411", "5812")))
+    decoder = RowDecoder(FeatureSpec("transaction", features, (Role("category"), Role("device_id"))))
+    row = decoder.decode(
+        f'{{"transaction_id":"t","event_time":"2025-01-01T00:00:00Z","customer_id":{said},"amount":1,'
+        f'"category":{said},"device_id":{said}}}'.encode(),
+        "$",
+    )
+    assert (row.customer_id, row.roles, row.values) == ("5411", {"category": "5411", "device_id": "5411"}, (0.0,))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from fraud.currencies import MAX_MINOR_DIGITS, iso_minor_digits
 from fraud.errors import DataError
+from fraud.forms import id_text
 from fraud.refusals import closest
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -262,6 +263,12 @@ class CategoricalColumn(Part):
     missing: Literal["refuse", "allowed"] = "refuse"
     missing_values: MissingValues = ()
     categories: tuple[str, ...] | None = Field(default=None, strict=False, min_length=1)
-    """The allowed values in order; left out, those the data shows."""
+    """The allowed values in order, whole numbers as digits; left out, those the data shows."""
     unknown: Literal["refuse", "missing"] = "refuse"
     """What a value outside `categories` is: an error, or a missing value."""
+
+    @field_validator("categories")
+    @classmethod
+    def _one_text_each(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """``5411.0`` and ``5411`` are one category, as in a column of them."""
+        return None if value is None else tuple(dict.fromkeys(id_text(word) for word in value))
