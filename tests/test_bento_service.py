@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -20,17 +21,19 @@ import pytest
 
 from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
-from tests.servers import bentoml_serve
+from tests.servers import bentoml_serve, wait_until
 from tests.tiny import ready_rows, store_of_tiny_models, transactions
 
 ROOT = Path(__file__).parent.parent
 SECRET, KEY = new_key(SCOPES)
+LOGGING = {"FRAUD_LOG_FORMAT": "text", "FRAUD_LOG_REQUESTS": "all"}
 
 
 @dataclass(frozen=True)
 class Served:
     url: str
     environment: dict[str, str]
+    log: Path
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
@@ -52,14 +55,14 @@ def _parsed(body: bytes) -> Any:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {**store_of_tiny_models(tmp_path_factory.mktemp("bentoml")), "FRAUD_API_KEYS": KEY.line()}
+    return {**store_of_tiny_models(tmp_path_factory.mktemp("bentoml")), "FRAUD_API_KEYS": KEY.line(), **LOGGING}
 
 
 @pytest.fixture(scope="module")
 def served(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("served") / "log"
     with bentoml_serve(environment, log) as url:
-        yield Served(url, environment)
+        yield Served(url, environment, log)
     assert "Traceback" not in log.read_text()
 
 
@@ -179,6 +182,44 @@ def test_bentomls_own_pages_stay(served: Served) -> None:
     assert served.ask("/")[0] == 200
     status, answer = served.ask("/nothing")
     assert (status, answer["error"]["code"]) == (404, "not_found")
+
+
+def refused(served: Served, route: str) -> float:
+    """Return how many calls of a route were answered with 404, as metrics have it."""
+    found = re.search(
+        rf'fraud_requests_total{{route="{re.escape(route)}",status="404"}} (\S+)', served.ask("/metrics")[1]
+    )
+    return float(found[1]) if found else 0.0
+
+
+def test_what_is_not_declared_is_closed_and_named_nowhere(served: Served) -> None:
+    """No redirect that the Host header could turn elsewhere, no series and no line of a caller's own."""
+    before = refused(served, "other")
+    undeclared = ["/predict/", "/livez/", "/c-77", "/v1/users/c-77/profile/", "/v1/users/c-77", "/static_content/c-77"]
+    for path in [*undeclared, "/x%0a2026-11-26T00:00:00.000+00:00%20c-77"]:
+        for method in ("GET", "POST"):
+            status, answer = served.ask(path, {} if method == "POST" else None, Host="evil.example")
+            assert (status, answer["error"]["code"]) == (404, "not_found"), path
+    assert served.ask("/v1/users/c-77/profile")[0] == 404
+    wait_until(lambda: refused(served, "other") >= before + 14 and refused(served, "/v1/users/{id}/profile") >= 1, 10)
+    assert "c-77" not in served.ask("/metrics")[1]
+    log = served.log.read_text()
+    assert "path=other status=404" in log
+    assert "c-77" not in log
+
+
+def test_head_is_answered_wherever_get_is(served: Served) -> None:
+    for path in (
+        "/readyz",
+        "/livez",
+        "/healthz",
+        "/metrics",
+        "/docs.json",
+        "/schema.json",
+        "/",
+        "/static_content/index.css",
+    ):
+        assert served.ask(path, method="HEAD") == (200, ""), path
 
 
 BENTOML_ALONE = """

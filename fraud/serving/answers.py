@@ -23,7 +23,7 @@ class RowsRefused(RequestError):
         super().__init__(first.message, first.path)
         self.code = first.code
         self.http_status = first.http_status if len({p.http_status for p in problems}) == 1 else 422
-        self.errors = [msgspec.to_builtins(problem_of(problem)) for problem in problems]
+        self.errors = [problem_of(problem) for problem in problems]
 
 
 def problem_of(error: FraudError) -> Problem:

@@ -77,16 +77,13 @@ class FrontDoor:
             if not isinstance(answer, Answer):
                 passed = _Passed(send, call.request_id)
                 answer = await self._let_answer(answer, call, receive, passed)
-                if passed.status:  # it is on its way already
-                    return self._tell(call, Answer(b"", passed.status), started)
+                if passed.status:  # it has gone out
+                    send, answer = _nowhere, Answer(b"", passed.status)
         except CallerLeft:
             return None
-        self._tell(call, answer, started)
-        return await respond(send, answer, call.request_id)
-
-    def _tell(self, call: Call, answer: Answer, started: float) -> None:
         for observe in self._observers:
             observe(call, answer, time.perf_counter() - started)
+        return await respond(send, answer, call.request_id)
 
     async def _answer(self, call: Call) -> Answer | ASGIApp:
         """Return the answer of the route, or the refusal of a guard or of the route in the route's own words."""
@@ -115,6 +112,10 @@ class FrontDoor:
             else:
                 logger.exception("request %s failed", call.request_id)
         return error_answer(error, call.request_id, call.route.errors)
+
+
+async def _nowhere(_: Message) -> None:
+    """Send nothing: the answer has gone out."""
 
 
 class _Passed:
