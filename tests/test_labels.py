@@ -231,7 +231,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("labels")
     environment = {**store_of_tiny_models(home), "FRAUD_DURABLE": "false", "FRAUD_LOG_REQUESTS": "all"}
     with bentoml_serve(environment, home / "log") as url:
-        yield Served(url, environment)
+        yield Served(url, environment, home / "log")
 
 
 def test_a_fraud_changes_the_merchants_risk_exactly_as_the_offline_replay(served: Served, tmp_path: Path) -> None:

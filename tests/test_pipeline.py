@@ -209,7 +209,7 @@ def test_when_every_row_is_bad_the_request_is(call: Caller) -> None:
         call(*bad)
     assert caught.value.http_status == 422
     assert caught.value.path == "$.instances[0].amount"
-    assert [error["path"] for error in caught.value.errors] == ["$.instances[0].amount", "$.instances[1].amount"]
+    assert [error.path for error in caught.value.errors] == ["$.instances[0].amount", "$.instances[1].amount"]
 
 
 def test_a_clock_behind_is_counted_and_told_once(call: Caller, caplog: pytest.LogCaptureFixture) -> None:
