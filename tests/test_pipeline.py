@@ -522,7 +522,8 @@ def test_an_engine_serves_its_pipeline_until_it_stops(
         assert bad["error"]["path"] == "$.instances[2].amount"
         assert pipeline.counts["rows"] == 2
         name = {"name": new.name.name, "version": new.name.version, "digest": new.name.digest}
-        assert engine.readiness() == {"status": "ready", "queued_rows": 0, "models": [name], "challengers": []}
+        served = {"queued_rows": 0, "models": [name], "challengers": []}
+        assert engine.readiness() == {"status": "ready", "stores": [], **served}
         assert await engine.refresh() == {"wandb_look": "asked", **engine.readiness()}
         engine.stop()
         await batcher.close()

@@ -27,7 +27,7 @@ from fraud.decisions.policy import Policy, RiskLevels
 from fraud.decisions.verdict import verdict_of
 from fraud.models.active import Swap
 from fraud.models.scorer import ModelName
-from fraud.pipeline.rows import Decision
+from fraud.pipeline.rows import Decision, Outcome
 from fraud.serving import logs, telemetry
 from fraud.serving.http import Answer
 from fraud.serving.telemetry import METRICS, PROBABILITIES, SECONDS, Telemetry, resident_bytes
@@ -308,12 +308,13 @@ def test_traces_carry_the_callers_context_and_the_stages() -> None:
     parent = "4bf92f3577b34da6a3ce929d0e0e4736"
     request = call("/predict", "r-1", traceparent=f"00-{parent}-00f067aa0ba902b7-01")
 
-    async def run(requests: Any) -> list[bytes]:
+    async def run(requests: Any) -> list[list[Outcome]]:
         tracing.stage("score", 0.01)
-        return [b"{}"] * len(requests)
+        return [[] for _ in requests]
 
     async def batch_of_one() -> None:
-        await tracing.traced(run)([SimpleNamespace(request_id="r-1", n_rows=3)])
+        three_rows: Any = SimpleNamespace(request_id="r-1", n_rows=3)
+        await tracing.traced(run)([three_rows])
 
     tracing.begin(request)
     asyncio.run(batch_of_one())

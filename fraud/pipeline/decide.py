@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from operator import attrgetter
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -37,7 +38,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 INLINE_ROWS = 64
-"""Rows scored on the event loop itself; more of them go to a thread."""
+"""Rows scored, or encoded, on the event loop itself; more of them go to a thread."""
 
 
 class Pipeline:
@@ -169,7 +170,7 @@ class Pipeline:
         an explanation that only a version served no more can give (`PastVersion`), a store that failed.
         """
         self.counts["extra_fields"] += sum([row.row.n_extra for row in rows])
-        if not self.record_unnamed and all(row.is_plain for row in rows):
+        if not self.record_unnamed and _are_plain(rows):
             decisions = await self._in_turn(rows, self._decide_plain, rows)
             self.counts["rows"] += len(rows)
             self._tell(decisions)
@@ -232,7 +233,7 @@ class Pipeline:
 
     def _score(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
         """Give every row its decision record; the histories know its transaction afterwards."""
-        for scorer, group in groupby(rows, key=lambda row: row.scorer):
+        for scorer, group in groupby(rows, key=attrgetter("scorer")):
             some = list(group)
             challenger = self.challengers.get(scorer.name.name) if self.shadow is not None else None
             before = copy_of(recalled.histories) if challenger is not None else None
@@ -331,7 +332,7 @@ class Pipeline:
     def _decide_plain(self, rows: Sequence[PendingRow]) -> list[Decision]:
         """Decide on plain rows with nothing on the way but the score."""
         decisions: list[Decision] = []
-        for scorer, group in groupby(rows, key=lambda row: row.scorer):
+        for scorer, group in groupby(rows, key=attrgetter("scorer")):
             X = scorer.featurizer.ready([row.row for row in group])
             started = time.perf_counter()
             margins, probabilities = scorer.score(X)
@@ -356,6 +357,14 @@ class Pipeline:
     def _tell(self, decisions: Sequence[Decision]) -> None:
         if self.on_decided is not None and decisions:
             self.on_decided(decisions)
+
+
+def _are_plain(rows: Sequence[PendingRow]) -> bool:
+    """Tell whether there is nothing to recall, to record or to explain: ready features without an id."""
+    for row in rows:
+        if row.explain or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
+            return False
+    return True
 
 
 def _decided(

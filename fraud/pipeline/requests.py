@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from fraud.errors import RequestError
 from fraud.models.scorer import Scorer
-from fraud.pipeline.rows import PendingRow, Rejection
+from fraud.pipeline.rows import Outcome, PendingRow, Rejection
 from fraud.schema import MAX_ID_LENGTH
 
 CHUNK_ROWS = 64
@@ -95,6 +95,10 @@ class ScoreRequest:
         some.n_rows = len(rows)
         some.queued_at = time.perf_counter()
         return some
+
+
+DecideRequests = Callable[[Sequence[ScoreRequest]], Awaitable[list[list[Outcome]]]]
+"""`Pipeline.decide_requests`, or what is wrapped around it to time or to trace it."""
 
 
 class _Named(msgspec.Struct):

@@ -37,11 +37,6 @@ class PendingRow(msgspec.Struct, gc=False):
     request_id: str = ""
     path: str = "$"
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether there is nothing to recall, to record or to explain: ready features without an id."""
-        return not self.explain and self.row.transaction_id is None and self.scorer.spec.kind == "features"
-
 
 class Decision(msgspec.Struct, gc=False):
     """What was decided on one row.

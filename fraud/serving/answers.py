@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import msgspec
 
 from fraud.errors import FraudError, RequestError
+from fraud.pipeline.decide import INLINE_ROWS
 from fraud.pipeline.rows import Outcome, Rejection
 from fraud.serving.contract import Explanation, PredictAnswer, Prediction, Problem, Refused
-
-CHUNK_ROWS = 64
-"""Rows that are encoded on the event loop; the answer of more is written in a thread."""
 
 
 class RowsRefused(RequestError):
@@ -43,7 +41,7 @@ async def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
     FraudError
         A row failed for another reason than its contents: the whole request is to be sent again.
     """
-    if len(outcomes) > CHUNK_ROWS:
+    if len(outcomes) > INLINE_ROWS:
         return await asyncio.to_thread(lambda: _encode(answer_of(outcomes)))
     return _encode(answer_of(outcomes))
 

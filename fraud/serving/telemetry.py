@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,8 @@ from fraud.settings import TelemetrySettings
 
 if TYPE_CHECKING:
     from fraud.models.registry import Following
-    from fraud.pipeline.rows import Decision
+    from fraud.pipeline.requests import DecideRequests, ScoreRequest
+    from fraud.pipeline.rows import Decision, Outcome
     from fraud.stores.protocol import StoreStats
 
 FLUSH_S = 0.5
@@ -220,10 +221,10 @@ class Telemetry:
         with self._lock:
             self._tally("fraud_stage_seconds", name).observe(seconds)
 
-    def timed(self, run: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-        """Wrap what scores a batch: counts its rows and how long each request has waited for it."""
+    def timed(self, run: DecideRequests) -> DecideRequests:
+        """Wrap what decides on a batch: counts its rows and how long each request has waited for it."""
 
-        async def run_timed(requests: Sequence[Any]) -> Any:
+        async def run_timed(requests: Sequence[ScoreRequest]) -> list[list[Outcome]]:
             now = time.perf_counter()
             with self._lock:
                 queue = self._tally("fraud_stage_seconds", "queue")

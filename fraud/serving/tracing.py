@@ -6,7 +6,7 @@ Nothing of this module is imported where none is, so that it costs nothing then.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,6 +18,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from fraud.pipeline.requests import DecideRequests, ScoreRequest
+from fraud.pipeline.rows import Outcome
 
 MAX_OPEN = 10_000
 _SPAN = "fraud.span"
@@ -75,10 +78,10 @@ class Tracing:
             span.set_status(StatusCode.ERROR)
         span.end()
 
-    def traced(self, run: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-        """Wrap what scores a batch: a span of its own, linked to the requests in it."""
+    def traced(self, run: DecideRequests) -> DecideRequests:
+        """Wrap what decides on a batch: a span of its own, linked to the requests in it."""
 
-        async def run_traced(requests: Sequence[Any]) -> Any:
+        async def run_traced(requests: Sequence[ScoreRequest]) -> list[list[Outcome]]:
             links = [Link(self._open[r.request_id]) for r in requests if r.request_id in self._open]
             rows = sum(request.n_rows for request in requests)
             with self._tracer.start_as_current_span("batch", links=links, attributes={"fraud.rows": rows}) as span:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from fraud.models.active import ActiveModels
@@ -12,7 +12,7 @@ from fraud.models.scorer import Scorer
 from fraud.models.served import Packed
 from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
-from fraud.pipeline.requests import ScoreRequest
+from fraud.pipeline.requests import DecideRequests, ScoreRequest
 from fraud.pipeline.rows import Outcome
 from fraud.pipeline.shadow import Shadow
 from fraud.serving import logs
@@ -23,8 +23,6 @@ from fraud.serving.security import Gate
 from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, open_store
-
-DecideRequests = Callable[[Sequence[ScoreRequest]], Awaitable[list[list[Outcome]]]]
 
 
 class Worker:
