@@ -43,6 +43,7 @@ MILLISECOND = timedelta(milliseconds=1)
 
 T = TypeVar("T")
 Kind = Literal["transaction", "features"]
+"""What a row is: a raw transaction, or a row of ready features."""
 TEXT_ROLES = ("merchant_id", "category", "channel", "device_id")
 POSITION_ROLES = ("latitude", "longitude", "merchant_latitude", "merchant_longitude")
 POSITION_LIMITS = {"latitude": 90.0, "merchant_latitude": 90.0, "longitude": 180.0, "merchant_longitude": 180.0}

@@ -52,7 +52,7 @@ def test_a_table_of_ready_features_from_a_file_to_reasons(
     [
         (
             ("train", "--mapping", EXAMPLES / "simulated.yaml", "--kind", "features"),
-            "error: the mapping is of kind transactions, features is needed; set 'kind: features' in it",
+            "error: the mapping is of kind transaction, features is needed; set 'kind: features' in it",
         ),
         (
             ("score", "--mapping", EXAMPLES / "simulated.yaml", "--model", "nobody", "--out", "scores.csv"),

@@ -425,7 +425,7 @@ def test_unknown_categories_can_be_read_as_missing(tmp_path: Path) -> None:
 
 
 def test_a_mapping_of_the_other_kind(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^the mapping says kind: transactions; this needs kind: features$"):
+    with pytest.raises(DataError, match=r"^the mapping says kind: transaction; this needs kind: features$"):
         load_features(csv(tmp_path), mapping())
 
 
@@ -495,7 +495,7 @@ BAD_MAPPINGS = {
         "'x' is listed under numeric and under boolean",
     ]),
     "role of the other kind": ("kind: features\namount: a\nnumeric: [x]", [
-        "role 'amount' is for kind: transactions; list it under numeric or categorical",
+        "role 'amount' is for kind: transaction; list it under numeric or categorical",
     ]),
     "no features": ("kind: features\nlabel: y", ["no features; list them under numeric, boolean and categorical"]),
     "options in a list": ("numeric: [{age: {}}]", [
@@ -567,3 +567,14 @@ def test_documented_mappings_are_valid(tmp_path: Path) -> None:
 )
 def test_shipped_mappings_are_valid(name: str) -> None:
     assert Mapping.from_yaml(EXAMPLES / f"{name}.yaml").label is not None
+
+
+def test_what_a_row_is_has_one_word_and_its_earlier_plural_is_taken(tmp_path: Path) -> None:
+    text = (EXAMPLES / "simulated.yaml").read_text()
+    (tmp_path / "plural.yaml").write_text(text.replace("kind: transaction\n", "kind: transactions\n"))
+    plural = Mapping.from_yaml(tmp_path / "plural.yaml")
+    assert plural == Mapping.from_yaml(EXAMPLES / "simulated.yaml")
+    assert plural.kind == "transaction"
+    (tmp_path / "other.yaml").write_text(text.replace("kind: transaction\n", "kind: payments\n"))
+    with pytest.raises(DataError, match="'transaction' or 'features'"):
+        Mapping.from_yaml(tmp_path / "other.yaml")

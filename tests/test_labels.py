@@ -280,7 +280,7 @@ def features_replayed(instances: list[dict[str, Any]], folder: Path, frauds: dic
     table.to_csv(folder / "table.csv", index=False)
     mapping = Mapping.model_validate(
         {
-            "kind": "transactions",
+            "kind": "transaction",
             **{name: name for name in TABLE_ROLES},
             "label": "is_fraud",
             "label_delay": "7d",

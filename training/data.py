@@ -80,7 +80,7 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
         boolean, Categorical of str). Optional roles that the mapping leaves out have no column.
         ``attrs["dropped_zero_amounts"]`` and ``attrs["dropped_negative_amounts"]`` count the rows that were left out.
     """
-    _expect_kind(mapping, "transactions")
+    _expect_kind(mapping, "transaction")
     reader = _open(path, mapping, labelled)
     assert mapping.amount is not None
     assert mapping.event_time is not None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from fraud.errors import DataError
 from fraud.features.featurizer import HISTORY_FEATURES
-from fraud.schema import POSITION_ROLES, TEXT_ROLES
+from fraud.schema import POSITION_ROLES, TEXT_ROLES, Kind
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,
@@ -40,7 +40,7 @@ ROLES = ("transaction_id", *TIME_ROLES, *TRANSACTION_ROLES, "label")
 _TEXT_ROLES = ("transaction_id", "customer_id", "merchant_id", "category", "channel", "device_id")
 _RESERVED = {
     "features": {"transaction_id", "label", STAKE, *TIME_ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
-    "transactions": {*ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
+    "transaction": {*ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
 }
 
 
@@ -51,7 +51,7 @@ class Mapping(Part):
     ``kind: features`` all the features), as a list of names or as ``name: {column: ..., missing: ...}``.
     """
 
-    kind: Literal["transactions", "features"] = "transactions"
+    kind: Kind = "transaction"
     delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
     """What separates the fields of a CSV file; left out, the one of ``, ; | `` and tab that shows the columns."""
     encoding: str | None = None
@@ -115,6 +115,12 @@ class Mapping(Part):
         except ValidationError as error:
             raise DataError("\n".join(f"{path.name}: {line}" for line in _lines(error))) from error
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _as_it_was_spelled(cls, kind: object) -> object:
+        """Take the plural too, which mappings said before bundles and mappings had one word."""
+        return "transaction" if kind == "transactions" else kind
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
@@ -154,7 +160,7 @@ class Mapping(Part):
     @model_validator(mode="after")
     def _roles_fit_the_kind(self) -> Self:
         problems: list[str] = []
-        if self.kind == "transactions":
+        if self.kind == "transaction":
             needed = ("event_time", "customer_id", "amount")
             problems += [f"role {role!r} is missing" for role in needed if getattr(self, role) is None]
             if self.stake is not None:
@@ -166,7 +172,7 @@ class Mapping(Part):
         else:
             misplaced = [role for role in (*TRANSACTION_ROLES, "processing_time") if getattr(self, role) is not None]
             problems += [
-                f"role {role!r} is for kind: transactions; list it under numeric or categorical" for role in misplaced
+                f"role {role!r} is for kind: transaction; list it under numeric or categorical" for role in misplaced
             ]
             if not self.further():
                 problems.append("no features; list them under numeric, boolean and categorical")
@@ -282,7 +288,7 @@ class Mapping(Part):
     def _taken_name(self, name: str) -> str | None:
         if name in _RESERVED[self.kind]:
             return "a role"
-        return "a history feature" if self.kind == "transactions" and name in HISTORY_FEATURES else None
+        return "a history feature" if self.kind == "transaction" and name in HISTORY_FEATURES else None
 
 
 FurtherColumn = NumericColumn | BooleanColumn | CategoricalColumn

@@ -106,7 +106,7 @@ def propose(given: Given) -> str:
     is_history = all(role in roles for role in _HISTORY_NEEDS)
     proposal.lines = [
         f"# From the first {len(sample):,} rows of {files.paths[0].name}. Each comment is a doubt: look at it.",
-        f"kind: {'transactions' if is_history else 'features'}",
+        f"kind: {'transaction' if is_history else 'features'}",
     ]
     if delimiter not in (None, ","):
         proposal.add("delimiter", delimiter)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -14,6 +13,7 @@ from fraud.cli.progress import stages
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import DataError
 from fraud.models.names import checked_name
+from fraud.schema import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from training.train import Run
 
 app = typer.Typer(no_args_is_help=True)
+KINDS = f"[{'|'.join(get_args(Kind))}]"
 out = Console(soft_wrap=True)
 DROPPED = ("dropped_zero_amounts", "dropped_negative_amounts")
 
 
-class Kind(StrEnum):
-    transactions = "transactions"
-    features = "features"
+def _kind(text: str) -> Kind:
+    """Return what a row is, by its name; the plural of an earlier release is taken too."""
+    kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)} | {"transactions": "transaction"}
+    if text not in kinds:
+        raise typer.BadParameter(f"{text!r}; allowed are {' and '.join(get_args(Kind))}")
+    return kinds[text]
 
 
 Data = Annotated[
@@ -56,7 +60,9 @@ Model = Annotated[
 @app.command()
 def simulate(
     file: Annotated[Path, typer.Option("--out", "-o", help="Where to write; .parquet or .csv.")],
-    kind: Annotated[Kind, typer.Option(help="Raw transactions, or a table of ready features.")] = Kind.transactions,
+    kind: Annotated[
+        Any, typer.Option(parser=_kind, metavar=KINDS, help="Raw transactions, or a table of ready features.")
+    ] = "transaction",
     customers: Annotated[int, typer.Option(min=10, help="Customers (transactions).")] = 1000,
     days: Annotated[int, typer.Option(min=7, help="Days (transactions).")] = 120,
     merchants: Annotated[int | None, typer.Option(min=12, help="Merchants; twice the customers by default.")] = None,
@@ -70,7 +76,7 @@ def simulate(
     from fraud.simulation.simulate import simulate_features, simulate_transactions
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    if kind is Kind.features:
+    if kind == "features":
         made = simulate_features(rows, seed, out=file)
     else:
         made = simulate_transactions(customers, days, seed, merchants=merchants, out=file)
@@ -83,7 +89,9 @@ def simulate(
 def train(
     data: Data,
     mapping: MappingFile,
-    kind: Annotated[Kind | None, typer.Option(help="Check that the mapping is of this kind.")] = None,
+    kind: Annotated[
+        Any, typer.Option(parser=_kind, metavar=KINDS, help="Check that the mapping is of this kind.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; fraud-transaction or fraud-features.")] = None,
     config: ConfigFile = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
@@ -103,7 +111,7 @@ def train(
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
     _expect_kind(mapped, kind)
-    called = checked_name(name or ("fraud-transaction" if mapped.kind == "transactions" else "fraud-features"))
+    called = checked_name(name or ("fraud-transaction" if mapped.kind == "transaction" else "fraud-features"))
     check_folder(runs)
     with models().outbox.watch() as watch, stages() as progress:
         progress("read", 0, 1)
@@ -151,7 +159,7 @@ def backtest(
     from training.train import StageTimer
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, None)
-    _expect_kind(mapped, Kind.transactions)
+    _expect_kind(mapped, "transaction")
     until, test = _moment(train_until), (_moment(test_from), _moment(test_until))
     delay = None if label_delay is None else parse_duration_ms(label_delay)
     _writable(file)
@@ -254,10 +262,9 @@ def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, 
     from training.replay import replay, requested_columns
 
     scorer, mapped = load_scorer(model), Mapping.from_yaml(mapping)
-    kind = Kind.transactions if scorer.spec.kind == "transaction" else Kind.features
-    _expect_kind(mapped, kind)
+    _expect_kind(mapped, scorer.spec.kind)
     table = load_table(data, mapped, labelled=False)
-    if kind is Kind.transactions:
+    if scorer.spec.kind == "transaction":
         _expect_columns(table, [role.name for role in scorer.spec.roles], data)
         with stages() as progress:
             X = replay(table, scorer.featurizer, slice(None), lambda done: progress("replay", done, len(table)))
