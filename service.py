@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 
+from fraud.errors import FraudError
 from fraud.models.served import Packed, Served, pack
 from fraud.serving import scoring
 from fraud.serving.app import FrontedService
@@ -18,6 +20,7 @@ from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
 from fraud.serving.descriptors import descriptor
 from fraud.serving.security import Gate
+from fraud.serving.startup import end_unless_a_worker_starts, tell_failed, tell_ready
 from fraud.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,17 +51,26 @@ class FraudBento:
         """Fail before a worker starts: no model to serve, no key to serve it to, a store that cannot be used."""
         from fraud.stores.opening import StoreOptions, check_store
 
-        Gate.of(settings)
-        asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
-        served = Served(settings.models, Packed.of(FraudBento))
-        for tag in served.champions().values():
-            served.folders(tag)
+        try:
+            Gate.of(settings)
+            asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
+            served = Served(settings.models, Packed.of(FraudBento))
+            for tag in served.champions().values():
+                served.folders(tag)
+        except FraudError as error:
+            sys.exit(f"error: {error}")
         served.hand_down()
+        end_unless_a_worker_starts()
 
     @bentoml.on_startup
     async def start(self) -> None:
         """Load, verify and warm; the worker takes no connection before this is done."""
-        await self.worker().start()
+        try:
+            await self.worker().start()
+        except BaseException as error:
+            tell_failed(error)
+            raise
+        tell_ready()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:

@@ -46,13 +46,20 @@ DRAIN_ROWS = 200
 T = TypeVar("T")
 
 
-class Remote(Store, Protocol):
-    """A store on another machine."""
+class Probed(Protocol):
+    """What a circuit breaker asks of what it guards."""
 
     name: str
 
+    async def open(self) -> None:
+        """Make what calls need, such as connections."""
+
     async def ping(self) -> None:
-        """Return if it answers; raise `StoreDown` if not."""
+        """Return if it takes what is recorded; raise `StoreDown` if not."""
+
+
+class Remote(Store, Probed, Protocol):
+    """A store on another machine."""
 
 
 class CircuitBreaker:
@@ -60,7 +67,7 @@ class CircuitBreaker:
 
     Parameters
     ----------
-    remote : Remote
+    remote : Probed
     budget_s : float
         Longest wait for one call, seconds.
     catch_up : callable
@@ -74,7 +81,7 @@ class CircuitBreaker:
         Since when the store is off, and why, as the latest probe saw it.
     """
 
-    def __init__(self, remote: Remote, budget_s: float, catch_up: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, remote: Probed, budget_s: float, catch_up: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.budget_s = budget_s
         self.counts: Counter[str] = Counter()
         self._remote = remote
@@ -117,7 +124,8 @@ class CircuitBreaker:
 
     async def within(self, operation: Callable[[], Awaitable[T]], budget_s: float) -> T:
         """Return what an operation returns, or raise `StoreDown` after `budget_s` whatever it does then."""
-        task = asyncio.ensure_future(_awaited(operation))
+        answer = operation()
+        task = answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(_awaited(answer))
         try:
             await asyncio.wait({task}, timeout=budget_s)
             for _ in range(8):  # an answer that came while the loop was busy is not late
@@ -182,11 +190,11 @@ class CircuitBreaker:
         return Outage(self._remote.name, since_ms, error.message, error.is_permanent)
 
 
-async def _awaited(operation: Callable[[], Awaitable[T]]) -> T:
-    return await operation()
+async def _awaited(answer: Awaitable[T]) -> T:
+    return await answer
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
+def _forget(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()
 

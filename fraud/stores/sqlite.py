@@ -8,9 +8,8 @@ SQLite's own waiting would sleep in steps of up to 100 ms.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,14 +22,19 @@ import msgspec
 from fraud.decisions.chain import Anchor, extend
 from fraud.decisions.marks import is_marked, place_mark
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import StoreError
+from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
+from fraud.stores.protocol import Fraud, LabelOutcome, Outage, Recalled, Recorded, States, StoreHealth, StoreStats
+from fraud.stores.resilient import PATIENT_S, CircuitBreaker
+from fraud.stores.sqlite_file import StoreFile, translated
 from fraud.stores.sqlite_schema import migrate
 from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
 
+WAIT_S = 2.0
+"""Longest wait for the file: for its disk, or for another process that keeps it locked."""
+CLOSE_S = 5.0
 EXPIRE_AT_ONCE = 1000
 T = TypeVar("T")
 _decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
@@ -56,29 +60,33 @@ class SqliteStore:
         The file cannot be opened, or another release wrote it.
     """
 
+    name = "sqlite"
+
     def __init__(self, path: Path, *, durable: bool = True, audit_key: bytes = b"") -> None:
         self.path = path
         self._audit_key = audit_key
         self._seen = Anchor()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = StoreFile(path)
             self._writer = self._connect(durable)
             self._reader = self._connect(durable)
+            self._file.remember()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from error
         self._write_thread = ThreadPoolExecutor(1, "store-write")
         self._read_thread = ThreadPoolExecutor(1, "store-read")
+        self.breaker = CircuitBreaker(_Probe(self), WAIT_S, _nothing)
 
     def _connect(self, durable: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
-            with self._locked():
+            with self._file.locked_at_start():
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 connection.execute("PRAGMA cache_size = -16384")
                 connection.execute("PRAGMA mmap_size = 1073741824")
                 migrate(connection, str(self.path), self._audit_key)
+                connection.execute(f"PRAGMA busy_timeout = {round(WAIT_S * 1000)}")
         except BaseException:
             connection.close()
             raise
@@ -86,7 +94,7 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Refuse a decision log whose end is not what a service with this audit key wrote."""
-        await self._on(self._read_thread, lambda: self._head(self._reader))
+        await self._on(self._read_thread, lambda: self._head(self._reader), PATIENT_S)
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         return await self._on(self._read_thread, lambda: self._recall(keys, customer_ids, merchant_ids))
@@ -111,30 +119,59 @@ class SqliteStore:
             after: int | None = -(2**63)
             while after is not None:
                 step = partial(self._expire, table, before_ms, after)
-                n, after = await self._on(self._write_thread, step)
+                n, after = await self._on(self._write_thread, step, PATIENT_S)
                 forgotten += n
         return forgotten
 
     def stats(self) -> StoreStats:
-        return StoreStats()
+        return self.breaker.stats()
 
     def health(self) -> StoreHealth:
-        return StoreHealth()
+        """Return what is wrong with the file; nothing is scored without it."""
+        outage = self.breaker.outage
+        if outage is None:
+            try:
+                self._file.expect_same()
+            except StoreDown as error:
+                outage = Outage(self.name, time.time_ns() // 1_000_000, error.message, error.is_permanent)
+        return StoreHealth() if outage is None else StoreHealth((outage,), "the store takes none")
+
+    async def ping(self) -> None:
+        """Write what changes nothing: a full disk, or a lock that is kept, does not show in a read."""
+        await self._run(self._write_thread, self._write_nothing, WAIT_S)
 
     async def close(self) -> None:
+        await self.breaker.close()
         for thread, connection in ((self._write_thread, self._writer), (self._read_thread, self._reader)):
-            await self._on(thread, connection.close)
-            thread.shutdown()
-        os.close(self._lock)
+            await asyncio.wait([self._run(thread, connection.close, CLOSE_S)], timeout=CLOSE_S)
+            thread.shutdown(wait=False, cancel_futures=True)  # it may wait for a lock that another process keeps
+        self._file.close()
 
     async def backfill(self, states: States) -> None:
-        await self._on(self._write_thread, lambda: self._backfill(states))
+        await self._run(self._write_thread, lambda: self._backfill(states), float("inf"))
 
-    async def _on(self, thread: ThreadPoolExecutor, job: Callable[[], T]) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(thread, job)
-        except sqlite3.Error as error:
-            raise StoreError(f"the store {self.path} failed: {error}") from error
+    async def _on(self, thread: ThreadPoolExecutor, job: Callable[[], T], budget_s: float = WAIT_S) -> T:
+        return await self.breaker.call(lambda: self._run(thread, job, budget_s), budget_s)
+
+    def _run(self, thread: ThreadPoolExecutor, job: Callable[[], T], budget_s: float) -> asyncio.Future[T]:
+        """Begin a job; one whose turn comes too late does nothing, as its caller was told that it failed."""
+        give_up_at = time.monotonic() + budget_s
+
+        def run() -> T:
+            if time.monotonic() > give_up_at:
+                raise StoreDown(f"the store {self.path} is behind")
+            if thread is self._write_thread:
+                self._file.give_up_at = give_up_at
+            try:
+                return job()
+            except sqlite3.Error as error:
+                raise translated(self.path, error) from error
+
+        return asyncio.get_running_loop().run_in_executor(thread, run)
+
+    def _write_nothing(self) -> None:
+        with self._writing() as db:
+            db.execute("UPDATE chain SET seq = seq WHERE place = 'anchor'")
 
     def _recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         db = self._reader
@@ -253,22 +290,36 @@ class SqliteStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._locked():
+        with self._file.locked():
+            self._file.expect_same()
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
+                self._file.expect_time()
+                self._writer.execute("COMMIT")
             except BaseException:
-                self._writer.execute("ROLLBACK")
+                if self._writer.in_transaction:  # which a full disk may have ended
+                    self._writer.execute("ROLLBACK")
                 raise
-            self._writer.execute("COMMIT")
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+class _Probe:
+    """The file as the circuit breaker asks it, past the breaker."""
+
+    name = SqliteStore.name
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    async def open(self) -> None:
+        pass
+
+    async def ping(self) -> None:
+        await self._store.ping()
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, DecisionRecord]:

@@ -1,0 +1,97 @@
+"""The file of a SQLite store: its lock, whether it still is the file that was opened, and what its errors mean."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fraud.errors import StoreDown, StoreError
+
+START_WAIT_S = 30.0
+"""Longest wait for the lock at the start, when another worker may bring the file to this release."""
+
+
+class StoreFile:
+    """A database's file and its lock, which processes take in turns and the kernel lets go of when one dies.
+
+    Attributes
+    ----------
+    give_up_at : float
+        By `time.monotonic`, when nobody waits any more for what is being written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_path = Path(f"{path}-lock")
+        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._opened: tuple[tuple[int, int], ...] | None = None
+        self.give_up_at = float("inf")
+
+    def remember(self) -> None:
+        """Take the file that is there now for the one that is open."""
+        self._opened = self._found()
+
+    def expect_same(self) -> None:
+        """Raise `StoreDown` if the file was removed or replaced: what is written to the open one would be lost."""
+        if self._opened is not None and self._found() != self._opened:
+            raise StoreDown(
+                f"the store {self.path} was removed or replaced while it was open; put it back and restart the service",
+                is_permanent=True,
+            )
+
+    def _found(self) -> tuple[tuple[int, int], ...] | None:
+        try:
+            found = [os.stat(path) for path in (self.path, self._lock_path)]
+        except OSError:
+            return None
+        return tuple((file.st_dev, file.st_ino) for file in found)
+
+    @contextmanager
+    def locked_at_start(self) -> Iterator[None]:
+        """Hold the lock; raises `StoreError` if another process keeps it."""
+        deadline = time.monotonic() + START_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreError(f"another process keeps the lock {self._lock_path}; end it") from None
+                time.sleep(0.02)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock; raises `StoreDown` where it came too late."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self.expect_time()
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def expect_time(self) -> None:
+        """Raise `StoreDown` if those who wait for what is being written have been told that it failed."""
+        if time.monotonic() > self.give_up_at:
+            raise StoreDown(f"another process kept the store {self.path} locked")
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+def translated(path: Path, error: sqlite3.Error) -> StoreError:
+    """Return what an error means: a file that cannot be used now is off; other errors are a matter of their batch."""
+    text = f"the store {path} failed: {error}"
+    if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError):
+        return StoreError(text)
+    needs_operator = any(said in str(error) for said in ("readonly", "malformed", "not a database"))
+    return StoreDown(text, is_permanent=needs_operator)
