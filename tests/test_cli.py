@@ -97,37 +97,57 @@ def run_in_a_process(script: str, *arguments: object, **environment: str) -> sub
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        ("KeyError('x')", 70, "error: this is a defect of fraud, not of what you gave: KeyError: 'x'"),
-        ("ValueError('two\\nlines')", 70, "ValueError: two lines"),
-        ("OSError(28, 'No space left on device', '/full/runs')", 1, "error: /full/runs: No space left on device; free"),
-        ("PermissionError(13, 'Permission denied', '/theirs')", 1, "error: /theirs: Permission denied; give the user"),
-        ("MemoryError()", 1, "error: there is not enough memory"),
-        ("BrokenPipeError(32, 'Broken pipe')", 1, ""),
-        ("KeyboardInterrupt()", 130, ""),
+        (KeyError("x"), 70, "error: this is a defect of fraud, not of what you gave: KeyError: 'x'"),
+        (ValueError("two\nlines"), 70, "ValueError: two lines"),
+        (OSError(28, "No space left on device", "/full/runs"), 1, "error: /full/runs: No space left on device; free"),
+        (PermissionError(13, "Permission denied", "/theirs"), 1, "error: /theirs: Permission denied; give the user"),
+        (MemoryError(), 1, "error: there is not enough memory"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_no_traceback_reaches_the_user_of_a_command(raised: str, code: int, said: str, tmp_path: Path) -> None:
+def test_no_traceback_reaches_the_user_of_a_command(
+    raised: BaseException,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The simulator fails in each way; an unforeseen error's traceback is in the file that the message names."""
-    fails = f"import fraud.simulation.simulate as s\ndef fail(*a, **k): raise {raised}\ns.simulate_transactions = fail"
-    done = run_in_a_process(fails, "simulate", "--out", tmp_path / "x.csv", TMPDIR=str(tmp_path))
-    assert done.returncode == code
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+
+    def fails(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("fraud.simulation.simulate.simulate_transactions", fails)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["fraud", "simulate", "--out", "x.csv"])
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # the parser puts others there when a pipe breaks
+    assert run("simulate", "--out", tmp_path / "x.csv") == code
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err + shown.out
     kept = list(tmp_path.glob("fraud-*.log"))
     assert len(kept) == (code == 70)
     for log in kept:
-        assert str(log) in done.stderr
+        assert str(log) in shown.err
         assert "Traceback (most recent call last)" in log.read_text()
         assert "simulate --out" in log.read_text()
 
 
-def test_a_defect_is_told_where_nothing_can_be_written(tmp_path: Path) -> None:
-    fails = "import fraud.simulation.simulate as s, tempfile\ns.simulate_transactions = lambda *a, **k: {}['x']"
-    full = "\ndef full(*a, **k): raise OSError(28, 'No space left on device')\ntempfile.NamedTemporaryFile = full"
-    done = run_in_a_process(fails + full, "simulate", "--out", tmp_path / "x.csv")
-    assert done.returncode == 70
-    assert "its traceback could not be kept (No space left on device)" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_defect_is_told_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("fraud.simulation.simulate.simulate_transactions", fails)
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    assert run("simulate", "--out", tmp_path / "x.csv") == 70
+    shown = capsys.readouterr().err
+    assert "its traceback could not be kept (No such file or directory)" in shown
+    assert "Traceback" not in shown
 
 
 def test_a_failed_import_is_one_message_too(tmp_path: Path) -> None:

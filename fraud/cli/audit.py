@@ -12,9 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from fraud.checks.audit import exported, replay, verify_chain
 from fraud.decisions.chain import Anchor, key_of
-from fraud.models.scorer import Scorer
 from fraud.settings import Settings
 from fraud.stores.log import DecisionLog
 from fraud.stores.opening import open_log
@@ -37,6 +35,8 @@ def verify(
     Keep the head that it prints somewhere else: with --noted a later run also shows a log that was cut off at
     its end, or written anew as a whole.
     """
+    from fraud.checks.audit import verify_chain  # takes a second to import, as its siblings below
+
     settings = Settings.read()
     known = None
     if noted is not None:
@@ -63,6 +63,8 @@ def export(
     until: Time = None,
 ) -> None:
     """Write decisions as JSON, one a line, in the order of the chain, with the features as they were scored."""
+    from fraud.checks.audit import exported
+
     rows = exported(log_of(Settings.read()), _ms(since), _ms(until))
     n = 0
     with open(file, "wb") if file else sys.stdout.buffer as stream:
@@ -98,12 +100,14 @@ def replay_(
     last: Annotated[int, typer.Option(min=1, help="So many of the latest decisions.")] = 1000,
 ) -> None:
     """Score recorded decisions again from record and bundle; exit 1 if a single bit differs, saying which field."""
+    from fraud.checks.audit import replay
+    from fraud.models.bento_store import BentoStore
+    from fraud.models.bundle import short
+    from fraud.models.scorer import Scorer
+
     settings = Settings.read()
 
     def scorer_of(name: str, digest: str) -> Scorer:
-        from fraud.models.bento_store import BentoStore
-        from fraud.models.bundle import short
-
         return Scorer.of(BentoStore(settings.models.bentoml_home).read(f"{name}:{short(digest)}", digest))
 
     started = time.perf_counter()

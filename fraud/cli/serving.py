@@ -6,15 +6,17 @@ import ipaddress
 import shlex
 import time
 import uuid
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import msgspec
 import typer
 from rich.console import Console
 
 from fraud.errors import NotReady, SettingsError
 from fraud.models.find import IN_PRODUCTION, load_bundle
+
+if TYPE_CHECKING:
+    import httpx
 
 app = typer.Typer()
 out = Console(soft_wrap=True)
@@ -34,6 +36,8 @@ def try_(
 
     The request is one of the model's golden requests under a new transaction id.
     """
+    import httpx
+
     golden: dict[str, Any] = msgspec.json.decode(load_bundle(model).golden[0].instance)
     body = msgspec.json.encode({"instances": [golden | {"transaction_id": f"try-{uuid.uuid4().hex[:8]}"}]}).decode()
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -49,6 +53,8 @@ def try_(
 
 def _is_this_machine(url: str) -> bool:
     """Whether a URL names this machine, which no proxy of the environment (HTTP_PROXY) can reach."""
+    import httpx
+
     host = httpx.URL(url).host
     try:
         address = ipaddress.ip_address(host)
@@ -58,6 +64,8 @@ def _is_this_machine(url: str) -> bool:
 
 
 def _wait(client: httpx.Client, seconds: float) -> None:
+    import httpx
+
     deadline = time.monotonic() + seconds
     while True:
         try:
