@@ -252,11 +252,17 @@ def test_plain_dates_are_days_of_their_zone(tmp_path: Path, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["text", "date", "midnights"])
+@pytest.mark.parametrize("kind", ["text", "text of midnights", "date", "midnights"])
 def test_a_label_dated_on_the_day_of_the_event_is_known_at_its_end(tmp_path: Path, kind: str) -> None:
     known = pd.Series(["2025-02-03", "2025-02-04", None, "2025-02-05"])
-    values = {"text": known, "date": pd.to_datetime(known).dt.date, "midnights": pd.to_datetime(known)}[kind]
-    path = written(tmp_path, "sales.csv" if kind == "text" else "sales.parquet", known=values)
+    midnights = known + " 00:00:00"
+    values = {
+        "text": known,
+        "text of midnights": midnights,
+        "date": pd.to_datetime(known).dt.date,
+        "midnights": pd.to_datetime(known),
+    }[kind]
+    path = written(tmp_path, "sales.csv" if kind.startswith("text") else "sales.parquet", known=values)
     table = load_transactions(path, mapping(label_time={"column": "known", "timezone": "Europe/Berlin"}))
     ends = pd.to_datetime(table["label_time_ms"], unit="ms", utc=True).dt.tz_convert("Europe/Berlin")
     assert [str(end) for end in ends] == [

@@ -85,9 +85,7 @@ def _stamps_ms(reader: Reader, values: pa.Array, spec: TimeColumn, role: str, da
     zone = values.type.tz if pa.types.is_timestamp(values.type) else None
     series = pd.Series(pc.cast(values, pa.timestamp("us", tz=zone), safe=False).to_pandas())
     if zone is None:
-        given = series.notna().to_numpy()
-        at_midnight = series.to_numpy().astype("datetime64[us]").astype(np.int64) % _DAY_US == 0
-        dates = given & (pa.types.is_date(values.type) or bool(at_midnight[given].all()))
+        dates = np.full(len(series), pa.types.is_date(values.type))
         return _localized_ms(reader, series, spec, role, dates, day_end)
     if spec.timezone is not None:
         reader.reject(spec.name, role, f"carries its own zone; remove timezone: {spec.timezone}")
@@ -137,6 +135,8 @@ def _localized_ms(
 ) -> NDArray[np.int64]:
     """Local times as instants; `dates` marks the rows that name a whole day."""
     given = naive.notna().to_numpy()
+    at_midnight = naive.to_numpy().astype("datetime64[us]").astype(np.int64) % _DAY_US == 0
+    dates = given & (dates | at_midnight[given].all())
     if spec.timezone is None:
         where = f"say where the clock stood: {{column: {spec.name}, timezone: UTC}}"
         reader.refuse(spec.name, role, f"has times without a zone; {where}", given)
