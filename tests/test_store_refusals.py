@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+import redis.asyncio
 
 from fraud.checks.audit import verify_chain
 from fraud.errors import NotReady, SettingsError, StoreDown, StoreError
@@ -23,7 +24,7 @@ from fraud.pipeline.decide import Pipeline
 from fraud.serving.engine import Engine
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, check_store, open_log, open_store
-from fraud.stores.postgres_line import translated
+from fraud.stores.postgres_connection import connect, translated
 from fraud.stores.protocol import Store, described
 from tests.servers import PgBouncer, Postgres, Server, free_port, running
 from tests.test_store_acknowledged import degraded, on_record, tiered
@@ -248,6 +249,32 @@ def test_behind_pgbouncer_everything_is_recorded(durable: bool, scorer: Scorer, 
     asyncio.run(run())
     log = open_log(pool.url, Path())
     assert verify_chain(log, b"").rows >= 120
+
+
+def test_a_pool_is_noticed_by_what_psycopg_tells_of_a_connection(postgres_server: Server, pool: Server) -> None:
+    async def prepares(server: Server) -> bool:
+        db = await connect(server.url)
+        async with db:
+            return db.prepare_threshold is not None
+
+    assert asyncio.run(prepares(postgres_server))
+    assert not asyncio.run(prepares(pool))
+
+
+def test_a_connection_that_is_refused_comes_without_sqlstate(postgres_server: Server) -> None:
+    """Why PERMANENT_WORDS reads what servers say: should psycopg begin to tell the state, it is to be used instead."""
+    for url in (postgres_server.url.replace("//fraud@", "//nobody@"), Postgres.url_at(free_port())):
+        with pytest.raises(psycopg.OperationalError) as caught:
+            psycopg.connect(url)
+        assert caught.value.sqlstate is None
+
+
+def test_redis_reads_the_options_of_a_url_when_it_makes_a_connection() -> None:
+    """Not before, and by `make_connection`, which connects to nothing: what `RedisStore` relies on."""
+    client = redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0?no_such_option=1")
+    with pytest.raises(TypeError, match="no_such_option"):
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    redis.asyncio.Redis.from_url("redis://127.0.0.1:1/0").connection_pool.make_connection()  # type: ignore[no-untyped-call]
 
 
 SECRETS = ("sw0rd", "s3cret", "hunter")

@@ -26,7 +26,7 @@ from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.postgres_line import Line, check_conninfo, connect
+from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect
 from fraud.stores.postgres_schema import Connection
 from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.states import Blobs, Change, Written, row_key
@@ -93,11 +93,11 @@ class PostgresStore:
         self._writer = Writer(audit_key)
         self._seen = Anchor()
         self._refused: dict[int, str] = {}
-        self._linking = Line(lambda: connect(url, audit_key))
+        self._linking = PostgresConnection(lambda: connect(url, audit_key))
         self._has_unlinked = False
         self._linker: asyncio.Task[None] | None = None
-        self._reading = Line(lambda: connect(url, audit_key))
-        self._writing = Line(lambda: connect(url, audit_key))
+        self._reading = PostgresConnection(lambda: connect(url, audit_key))
+        self._writing = PostgresConnection(lambda: connect(url, audit_key))
 
     async def open(self) -> None:
         await self.ping()

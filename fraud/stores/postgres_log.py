@@ -11,7 +11,7 @@ from fraud.decisions.chain import Anchor, Logged
 from fraud.decisions.marks import Turns, Unlinked, in_turn, place_mark
 from fraud.errors import StoreError
 from fraud.stores.log import DecisionLog, Entry, Place
-from fraud.stores.postgres_line import check_conninfo
+from fraud.stores.postgres_connection import check_conninfo
 
 ROWS = "SELECT seq, record, link, key FROM fraud.decisions WHERE seq > %s AND seq <= %s ORDER BY seq"
 PLACE = "SELECT * FROM fraud.chain WHERE place = %s"

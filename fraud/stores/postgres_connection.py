@@ -61,8 +61,12 @@ async def connect(url: str, audit_key: bytes = b"") -> Connection:
     return db
 
 
-class Line:
-    """One connection, made when it is needed and made anew after a failure, used by one at a time."""
+class PostgresConnection:
+    """One connection, made when it is needed and made anew after a failure, used by one at a time.
+
+    Not a `psycopg_pool`: its callers wait until their timeout for a server that refuses, and learn no reason; it tries
+    again by itself, beside the circuit breaker that does so here.
+    """
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         self._connect = connect
