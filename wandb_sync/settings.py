@@ -8,10 +8,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fraud.errors import SettingsError
 
@@ -31,6 +33,63 @@ _ANOTHER_RUN = (
 )
 """What a sweep's agent or a job sets for a run of its own. The runs of this project have their own ids, under which
 they are asked for again, so these are not passed on."""
+
+
+class Variables(BaseSettings):
+    """The variables that W&B and this package read, as they are given: nothing else of the environment is looked at."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    api_key: str | None = Field(None, validation_alias="WANDB_API_KEY", repr=False)
+    mode: str | None = Field(None, validation_alias="WANDB_MODE")
+    base_url: str | None = Field(None, validation_alias="WANDB_BASE_URL")
+    project: str | None = Field(None, validation_alias="WANDB_PROJECT")
+    entity: str | None = Field(None, validation_alias="WANDB_ENTITY")
+    config_dir: Path | None = Field(None, validation_alias="WANDB_CONFIG_DIR")
+    dir: Path = Field(Path("."), validation_alias="WANDB_DIR")
+    bentoml_home: Path | None = Field(None, validation_alias="BENTOML_HOME")
+    home: Path = Field(Path("~"), validation_alias="HOME")
+    netrc: Path | None = Field(None, validation_alias="NETRC")
+    look_up_timeout_s: float = Field(30.0, gt=0, allow_inf_nan=False, validation_alias="FRAUD_WANDB_LOOK_UP_TIMEOUT_S")
+    transfer_timeout_s: float = Field(
+        180.0, gt=0, allow_inf_nan=False, validation_alias="FRAUD_WANDB_TRANSFER_TIMEOUT_S"
+    )
+    retries: float = Field(3, gt=0, allow_inf_nan=False, validation_alias="FRAUD_WANDB_RETRIES")
+    retry_wait_s: float = Field(5, gt=0, allow_inf_nan=False, validation_alias="FRAUD_WANDB_RETRY_WAIT_S")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read what `of` is given, and not this process's environment behind it."""
+        return (init_settings,)
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Variables:
+        """Return those of an environment; one that is empty counts as none.
+
+        Raises
+        ------
+        SettingsError
+            A limit is no number above zero.
+        """
+        names = [str(setting.validation_alias) for setting in cls.model_fields.values()]
+        given: dict[str, Any] = {name: environ[name] for name in names if environ.get(name)}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            wrong = [f"{e['loc'][0]}={e['input']!r}: allowed is a number above 0" for e in error.errors()]
+            raise SettingsError("; ".join(wrong)) from None
+
+    @property
+    def user(self) -> Path:
+        """The user's home folder."""
+        return self.home.expanduser()
 
 
 @dataclass(frozen=True)
@@ -75,25 +134,25 @@ class WandbSettings:
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> WandbSettings:
         """Settings from these variables, the files of `wandb login` and `wandb init` behind them."""
-        saved = _saved(environ)
-        base_url = (environ.get("WANDB_BASE_URL") or saved.get("base_url") or cls.base_url).rstrip("/")
-        mode = environ.get("WANDB_MODE") or saved.get("mode") or "online"
-        key, doubt = environ.get("WANDB_API_KEY") or None, ""
+        given = Variables.of(environ)
+        saved = _saved(given)
+        base_url = (given.base_url or saved.get("base_url") or cls.base_url).rstrip("/")
+        mode = given.mode or saved.get("mode") or "online"
+        key, doubt = given.api_key, ""
         if key is None:
-            key, doubt = _key_in_netrc(environ, base_url)
+            key, doubt = _key_in_netrc(given, base_url)
         because = f"WANDB_MODE={mode}" if mode in _OFFLINE_MODES else "" if key else doubt
-        store = Path(environ.get("BENTOML_HOME") or Path(environ.get("HOME", "~")).expanduser() / "bentoml")
         return cls(
-            home=store / "fraud",
+            home=(given.bentoml_home or given.user / "bentoml") / "fraud",
             online=not because,
             offline_because=because,
-            project=environ.get("WANDB_PROJECT") or saved.get("project") or cls.project,
-            entity=environ.get("WANDB_ENTITY") or saved.get("entity") or None,
+            project=given.project or saved.get("project") or cls.project,
+            entity=given.entity or saved.get("entity") or None,
             base_url=base_url,
-            look_up_timeout_s=_seconds(environ, "FRAUD_WANDB_LOOK_UP_TIMEOUT_S", cls.look_up_timeout_s),
-            transfer_timeout_s=_seconds(environ, "FRAUD_WANDB_TRANSFER_TIMEOUT_S", cls.transfer_timeout_s),
-            retries=int(_seconds(environ, "FRAUD_WANDB_RETRIES", cls.retries)),
-            retry_wait_s=int(_seconds(environ, "FRAUD_WANDB_RETRY_WAIT_S", cls.retry_wait_s)),
+            look_up_timeout_s=given.look_up_timeout_s,
+            transfer_timeout_s=given.transfer_timeout_s,
+            retries=int(given.retries),
+            retry_wait_s=int(given.retry_wait_s),
             passed_on=dict(environ) | ({"WANDB_API_KEY": key} if key else {}),
         )
 
@@ -146,13 +205,13 @@ class SdkSettings(BaseSettings):
     finish_timeout: int
 
 
-def _saved(environ: Mapping[str, str]) -> dict[str, str]:
+def _saved(given: Variables) -> dict[str, str]:
     """What `wandb login --host` and `wandb init` saved: of the user, then of the working folder, which wins.
 
     A file that cannot be read counts as empty, as it does for W&B's own commands.
     """
-    user = Path(environ.get("WANDB_CONFIG_DIR") or Path(environ.get("HOME", "~")).expanduser() / ".config" / "wandb")
-    folder = Path(environ.get("WANDB_DIR") or ".")
+    user = given.config_dir or given.user / ".config" / "wandb"
+    folder = given.dir
     found: dict[str, str] = {}
     for path in (user / "settings", folder / "wandb" / "settings", folder / ".wandb" / "settings"):
         parser = configparser.ConfigParser(interpolation=None)
@@ -164,9 +223,9 @@ def _saved(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _key_in_netrc(environ: Mapping[str, str], base_url: str) -> tuple[str | None, str]:
+def _key_in_netrc(given: Variables, base_url: str) -> tuple[str | None, str]:
     """The key that `wandb login` left in the user's netrc file, or None and why there is none."""
-    path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~")).expanduser() / ".netrc")
+    path = given.netrc or given.user / ".netrc"
     address = urlsplit(base_url)
     try:
         hosts = netrc.netrc(str(path)).hosts
@@ -180,16 +239,3 @@ def _key_in_netrc(environ: Mapping[str, str], base_url: str) -> tuple[str | None
         if host in hosts and hosts[host][2]:
             return hosts[host][2], ""
     return None, f"no WANDB_API_KEY, and no key of {address.netloc} in {path}"
-
-
-def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
-    text = environ.get(name)
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise SettingsError(f"{name}={text!r}: allowed is a number above 0")
-    return value
