@@ -17,7 +17,7 @@ from fraud.models.served import Packed, Served, pack
 from fraud.serving import scoring
 from fraud.serving.app import FrontedService
 from fraud.serving.connections import ConnectionLimits, install
-from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreRequest
+from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreBody
 from fraud.serving.descriptors import descriptor
 from fraud.serving.security import Gate
 from fraud.serving.startup import end_unless_a_worker_starts, tell_failed, tell_ready
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fraud.serving.worker import Worker
 
 settings = Settings.read()
-Question, Predicted, Explained = descriptor(ScoreRequest), descriptor(PredictAnswer), descriptor(ExplainAnswer)
+Question, Predicted, Explained = descriptor(ScoreBody), descriptor(PredictAnswer), descriptor(ExplainAnswer)
 install(ConnectionLimits.of(settings.http))
 
 

@@ -133,34 +133,7 @@ class _Field(NamedTuple):
     optional: bool = False
 
 
-class _Envelope(msgspec.Struct):
-    instances: list[msgspec.Raw] = []
-    model: str | None = None
-
-
-_envelope_decoder = msgspec.json.Decoder(_Envelope)
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
-    """Return a request's instances, each still JSON, and the name of the model it asks for.
-
-    Raises
-    ------
-    MalformedJson
-        The body is no JSON.
-    InvalidRequest
-        It is, but is no object with 1 to 1000 instances.
-    """
-    envelope = decode_body(_envelope_decoder, body, '{"instances": [{...}]}')
-    if not envelope.instances:
-        raise InvalidRequest(
-            f"0 instances arrived; 1 to {MAX_INSTANCES} a call are allowed: each row is an object in the list of "
-            '{"instances": [{...}]}',
-            "$.instances",
-        )
-    expect_count(len(envelope.instances), "instances")
-    return envelope.instances, envelope.model
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:

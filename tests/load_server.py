@@ -17,7 +17,8 @@ import msgspec
 import uvicorn
 
 from fraud.errors import FraudError, Overloaded
-from fraud.schema import FeatureSpec, Role, RowDecoder, decode_envelope
+from fraud.schema import FeatureSpec, Role, RowDecoder
+from fraud.serving.scoring import decode_envelope
 
 SPEC = FeatureSpec("transaction", (), (Role("merchant_id"), Role("category"), Role("channel")))
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fraud.errors import RequestError
-from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope
+from fraud.schema import Feature, FeatureSpec, Role, RowDecoder
+from fraud.serving.scoring import decode_envelope
 from fraud.simulation.typologies import TYPOLOGIES
 from fraud.simulation.world import CATEGORIES, CHANNELS
 from load_tests.measure import RESOLUTION, Recorder, bucket, knee, measures, percentile, stage_measures

@@ -13,8 +13,9 @@ import pytest
 from fraud.errors import InvalidRequest, RequestError, UnknownModel
 from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import closest, listed, shown_json
-from fraud.schema import MAX_FIELDS, MAX_OBJECT_BYTES, Feature, FeatureSpec, RowDecoder, decode_body, decode_envelope
+from fraud.schema import MAX_FIELDS, MAX_OBJECT_BYTES, Feature, FeatureSpec, RowDecoder, decode_body
 from fraud.serving.labels import read_label
+from fraud.serving.scoring import decode_envelope
 
 FEATURES = tuple(Feature(f"customer_index_{i}", "request", missing=i > 300) for i in range(390))
 CITIES = tuple(f"city of {'x' * 30} number {i}" for i in range(200))

@@ -11,7 +11,8 @@ import pytest
 
 from fraud.errors import MalformedJson, RequestError
 from fraud.forms import id_text
-from fraud.schema import Feature, FeatureSpec, Role, RowDecoder, decode_envelope
+from fraud.schema import Feature, FeatureSpec, Role, RowDecoder
+from fraud.serving.scoring import decode_envelope
 
 PAYMENTS = RowDecoder(
     FeatureSpec(

@@ -16,7 +16,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from fraud.serving import scoring
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.bodies import takes_gzip
-from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreRequest
+from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreBody
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Receive, Route, Send
@@ -79,7 +79,7 @@ def scoring_routes(engine: Engine) -> list[Route]:
             "score",
             predict,
             "Score transactions: probability, risk level and decision of each.",
-            request=ScoreRequest,
+            request=ScoreBody,
             answer=PredictAnswer,
             fails=fails,
             tag="Scoring",
@@ -90,7 +90,7 @@ def scoring_routes(engine: Engine) -> list[Route]:
             "score",
             explain,
             "Score transactions and say why: every feature's contribution in log-odds, and the strongest in words.",
-            request=ScoreRequest,
+            request=ScoreBody,
             answer=ExplainAnswer,
             fails=fails,
             tag="Scoring",

@@ -120,10 +120,10 @@ Instance = Annotated[
 ]
 
 
-class ScoreRequest(msgspec.Struct):
+class ScoreBody(msgspec.Struct):
     """Rows to score, each by itself, in order."""
 
-    instances: Annotated[list[Instance], Meta(min_length=1, max_length=MAX_INSTANCES)]
+    instances: Annotated[list[Instance], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INSTANCES})] = []
     model: Annotated[str | None, Meta(description="which model, when another than the default is wanted")] = None
 
 

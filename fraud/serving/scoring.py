@@ -7,11 +7,15 @@ from typing import Any
 
 import msgspec
 
+from fraud.errors import InvalidRequest
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
-from fraud.schema import decode_envelope, expect_count
+from fraud.schema import MAX_INSTANCES, decode_body, expect_count
 from fraud.serving.answers import answer_of, encode_answer
+from fraud.serving.contract import ScoreBody
 from fraud.serving.engine import Engine
+
+_body_decoder = msgspec.json.Decoder(ScoreBody)
 
 
 async def answer(engine: Engine, body: bytes, *, explain: bool, request_id: str = "") -> bytes:
@@ -55,3 +59,24 @@ def decode_request(
     """
     raws, model = decode_envelope(body)
     return pipeline.read(raws, model=model, explain=explain, now_ms=now_ms, request_id=request_id)
+
+
+def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
+    """Return a request's instances, each still JSON, and the name of the model it asks for.
+
+    Raises
+    ------
+    MalformedJson
+        The body is no JSON.
+    InvalidRequest
+        It is, but is no object with 1 to `MAX_INSTANCES` instances.
+    """
+    said = decode_body(_body_decoder, body, '{"instances": [{...}]}')
+    if not said.instances:
+        raise InvalidRequest(
+            f"0 instances arrived; 1 to {MAX_INSTANCES} a call are allowed: each row is an object in the list of "
+            '{"instances": [{...}]}',
+            "$.instances",
+        )
+    expect_count(len(said.instances), "instances")
+    return said.instances, said.model
