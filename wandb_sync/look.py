@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from contextlib import suppress
+
+from filelock import FileLock
 
 from fraud.errors import FraudError
 from wandb_sync.models import Models
@@ -21,8 +22,7 @@ def main(names: list[str]) -> str:
         return "off"
     models = Models(settings)
     settings.home.mkdir(parents=True, exist_ok=True)
-    with (settings.home / "look.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one look at a time, whichever worker asked for it
+    with FileLock(settings.home / "look.lock"):  # one look at a time, whichever worker asked for it
         for name in names:
             with suppress(FraudError):  # follow has noted it in the registry
                 models.follow(name)

@@ -6,7 +6,6 @@ now waits in the outbox, in order.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import time
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from fraud.models.bundle import short
 from fraud.models.lifecycle import Lifecycle, who_am_i
@@ -141,12 +142,13 @@ class Models(Lifecycle):
     @contextmanager
     def _sending(self) -> Iterator[bool]:
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        with (self.settings.home / "send.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
+        lock = FileLock(self.settings.home / "send.lock", blocking=False)
+        try:
+            taken = lock.acquire()
+        except Timeout:
+            yield False
+        else:
+            with taken:
                 yield True
 
     def history(self, name: str) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 _LOCK = ".in-use"
 
@@ -18,8 +18,7 @@ def scratch(home: Path) -> Iterator[Path]:
     """A new folder under ``<home>/scratch``, gone after the block."""
     parent = home / "scratch"
     parent.mkdir(parents=True, exist_ok=True)
-    with (parent / "making.lock").open("w") as making:
-        fcntl.flock(making, fcntl.LOCK_EX)
+    with FileLock(parent / "making.lock"):
         for left in parent.iterdir():
             if left.is_dir() and not _is_held(left):
                 shutil.rmtree(left)
@@ -47,18 +46,15 @@ def was_abandoned(folder: Path) -> bool:
     return (folder / _LOCK).is_file() and not _is_held(folder)
 
 
-def _take(folder: Path) -> IO[str]:
-    lock = (folder / _LOCK).open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+def _take(folder: Path) -> AbstractContextManager[BaseFileLock]:
+    return FileLock(folder / _LOCK).acquire()
 
 
 def _is_held(folder: Path) -> bool:
     if not (folder / _LOCK).is_file():
         return False
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with FileLock(folder / _LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True

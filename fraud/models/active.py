@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import random
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from filelock import FileLock
 
 from fraud.errors import FraudError
 from fraud.models.bundle import short
@@ -256,8 +256,7 @@ class ActiveModels:
         if self._task is None:  # at start there is nobody to answer
             return self._load(tag)
         self._settings.process.state_dir.mkdir(parents=True, exist_ok=True)
-        with (self._settings.process.state_dir / "load.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self._settings.process.state_dir / "load.lock"):
             return self._load(tag)
 
     def _load(self, tag: str, digest: str | None = None) -> Scorer:

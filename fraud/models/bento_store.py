@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from fraud.errors import BundleError, RegistryError
 from fraud.models.bento_files import write_model
@@ -184,8 +184,7 @@ class BentoStore:
     def _alone(self) -> Iterator[None]:
         """Be the one process that changes the store; what a killed one left in staging is removed."""
         self.staging.mkdir(parents=True, exist_ok=True)
-        with (self.staging.parent / "import.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.staging.parent / "import.lock"):
             for leftover in self.staging.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
