@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import bentoml
 import numpy as np
 import wandb
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from fraud.detectors.trees import lanes
 from fraud.models.bento_files import write_model
+from fraud.serving.app import FrontedService
+from fraud.serving.telemetry import _Histogram
 from wandb_sync.sdk import quiet
 from wandb_sync.settings import WandbSettings
 
@@ -74,6 +80,35 @@ def test_lanes_are_eight_numbers_to_numba_and_llvm() -> None:
     assert np.array_equal(out, np.concatenate([a - b, a * b, (a <= b).astype(float), a * b + 0.5]))
     assert lanes.WIDTH == 8
     assert lanes.aligned(8).ctypes.data % 64 == 0
+
+
+def test_prometheus_histograms_take_counts() -> None:
+    """`_buckets` and `_sum` of the client: one addition for all values of a batch must be what single ones are."""
+    buckets = (0.1, 1.0, 10.0)
+    at_once, singly = CollectorRegistry(), CollectorRegistry()
+    counted = _Histogram("h", "h", registry=at_once, buckets=buckets)
+    observed = Histogram("h", "h", registry=singly, buckets=buckets)
+    values = [0.05, 0.1, 0.5, 3.0, 99.0, 100.0]
+    counted.add([2, 1, 1, 2], sum(values))
+    for value in values:
+        observed.observe(value)
+
+    def samples(registry: CollectorRegistry) -> list[str]:
+        return [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+
+    assert samples(at_once) == samples(singly)
+
+
+def test_bentoml_makes_a_service_of_our_class_and_serves_what_its_to_asgi_returns() -> None:
+    """`Service.to_asgi` is no documented seam; `bentoml.service(service_class=...)` is what makes ours."""
+    assert list(inspect.signature(bentoml.Service.to_asgi).parameters) == ["self", "is_main"]
+    made = bentoml.service(service_class=FrontedService)(type("Plain", (), {}))
+    assert type(made) is FrontedService
+    assert type(made).to_asgi is not bentoml.Service.to_asgi
+    found = importlib.util.find_spec("_bentoml_impl.worker.service")
+    assert found is not None
+    assert found.origin is not None
+    assert "to_asgi(is_main" in Path(found.origin).read_text(), "BentoML's worker serves what to_asgi returns"
 
 
 def test_private_parts_are_used_where_this_says_and_nowhere_else() -> None:
