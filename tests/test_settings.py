@@ -62,3 +62,12 @@ def test_a_file_gives_any_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     settings = StoreSettings.read()
     assert settings.url == "postgresql://user:secret@host/db"
     assert "secret" not in repr(Settings.read())
+
+
+@pytest.mark.parametrize("value", ["*", "proxy.internal", "10.0.0.0/40", "10.0.0.1/8", "127.0.0.1; ::1"])
+def test_a_trusted_proxy_is_an_address_or_a_network(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_TRUSTED_PROXIES", value)
+    with pytest.raises(SettingsError, match="FRAUD_TRUSTED_PROXIES="):
+        Settings.read()
+    monkeypatch.setenv("FRAUD_TRUSTED_PROXIES", " 10.0.0.0/8, ::1 ,192.0.2.7")
+    assert Settings.read().http.trusted_proxies == "10.0.0.0/8, ::1 ,192.0.2.7"

@@ -96,7 +96,7 @@ class ExplainAnswer(msgspec.Struct):
     predictions: Sequence[Either[Explanation, Refused]]
 
 
-ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}
+ID_SCHEMA = {"type": ["string", "integer"], "minLength": 1, "maxLength": MAX_ID_LENGTH}
 Instance = Annotated[
     msgspec.Raw,
     Meta(
