@@ -274,3 +274,35 @@ def test_inspect_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert out.read_text() == shown
     assert run("inspect", files, "--out", out) == 1
     assert f"error: {out} is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "t.csv: cannot be read as CSV: Empty CSV file"),
+        (b"a,b\n", "t.csv: the file has no rows"),
+        (b"shop,amount\nCaf\xe9,1\n", "t.csv: column 'shop' is not UTF-8; 1 of 1 rows breaks this: row 1"),
+        (b'a,b\n1,"x\n' + b"2,y\n" * 9, None),
+        (b"label\n0\n1\n", "t.csv: no mapping can be proposed: no features; list them under"),
+    ],
+)
+def test_inspect_says_what_it_cannot_read(
+    content: bytes, said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    assert run("inspect", tmp_path / "t.csv") == (1 if said else 0)
+    assert (said or "") in capsys.readouterr().err
+
+
+def test_inspect_leaves_out_what_is_no_feature(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"when": ["2025-01-01", "2025-01-02", "2025-01-05"], "amt": [1.5, 2, 9], "user": ["a", "b", "a"]}
+    )
+    table["lat"], table["n"], table["tags"], table["dispute_code"] = 1.0, [7, 8, 9], [["x"], [], ["y"]], "z"
+    table.to_parquet(tmp_path / "t.parquet")
+    lines = propose(tmp_path / "t.parquet").splitlines()
+    for line in ("# n: does it count the rows?", "# dispute_code: does it tell the label?"):
+        assert line in lines
+    assert "# label: which column says what was fraud?" in lines
+    table.drop(columns="tags").to_csv(tmp_path / "t.csv")
+    assert "# a column without a name" in propose(tmp_path / "t.csv").splitlines()

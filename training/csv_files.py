@@ -119,8 +119,25 @@ class CsvFile:
             self._refuse_rows(broken)
         return table
 
-    def first_rows(self) -> pa.RecordBatch:
-        """Return all columns of the first rows as large_string: as many as Arrow parses at a time."""
+    def first_rows(self) -> pa.RecordBatch | None:
+        """Return all columns of the first rows as large_string, as many as Arrow parses at a time; None without rows.
+
+        Raises
+        ------
+        DataError
+            As `read` does.
+        """
+        try:
+            return self._first_rows()
+        except StopIteration:
+            return None
+        except pa.ArrowInvalid as error:
+            self._refuse_quotes(self._all_quotes())
+            if "UTF8" in str(error):
+                self._refuse_bytes(self.header, BLOCK_BYTES)
+            raise DataError(f"{self.path.name}: cannot be read as CSV: {error}") from error
+
+    def _first_rows(self) -> pa.RecordBatch:
         with pyarrow.csv.open_csv(
             self._stream(),
             read_options=pyarrow.csv.ReadOptions(block_size=8 * BLOCK_BYTES),

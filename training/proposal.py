@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 
+from fraud.errors import DataError
 from training.csv_files import SUFFIXES, CsvFile, Dialect
 from training.files import Files, Given
 from training.mapping import Mapping
@@ -20,16 +23,8 @@ MAX_CATEGORIES = 200
 PATTERN_FROM = 5
 _ROLES: dict[str, tuple[str, ...]] = {
     "label": (
-        "isfraud",
-        "fraudbool",
-        "fraud",
-        "txfraud",
-        "fraudlabel",
-        "fraudflag",
-        "isfraudulent",
-        "label",
-        "class",
-        "target",
+        *("isfraud", "fraudbool", "fraud", "txfraud", "fraudlabel", "fraudflag", "isfraudulent"),
+        *("label", "class", "target"),
     ),
     "event_time": (
         *("eventtime", "unixtime", "timestamp", "datetime", "txdatetime", "transdatetranstime", "transactiontime"),
@@ -123,7 +118,11 @@ def propose(given: Given) -> str:
         proposal.lines.append("# stake: which column is the money that a fraud would cost?")
     _further(proposal)
     text = "\n".join(proposal.lines) + "\n"
-    Mapping.model_validate(yaml.safe_load(text))
+    try:
+        Mapping.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        why = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise DataError(f"{files.paths[0].name}: no mapping can be proposed: {why}") from error
     return text
 
 
@@ -133,10 +132,23 @@ def _sample(files: Files) -> tuple[pd.DataFrame, str | None]:
         file = CsvFile.open(path, Dialect(), [])
         table, delimiter = file.first_rows(), file.delimiter
     else:
-        batch = next(pq.ParquetFile(path).iter_batches(SAMPLE_ROWS), None)
-        table, delimiter = (pq.read_table(path) if batch is None else batch), None
-    columns = {name: pc.cast(table.column(i), "string") for i, name in enumerate(table.schema.names)}
-    return pd.DataFrame({name: values.to_pandas() for name, values in columns.items()}), delimiter
+        try:
+            table, delimiter = next(pq.ParquetFile(path).iter_batches(SAMPLE_ROWS), None), None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path.name}: cannot be read as Parquet: {error}") from error
+    if table is None or table.num_rows == 0:
+        raise DataError(f"{path.name}: the file has no rows")
+    return pd.DataFrame({name: _texts(table.column(i)) for i, name in enumerate(table.schema.names)}), delimiter
+
+
+def _texts(values: pa.Array) -> pd.Series[str]:
+    """Return the values as text; those that have none, such as lists, as missing."""
+    try:
+        text = pc.cast(values, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        text = pa.nulls(len(values), pa.string())
+    found: pd.Series[str] = text.to_pandas()
+    return found
 
 
 def _by_name(columns: Sequence[str]) -> dict[str, str]:
@@ -150,6 +162,10 @@ def _by_name(columns: Sequence[str]) -> dict[str, str]:
                 break
     if {"year", "month", "day"} <= set(plain):
         found["event_time"] = plain["year"]
+    for prefix in ("", "merchant_"):
+        pair = {f"{prefix}latitude", f"{prefix}longitude"}
+        if len(pair & set(found)) == 1:
+            found.pop(*(pair & set(found)))
     return found
 
 
@@ -256,6 +272,12 @@ def _further(proposal: Proposal) -> None:
     entries = dict.fromkeys(f"{of_series[column]}*" if column in of_series else column for column in columns)
     for name in entries:
         members = series.get(name.removesuffix("*"), [name])
+        if not name.strip():
+            left_out.append("# a column without a name")
+            continue
+        if _counts_rows(proposal, name):
+            left_out.append(f"# {name}: does it count the rows?")
+            continue
         if _TELLS.search(name):
             left_out.append(f"# {name}: does it tell the label?")
             continue
@@ -279,6 +301,11 @@ def _further(proposal: Proposal) -> None:
         if lines:
             proposal.lines += [f"{heading}:", *(f"  {line}" for line in lines)]
     proposal.lines += left_out
+
+
+def _counts_rows(proposal: Proposal, name: str) -> bool:
+    numbers = proposal.numbers(name) if name in proposal.sample else None
+    return numbers is not None and len(numbers) > 2 and bool((numbers.diff().iloc[1:] == 1).all())
 
 
 def _uses_minus_one(proposal: Proposal, column: str) -> bool:
