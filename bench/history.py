@@ -27,6 +27,7 @@ import redis
 
 from bench.hardware import describe_hardware
 from fraud.checks.history import scorer_for, simulated
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -36,7 +37,7 @@ from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.rows import Decision, Outcome
 from fraud.schema import Row
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreHealth, StoreStats
+from fraud.stores.protocol import Recalled, Recorded, States, Store, StoreHealth, StoreStats
 from tests.servers import Postgres, Redis, Server, running
 from training.backfill import states_of
 from training.data import Mapping
@@ -63,8 +64,11 @@ class NoHistory:
     ) -> Recorded:
         return Recorded(list(decided))
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        return ["unknown"] * len(frauds)
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        return ["unknown"] * len(labels)
+
+    async def labels(self, key: str) -> list[Label]:
+        return []
 
     async def profile(self, customer_id: str) -> Profile | None:
         return None

@@ -228,8 +228,8 @@ class PrivacySettings(Group):
     )
     personal_fields: str = Field(
         "",
-        pattern=r"^((customer_id|merchant_id)(,(customer_id|merchant_id))*)?$",
-        description="Ids that are stored only as keyed hashes, comma-separated: customer_id, merchant_id.",
+        pattern=r"^([a-z_][a-z0-9_]*(,[a-z_][a-z0-9_]*)*)?$",
+        description="Fields that are stored only as keyed hashes, comma-separated: customer_id, merchant_id, others.",
     )
     personal_key: SecretStr = Field(
         SecretStr(""), description="Key of those hashes; whoever has it can test a guess of an id."

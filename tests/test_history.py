@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fraud.errors import StoreError
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer
+from fraud.features.kernels import TELL, apply_labels
 from fraud.history.state import (
     CATEGORY_SLOTS,
     CUSTOMER,
@@ -29,7 +30,7 @@ from fraud.history.state import (
     token,
 )
 from fraud.schema import Feature, FeatureSpec
-from fraud.stores.states import apply_labels, tell_transactions
+from fraud.stores.states import tell_transactions
 from tests.oracle import DAY, Event, Oracle
 
 START = 1_767_225_600_000
@@ -213,13 +214,11 @@ def told(stream: list[Arrival]) -> tuple[bytes, bytes]:
     customers, merchants = new_states(CUSTOMER, 1), new_states(MERCHANT, 1)
     zeros = np.zeros(len(stream), np.int64)
     tell_transactions(customers, merchants, zeros, zeros, records_of([a.event for a in stream]))
-    frauds = [a for a in stream if a.label_time is not None]
-    if frauds:
-        zeros = np.zeros(len(frauds), np.int64)
-        times = np.array([a.event.time for a in frauds])
-        amounts = np.array([a.event.amount for a in frauds])
-        label_times = np.array([a.label_time for a in frauds], np.int64)
-        apply_labels(customers, merchants, zeros, zeros, times, amounts, label_times)
+    of = np.array([i for i, a in enumerate(stream) if a.label_time is not None], np.int64)
+    label_times = np.array([a.label_time for a in stream if a.label_time is not None], np.int64)
+    does, in_effect = np.full(len(of), TELL, np.int64), np.zeros(len(of), np.uint8)
+    transactions = records_of([a.event for a in stream])
+    apply_labels(customers, merchants, transactions, zeros, zeros, of, label_times, does, in_effect, 0, len(of))
     return customers.tobytes(), merchants.tobytes()
 
 

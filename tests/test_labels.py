@@ -61,11 +61,9 @@ def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service:
     ]
     status, answer = service.call("POST", "/v1/labels", {"labels": labels})
     assert status == 200
-    assert [row.get("outcome") for row in answer["labels"]] == ["told", None, "unknown", None, "known", "told", None]
+    assert [row.get("outcome") for row in answer["labels"]] == ["told", "told", "unknown", None, "known", "told", None]
     assert [row["transaction_id"] for row in answer["labels"][:6]] == [label["transaction_id"] for label in labels[:6]]
-    refused = {i: answer["labels"][i]["error"] for i in (1, 3, 6)}
-    assert refused[1]["path"] == "$.labels[1].is_fraud"
-    assert "a transaction that nobody tells counts as legitimate" in refused[1]["message"]
+    refused = {i: answer["labels"][i]["error"] for i in (3, 6)}
     assert refused[3] == {
         "code": "invalid_request",
         "message": "Expected `datetime` with a timezone component; send RFC 3339 with a zone, such as "
@@ -75,10 +73,10 @@ def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service:
     assert refused[6]["message"] == "missing transaction_id, is_fraud; did you mean 'transaction_id' for 'transaction'"
     assert answer["labels"][6]["transaction_id"] is None
     assert service.pipeline.counts == service.pipeline.counts | {
-        "labels_told": 2,
+        "labels_told": 3,
         "labels_known": 1,
         "labels_unknown": 1,
-        "labels_refused": 3,
+        "labels_refused": 2,
     }
 
 
@@ -115,7 +113,7 @@ def test_what_is_refused_as_a_whole(
 
 
 def test_every_label_bad_is_one_error_with_all_of_them(service: Service) -> None:
-    status, answer = service.call("POST", "/v1/labels", {"labels": [{**FRAUD, "is_fraud": False}, {}]})
+    status, answer = service.call("POST", "/v1/labels", {"labels": [{**FRAUD, "is_fraud": "no"}, {}]})
     assert status == 422
     assert [error["path"] for error in answer["errors"]] == ["$.labels[0].is_fraud", "$.labels[1]"]
     assert answer["error"]["message"] == answer["errors"][0]["message"]
@@ -149,9 +147,9 @@ def test_a_thousand_labels_are_told_in_small_steps(opened: Callable[[], Store], 
         calls = []
         apply_labels = service.pipeline.store.apply_labels
 
-        async def counted(frauds: Any) -> Any:
-            calls.append(len(frauds))
-            return await apply_labels(frauds)
+        async def counted(labels: Any) -> Any:
+            calls.append(len(labels))
+            return await apply_labels(labels)
 
         service.pipeline.store.apply_labels = counted  # type: ignore[method-assign]
         ids = [instance["transaction_id"] for instance in instances]
@@ -364,8 +362,8 @@ def at(block: str, url: str) -> str:
     ("content", "said"),
     [
         (
-            "transaction_id,is_fraud\nt-1,0\n",
-            "frauds.csv: columns transaction_id, is_fraud; give transaction_id and, where it is known, label_time",
+            "transaction_id,fraud\nt-1,0\n",
+            "frauds.csv: columns transaction_id, fraud; give transaction_id and, where they are known, label_time",
         ),
         ("label_time\n\n", "frauds.csv: columns label_time; give transaction_id and, where"),
         ("transaction_id\n", "frauds.csv: the file has no rows"),

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pytest
 
+from fraud.decisions.labels import Label
 from fraud.history.profile import Profile, readable_profile
 from fraud.history.state import CUSTOMER, new_states
 from fraud.models.scorer import Scorer
@@ -19,7 +20,7 @@ from fraud.serving.front_door import FrontDoor
 from fraud.serving.labels import label_routes
 from fraud.serving.profiles import profile_routes
 from fraud.serving.routes import Router
-from fraud.stores.protocol import Fraud, Store
+from fraud.stores.protocol import Store
 from fraud.stores.sqlite import SqliteStore
 from tests.asking import ask
 from tests.tiny import START_MS, transactions
@@ -108,7 +109,7 @@ def test_windows_end_with_the_last_transaction_and_not_with_a_label(service: Ser
     before = service.call("GET", "/v1/users/cara/profile")[1]["windows"]
     for days in (3, 60):
         label_time_ms = START_MS + days * 86_400_000
-        told = service.pipeline.store.apply_labels([Fraud(instances[days % 2]["transaction_id"], label_time_ms)])
+        told = service.pipeline.store.apply_labels([Label(instances[days % 2]["transaction_id"], True, label_time_ms)])
         assert service.runner.run(told) == ["told"]
         profile = service.call("GET", "/v1/users/cara/profile")[1]
         frauds = {"transactions": 2, "frauds": 1} if days == 3 else {"transactions": 0, "frauds": 0}

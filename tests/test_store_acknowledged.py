@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import redis
 
+from fraud.decisions.labels import Label
 from fraud.errors import StoreError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import PostgresStore
-from fraud.stores.protocol import Fraud
 from fraud.stores.redis import UNRECORDED
 from fraud.stores.resilient import Resilient
 from fraud.stores.tiered import Tiered
@@ -182,7 +182,7 @@ def test_a_label_finds_a_decision_that_redis_still_holds(
         await store.open()
         await asyncio.to_thread(postgres_server.kill)
         await asyncio.to_thread(answered_and_killed, redis_server.url, options, tiny_bundle, instances)
-        frauds = [Fraud(name, START_MS) for name in (instances[0]["transaction_id"], "labelled-never-scored")]
+        frauds = [Label(name, True, START_MS) for name in (instances[0]["transaction_id"], "labelled-never-scored")]
         with pytest.raises(StoreError):  # to be told again, not unknown
             await store.apply_labels(frauds)
         await asyncio.to_thread(postgres_server.start)

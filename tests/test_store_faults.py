@@ -13,12 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from fraud.decisions.labels import Label
 from fraud.errors import StoreError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.postgres import PostgresStore
-from fraud.stores.protocol import Fraud, Store
+from fraud.stores.protocol import Store
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import CircuitBreaker, Resilient
 from fraud.stores.tiered import Tiered
@@ -244,7 +245,7 @@ def test_the_queue_is_bounded(scorer: Scorer, redis_server: Server) -> None:
         with pytest.raises(StoreError, match="5 decisions wait for redis already"):
             await load.send(1)
         with pytest.raises(StoreError, match="redis does not answer"):
-            await store.apply_labels([Fraud(load.sent[0]["transaction_id"], START_MS)])
+            await store.apply_labels([Label(load.sent[0]["transaction_id"], True, START_MS)])
         redis_server.thaw()
         await until_back(store)
         rows, _ = await load.send(5)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from fraud.currencies import Currency
+from fraud.decisions.labels import Label
 from fraud.features.featurizer import Featurizer
+from fraud.features.kernels import apply_labels
 from fraud.schema import FeatureSpec
-from fraud.stores.protocol import States
-from fraud.stores.states import apply_labels
+from fraud.stores.protocol import KnownFraud, States
 from training.replay import PIECE, Progress, arrays_of
 
 
@@ -18,6 +21,7 @@ def states_of(
     as_of_ms: int,
     progress: Progress | None = None,
     currencies: dict[str, Currency] | None = None,
+    labels: Sequence[Label] | None = None,
 ) -> States:
     """Return the state of every customer and merchant of a table.
 
@@ -26,13 +30,15 @@ def states_of(
     table : DataFrame
         The canonical table.
     as_of_ms : int
-        Frauds whose label time is later than this stay unknown, ms.
+        Labels whose time is later than this stay unknown, ms.
     progress : callable, optional
-        LabelOutcome the number of rows walked, again and again.
+        Is told the number of rows walked, again and again.
     currencies : dict, optional
         The scales of the model that will read the states, `FeatureSpec.currencies`.
+    labels : sequence of Label, optional
+        See `training.replay.arrays_of`.
     """
-    arrays = arrays_of(table, currencies)
+    arrays = arrays_of(table, currencies, labels)
     n = len(table)
     featurizer = Featurizer(FeatureSpec("transaction", ()), [0.0])
     nowhere = np.full(n, -1)
@@ -51,17 +57,33 @@ def states_of(
         )
         if progress is not None:
             progress(end)
-    known = arrays.label_times <= as_of_ms
-    frauds = arrays.fraud_of[known]
+    known = int(np.searchsorted(arrays.label_times, as_of_ms, "right"))
     apply_labels(
         arrays.customers,
         arrays.merchants,
-        arrays.customer_of[frauds],
-        arrays.merchant_of[frauds],
-        arrays.transactions["time"][frauds],
-        arrays.transactions["amount"][frauds],
-        arrays.label_times[known],
+        arrays.transactions,
+        arrays.customer_of,
+        arrays.merchant_of,
+        arrays.label_of,
+        arrays.label_times,
+        arrays.label_does,
+        arrays.in_effect,
+        0,
+        known,
     )
     merchants = [str(m) for m in table["merchant_id"].cat.categories] if "merchant_id" in table.columns else []
     customers = [str(c) for c in table["customer_id"].cat.categories]
-    return States(customers, merchants, arrays.customers, arrays.merchants)
+    frauds = []
+    for j in np.flatnonzero(arrays.in_effect).tolist():
+        i = int(arrays.label_of[j])
+        event, merchant = int(arrays.transactions["time"][i]), int(arrays.merchant_of[i])
+        frauds.append(
+            KnownFraud(
+                event,
+                float(arrays.transactions["amount"][i]),
+                max(event, int(arrays.label_times[j])),
+                customers[int(arrays.customer_of[i])],
+                None if merchant < 0 else merchants[merchant],
+            )
+        )
+    return States(customers, merchants, arrays.customers, arrays.merchants, frauds)

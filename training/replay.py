@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fraud.currencies import Currency
+from fraud.decisions.labels import TELL, Label, label_effects
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Records
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
@@ -39,8 +40,10 @@ class Arrays:
     customer_of: Ints
     merchant_of: Ints
     processing_times: Ints
-    fraud_of: Ints
+    label_of: Ints
     label_times: Ints
+    label_does: Ints
+    in_effect: np.ndarray[tuple[int], np.dtype[np.uint8]]
     customers: Records
     merchants: Records
 
@@ -138,10 +141,18 @@ def _categories(column: pd.Series[Any], learn: slice, allowed: Sequence[str] | N
     return tuple(sorted(str(name) for name, _ in ranked))
 
 
-def arrays_of(table: pd.DataFrame, currencies: dict[str, Currency] | None = None) -> Arrays:
+def arrays_of(
+    table: pd.DataFrame, currencies: dict[str, Currency] | None = None, labels: Sequence[Label] | None = None
+) -> Arrays:
     """Return the canonical table as arrays, with states of whom nothing is known.
 
-    `currencies` are the scales of the model that will read the states, `FeatureSpec.currencies`.
+    Parameters
+    ----------
+    currencies : dict, optional
+        The scales of the model that will read the states, `FeatureSpec.currencies`.
+    labels : sequence of Label, optional
+        All that was ever said of the table's transactions, in any order, instead of its columns label and
+        label_time_ms, which say one thing of each. Labels of other transactions are left out.
     """
     n = len(table)
     transactions = np.zeros(n, TRANSACTION)
@@ -159,27 +170,51 @@ def arrays_of(table: pd.DataFrame, currencies: dict[str, Currency] | None = None
             transactions[field] = np.array([*tokens, 0], np.uint32)[table[role].cat.codes]
     for role in POSITION_ROLES:
         transactions[role] = table[role] if role in table.columns else np.nan
-    frauds = np.flatnonzero(table["label"].to_numpy() == 1)
-    label_times = table["label_time_ms"].to_numpy(np.int64)[frauds]
-    order = np.argsort(label_times, kind="stable")
+    label_of, label_times, label_does = _frauds_of(table) if labels is None else _labels_of(table, labels)
     merchants = table["merchant_id"] if "merchant_id" in table.columns else None
     return Arrays(
         transactions,
         _codes(table["customer_id"]),
         np.full(n, -1, np.int64) if merchants is None else _codes(merchants),
         table["processing_time_ms"].to_numpy(np.int64),
-        frauds[order],
-        label_times[order],
+        label_of,
+        label_times,
+        label_does,
+        np.zeros(len(label_of), np.uint8),
         new_states(CUSTOMER, len(table["customer_id"].cat.categories)),
         new_states(MERCHANT, 0 if merchants is None else len(merchants.cat.categories)),
     )
+
+
+def _frauds_of(table: pd.DataFrame) -> tuple[Ints, Ints, Ints]:
+    """Return the labels that a table has of its transactions, and what each does: it tells of a fraud."""
+    frauds = np.flatnonzero(table["label"].to_numpy() == 1)
+    label_times = table["label_time_ms"].to_numpy(np.int64)[frauds]
+    order = np.argsort(label_times, kind="stable")
+    return frauds[order], label_times[order], np.full(len(frauds), TELL, np.int64)
+
+
+def _labels_of(table: pd.DataFrame, labels: Sequence[Label]) -> tuple[Ints, Ints, Ints]:
+    """Return the labels that change a history, in the order in which they become known, and what each does."""
+    place = {str(name): i for i, name in enumerate(table["transaction_id"])}
+    known = sorted((label for label in labels if label.transaction_id in place), key=lambda label: label.order)
+    kept, does = label_effects([place[x.transaction_id] for x in known], [x.is_fraud for x in known])
+    told = [known[i] for i in kept]
+    label_of = np.array([place[label.transaction_id] for label in told], np.int64)
+    return label_of, np.array([label.label_time_ms for label in told], np.int64), does
 
 
 def _codes(ids: pd.Series[Any]) -> Ints:
     return np.asarray(ids.cat.codes, dtype=np.int64)
 
 
-def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress: Progress | None = None) -> Matrix:
+def replay(
+    table: pd.DataFrame,
+    featurizer: Featurizer,
+    wanted: slice,
+    progress: Progress | None = None,
+    labels: Sequence[Label] | None = None,
+) -> Matrix:
     """Walk the whole table in the order of arrival and return the features of the wanted rows.
 
     Parameters
@@ -191,12 +226,14 @@ def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress:
         Rows of the table; the others only make history.
     progress : callable, optional
         Told the number of rows walked, again and again.
+    labels : sequence of Label, optional
+        See `arrays_of`; each is told when its label time has come.
 
     Returns
     -------
     X : (n_wanted, n_features) float64
     """
-    arrays = arrays_of(table, featurizer.spec.currencies or None)
+    arrays = arrays_of(table, featurizer.spec.currencies or None, labels)
     first, last, _ = wanted.indices(len(table))
     X = np.empty((last - first, len(featurizer.spec.features)), np.float64)
     places = np.full(len(table), -1)
@@ -213,8 +250,10 @@ def replay(table: pd.DataFrame, featurizer: Featurizer, wanted: slice, progress:
             places,
             X,
             arrays.processing_times,
-            arrays.fraud_of,
+            arrays.label_of,
             arrays.label_times,
+            arrays.label_does,
+            arrays.in_effect,
             told,
             begin,
             end,

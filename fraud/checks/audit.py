@@ -18,7 +18,8 @@ from fraud.decisions.record import DecisionRecord
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import FraudError
 from fraud.models.scorer import Scorer
-from fraud.stores.log import DecisionLog, decode_record
+from fraud.stores.log import DecisionLog
+from fraud.stores.rows import decode_label, decode_record
 
 REPLAY_AT_ONCE = 1000
 
@@ -76,12 +77,31 @@ def verify_chain(log: DecisionLog, key: bytes = b"", known: Anchor | None = None
     misplaced = log.misplaced(key)
     if misplaced == "anchor":
         return broken(start.sequence, f"the service did not let the log begin after row {start.sequence}")
+    if misplaced == "labels":
+        return broken(end.sequence + 1, "the service did not let the labels end where they do: they were cut off")
     if misplaced is not None:
         return broken(end.sequence + 1, f"the service did not let the log end at row {end.sequence}: it was cut off")
-    reason = log.beyond(key)
+    reason = log.beyond(key) or _broken_labels(log, key)
     if reason is not None:
         return broken(end.sequence + 1, reason)
     return Verified(rows, verifier.head)
+
+
+def _broken_labels(log: DecisionLog, key: bytes) -> str | None:
+    """Walk the chain of labels; return what is wrong with it, if anything is."""
+    end = log.place("labels").anchor
+    verifier = Verifier(Anchor(), key)
+    for logged, row_key in log.labels():
+        if logged.sequence > end.sequence:
+            break
+        wrong = verifier.check(logged)
+        if wrong is not None:
+            return f"of the labels, {wrong.reason}"
+        if decode_label(logged.record).key != row_key:
+            return f"of the labels, row {logged.sequence} is found under the key of another"
+    if verifier.head != end:
+        return f"the labels end at row {verifier.head.sequence} instead of {end.sequence}"
+    return None
 
 
 def exported(log: DecisionLog, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from fraud.decisions.labels import Label
 from fraud.decisions.policy import Policy, RiskLevels
 from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
@@ -30,7 +31,7 @@ from fraud.schema import FeatureSpec
 from fraud.settings import Settings
 from fraud.simulation.simulate import simulate_transactions
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.protocol import Fraud, Store
+from fraud.stores.protocol import Store
 from training.data import Mapping, load_transactions
 from training.replay import instances_of, replay, transaction_spec
 
@@ -291,9 +292,9 @@ async def _decide(pipeline: Pipeline, instance: bytes, now_ms: int) -> Decision:
     return msgspec.structs.replace(outcome, is_repeat=False)
 
 
-def _frauds(table: pd.DataFrame) -> list[Fraud]:
+def _frauds(table: pd.DataFrame) -> list[Label]:
     known = table[table["label"] == 1].sort_values("label_time_ms", kind="stable")
-    return [Fraud(str(i), int(t)) for i, t in zip(known["transaction_id"], known["label_time_ms"], strict=True)]
+    return [Label(str(i), True, int(t)) for i, t in zip(known["transaction_id"], known["label_time_ms"], strict=True)]
 
 
 def with_own_ids(table: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import getpass
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fraud.cli import registry
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.errors import DataError, RequestError
 from fraud.history.profile import readable_profile
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.protocol import Fraud, LabelOutcome, Store
+from fraud.stores.protocol import Store
 
 app = typer.Typer(invoke_without_command=True)
 out = Console(soft_wrap=True)
@@ -87,54 +89,76 @@ def backfill(
 @app.command()
 def label(
     data: Annotated[
-        Path, typer.Option("--data", help="CSV of the frauds: transaction_id and, where it is known, label_time.")
+        Path,
+        typer.Option(
+            "--data",
+            help="CSV of transactions: transaction_id and, where they differ from fraud known from now on, is_fraud "
+            "(1, 0, or none to take a label back) and label_time; model for decisions of a features model.",
+        ),
     ],
     store: StoreUrl = None,
 ) -> None:
-    """Tell frauds: each transaction of the file was one, known from its label_time on, or from now.
+    """Tell what became of transactions: fraud unless is_fraud says otherwise, known from label_time on, or from now.
 
     Telling a file again changes nothing: what was told before is known.
     """
     from fraud.serving.labels import apply_labels
 
-    frauds = _read_frauds(data)
+    labels = _read_labels(data)
     told: list[LabelOutcome] = []
 
     async def tell(opened: Store) -> None:
-        async for _, outcomes in apply_labels(opened, frauds):
+        async for _, outcomes in apply_labels(opened, labels):
             told.extend(outcomes)
 
     try:
         _with_store(store, tell)
     finally:
-        unknown = [fraud.transaction_id for fraud, outcome in zip(frauds, told, strict=False) if outcome == "unknown"]
+        unknown = [label.transaction_id for label, outcome in zip(labels, told, strict=False) if outcome == "unknown"]
+        superseded = f"{told.count('superseded'):,} superseded by a later one, " if "superseded" in told else ""
+        what = "frauds" if all(label.is_fraud for label in labels) else "labels"
         out.print(
-            f"{len(told):,} of {len(frauds):,} frauds: {told.count('told'):,} told, "
-            f"{told.count('known'):,} known before, {len(unknown):,} unknown"
+            f"{len(told):,} of {len(labels):,} {what}: {told.count('told'):,} told, "
+            f"{told.count('known'):,} known before, {superseded}{len(unknown):,} unknown"
             + (f": {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}" if unknown else "")
         )
 
 
-def _read_frauds(data: Path) -> list[Fraud]:
-    """Return the frauds of a file, or say of each row what is wrong with it."""
+IS_FRAUD = {"1": True, "true": True, "0": False, "false": False, "none": None}
+"""What the column is_fraud may say, in lower case; empty means fraud."""
+
+
+def _read_labels(data: Path) -> list[Label]:
+    """Return the labels of a file, or say of each row what is wrong with it."""
     from fraud.serving.labels import read_label
 
     now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().scoring.max_clock_ahead_s * 1000)
-    rows: list[Fraud | RequestError] = []
+    rows: list[Label | RequestError] = []
     try:
         with data.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             columns = table.fieldnames or ()
-            if set(columns) - {"label_time"} != {"transaction_id"}:
+            if set(columns) - {"is_fraud", "label_time", "model"} != {"transaction_id"}:
                 raise DataError(
                     f"{data.name}: columns {', '.join(columns) or 'none'}; "
-                    "give transaction_id and, where it is known, label_time"
+                    "give transaction_id and, where they are known, label_time, is_fraud and model"
                 )
             for number, row in enumerate(table, 1):
                 if None in row:
                     raise DataError(f"{data.name}: row {number} has more fields than the header has")
-                said = {name: value for name, value in row.items() if value or name == "transaction_id"}
-                rows.append(read_label(orjson.dumps(said | {"is_fraud": True}), f"row {number}", now_ms, max_ahead_ms))
+                said: dict[str, object] = {k: v for k, v in row.items() if v or k == "transaction_id"}
+                verdict = row.get("is_fraud") or "1"
+                said["is_fraud"] = IS_FRAUD.get(verdict.lower(), verdict)
+                rows.append(
+                    read_label(
+                        orjson.dumps(said),
+                        f"row {number}",
+                        now_ms,
+                        max_ahead_ms,
+                        source="file",
+                        actor=getpass.getuser(),
+                    )
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{data.name}: cannot be read as CSV: {error}") from error
     if not rows:
@@ -143,7 +167,7 @@ def _read_frauds(data: Path) -> list[Fraud]:
     if wrong:
         lines = [f"{data.name}: {len(wrong):,} of {len(rows):,} rows cannot be told, so none was"]
         raise DataError("\n".join([*lines, *(f"{error.path}: {error.message}" for error in wrong[:10])]))
-    return [row for row in rows if isinstance(row, Fraud)]
+    return [row for row in rows if isinstance(row, Label)]
 
 
 @app.command()

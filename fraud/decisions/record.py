@@ -15,7 +15,8 @@ class DecisionRecord(msgspec.Struct):
 
     `reasons` are the features that moved the score most, each with its contribution in log-odds.
     `features` is the row of `X` as it was scored, float64 little-endian; `fingerprint` tells whether the
-    same transaction id came with the same contents.
+    same transaction id came with the same contents. `transaction` is the JSON that was sent, with hashes in
+    the place of what is personal; empty in records of the first release.
     """
 
     transaction_id: str | None
@@ -38,6 +39,7 @@ class DecisionRecord(msgspec.Struct):
     reasons: list[tuple[str, float]] = []
     scaled_amount: float | msgspec.UnsetType = msgspec.UNSET
     """The amount on its currency's scale, as histories count it; unset where that is the amount."""
+    transaction: bytes = b""
 
     @property
     def history_amount(self) -> float:

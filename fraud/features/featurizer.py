@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW, advance
+from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW, TELL, advance
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import FeatureSpec, Row
 
@@ -252,13 +252,18 @@ class Featurizer:
         places: np.ndarray[tuple[int], np.dtype[np.int64]],
         X: Matrix,
         processing_times: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None,
-        fraud_of: np.ndarray[tuple[int], np.dtype[np.int64]] = _NO_LABELS,
+        label_of: np.ndarray[tuple[int], np.dtype[np.int64]] = _NO_LABELS,
         label_times: np.ndarray[tuple[int], np.dtype[np.int64]] = _NO_LABELS,
+        label_does: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None,
+        in_effect: np.ndarray[tuple[int], np.dtype[np.uint8]] | None = None,
         told: int = 0,
         begin: int = 0,
         end: int | None = None,
     ) -> int:
-        """Run the kernel `fraud.features.kernels.advance` over arrays; its docstring says what they hold."""
+        """Run the kernel `fraud.features.kernels.advance` over arrays; its docstring says what they hold.
+
+        Labels tell of frauds if nothing else is said of what they do.
+        """
         if not hasattr(self._local, "scratch"):
             row = np.zeros(1, ROW)
             nobody = new_states(MERCHANT, 1)
@@ -276,8 +281,10 @@ class Featurizer:
             customer_of,
             merchant_of,
             transactions["time"].copy() if processing_times is None else processing_times,
-            fraud_of,
+            label_of,
             label_times,
+            np.full(len(label_of), TELL, np.int64) if label_does is None else label_does,
+            np.zeros(len(label_of), np.uint8) if in_effect is None else in_effect,
             told,
             begin,
             len(transactions) if end is None else end,

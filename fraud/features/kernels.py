@@ -26,10 +26,12 @@ from fraud.history.state import (
     NEVER,
     amount_bin,
     customer_as_of,
+    forget_frauds,
     hour_of_day,
     log_units,
     merchant_as_of,
     minor_units,
+    note_fraud,
     tell_fraud,
     update_customer,
     update_merchant,
@@ -316,6 +318,60 @@ def featurize(c: Any, m: Any, t: Any, amount_quantiles: Any, row: Any) -> Any:
     _merchant_features(m, t, row)
 
 
+TELL = -1
+NOTE = -2
+"""What a label does: tell of a fraud, or repeat what stands. A number from 0 on takes back what that label told."""
+
+
+@njit(cache=True, nogil=True)
+def apply_labels(
+    customers: Any,
+    merchants: Any,
+    transactions: Any,
+    customer_of: Any,
+    merchant_of: Any,
+    label_of: Any,
+    label_times: Any,
+    label_does: Any,
+    in_effect: Any,
+    begin: Any,
+    end: Any,
+) -> Any:
+    """Tell labels, those from `begin` to `end`, to the states; `in_effect` says of each label so far whether it counts.
+
+    A fraud that is taken back is taken from its states by telling them all others anew: the state alone does not know
+    which fraud was the last before. `advance` says what the arrays hold.
+    """
+    for j in range(begin, end):
+        i = label_of[j]
+        t = transactions[i]
+        time = max(t.time, label_times[j])
+        has_merchant = merchant_of[i] >= 0
+        if label_does[j] == NOTE:
+            note_fraud(customers[customer_of[i]], t.time, time)
+            if has_merchant:
+                note_fraud(merchants[merchant_of[i]], t.time, time)
+        elif label_does[j] == TELL:
+            in_effect[j] = 1
+            tell_fraud(customers[customer_of[i]], t.time, t.amount, time)
+            if has_merchant:
+                tell_fraud(merchants[merchant_of[i]], t.time, t.amount, time)
+        else:
+            in_effect[label_does[j]] = 0
+            forget_frauds(customers[customer_of[i]])
+            if has_merchant:
+                forget_frauds(merchants[merchant_of[i]])
+            for k in range(j):
+                if in_effect[k] == 0:
+                    continue
+                other = transactions[label_of[k]]
+                known = max(other.time, label_times[k])
+                if customer_of[label_of[k]] == customer_of[i]:
+                    tell_fraud(customers[customer_of[i]], other.time, other.amount, known)
+                if has_merchant and merchant_of[label_of[k]] == merchant_of[i]:
+                    tell_fraud(merchants[merchant_of[i]], other.time, other.amount, known)
+
+
 @njit(cache=True, nogil=True)
 def advance(
     customers: Any,
@@ -324,8 +380,10 @@ def advance(
     customer_of: Any,
     merchant_of: Any,
     processing_times: Any,
-    fraud_of: Any,
+    label_of: Any,
     label_times: Any,
+    label_does: Any,
+    in_effect: Any,
     told: Any,
     begin: Any,
     end: Any,
@@ -346,10 +404,14 @@ def advance(
         Which state each transaction belongs to; merchant -1 where the data has none.
     processing_times : (n,) int64
         Arrival, ms, ascending.
-    fraud_of, label_times : (f,) int64
-        Which transactions become known as fraud, and when, ms, ascending in time.
+    label_of, label_times : (f,) int64
+        Which transactions labels are of, and when each becomes known, ms, ascending in time.
+    label_does : (f,) int64
+        `TELL`, `NOTE`, or the number of the label whose fraud it takes back.
+    in_effect : (f,) uint8
+        Which labels stand, changed in place.
     told : int
-        How many of those have been told before.
+        How many of the labels have been told before.
     begin, end : int
         Which transactions to walk; a long table is walked in pieces.
     amount_quantiles : (q,) float64
@@ -366,16 +428,28 @@ def advance(
     Returns
     -------
     told : int
-        How many frauds have been told now.
+        How many labels have been told now.
     """
     c_then, m_then, nobody, row, values = scratch
     for i in range(begin, end):
-        while told < len(fraud_of) and label_times[told] <= processing_times[i]:
-            f = fraud_of[told]
-            tell_fraud(customers[customer_of[f]], transactions[f].time, transactions[f].amount, label_times[told])
-            if merchant_of[f] >= 0:
-                tell_fraud(merchants[merchant_of[f]], transactions[f].time, transactions[f].amount, label_times[told])
-            told += 1
+        due = told
+        while due < len(label_of) and label_times[due] <= processing_times[i]:
+            due += 1
+        if due > told:
+            apply_labels(
+                customers,
+                merchants,
+                transactions,
+                customer_of,
+                merchant_of,
+                label_of,
+                label_times,
+                label_does,
+                in_effect,
+                told,
+                due,
+            )
+            told = due
         t = transactions[i]
         c, m = customers[customer_of[i]], nobody[0]
         if places[i] >= 0:

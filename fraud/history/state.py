@@ -14,13 +14,14 @@ A state keeps
 Out of order. A transaction that arrives after a later one is added to everything that still covers its
 time. It is scored on `*_as_of` its own time: what was told before it, less the transactions later than
 it, which are exact as long as they still stand in the ring. A known fraud counts from the moment it is
-told. Offline replay tells a state the same things in the order of their arrival.
+told until it is taken back. Offline replay tells a state the same things in the order of their arrival.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -39,7 +40,7 @@ HOURS = 25
 AMOUNT_BINS = 48
 MERCHANT_SLOTS = 128
 CATEGORY_SLOTS = 32
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 LOG_UNIT = 65536.0
 NEVER = np.int64(np.iinfo(np.int64).min)
 
@@ -150,32 +151,90 @@ def _nobody(dtype: np.dtype[np.void]) -> bytes:
     return state.tobytes()
 
 
-def encode(state: np.void) -> bytes:
-    """Return one state as bytes: the encoding's version, then the record."""
-    return bytes([ENCODING_VERSION]) + state.tobytes()
+def encode(state: np.void, told: int | None = None) -> bytes:
+    """Return one state as bytes: the encoding's version, how many things the state was told, then the record.
+
+    Parameters
+    ----------
+    told : int, optional
+        Grows with whatever is told to a state, a label taken back as well, so that of two copies of a state the later
+        one is known. Its transactions and frauds by default.
+    """
+    told = int(state["count"]) + int(state["fraud_count"]) if told is None else told
+    return _HEADER.pack(ENCODING_VERSION, told & 0xFFFFFFFF) + state.tobytes()
 
 
-def decode(blobs: Sequence[bytes | None], dtype: np.dtype[np.void]) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+def told_of(blob: bytes) -> int:
+    """Return how many things an encoded state of a version known here was told."""
+    told: int = _HEADER.unpack_from(upgraded(blob))[1]
+    return told
+
+
+def upgraded(blob: bytes) -> bytes:
+    """Return an encoded state in the encoding of this release; one of a later release as it is."""
+    while blob[0] in UPGRADERS:
+        blob = UPGRADERS[blob[0]](blob)
+    return blob
+
+
+def decode(
+    blobs: Sequence[bytes | None], dtype: np.dtype[np.void], unread: list[int] | None = None
+) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     """Return the states in `blobs`, None standing for a customer or merchant nobody has seen.
+
+    Parameters
+    ----------
+    unread : list of int, optional
+        Receives the places of blobs that a later release wrote; their states are those of nobody.
 
     Raises
     ------
     StoreError
-        A blob of another encoding version or length.
+        A blob that no release before this one wrote, where `unread` is not given; a damaged one in any case.
     """
     nobody = _nobody(dtype)
     parts = []
-    for blob in blobs:
+    for place, blob in enumerate(blobs):
         if blob is None:
             parts.append(nobody)
             continue
-        if blob[0] != ENCODING_VERSION or len(blob) != dtype.itemsize + 1:
+        blob = upgraded(blob)
+        if blob[0] > ENCODING_VERSION and unread is not None:
+            unread.append(place)
+            parts.append(nobody)
+            continue
+        if blob[0] != ENCODING_VERSION or len(blob) != _HEADER.size + dtype.itemsize:
             raise StoreError(
-                f"a stored state has version {blob[0]} and {len(blob)} bytes; "
-                f"this release reads version {ENCODING_VERSION} of {dtype.itemsize + 1} bytes"
+                f"a stored state has version {blob[0]} and {len(blob)} bytes; this release reads version "
+                f"{ENCODING_VERSION} of {_HEADER.size + dtype.itemsize} bytes, and those before it"
             )
-        parts.append(blob[1:])
+        parts.append(blob[_HEADER.size :])
     return np.frombuffer(bytearray(b"".join(parts)), dtype)
+
+
+def is_readable(blob: bytes) -> bool:
+    """Tell whether this release or one before it wrote an encoded state."""
+    return blob[0] <= ENCODING_VERSION
+
+
+def last_time_of(blob: bytes) -> int:
+    """Return the event time of the latest transaction that an encoded state was told, ms."""
+    at = _HEADER.size + _TIME_AT
+    return int.from_bytes(upgraded(blob)[at : at + 8], "little", signed=True)
+
+
+def _from_version_1(blob: bytes) -> bytes:
+    """The first release wrote the record alone; what it had been told is in its counters, of both kinds alike."""
+    count, frauds = (int.from_bytes(blob[1 + at : 5 + at], "little") for at in _COUNTS_AT)
+    return _HEADER.pack(2, (count + frauds) & 0xFFFFFFFF) + blob[1:]
+
+
+_HEADER = struct.Struct("<BI")
+_FIELDS: Any = CUSTOMER.fields  # the first fields of both kinds of state are the same
+_TIME_AT: int = _FIELDS["last_time"][1]
+_COUNTS_AT: list[int] = [_FIELDS[name][1] for name in ("count", "fraud_count")]
+UPGRADERS: dict[int, Callable[[bytes], bytes]] = {1: _from_version_1}
+"""By the version of an encoded state, what brings it to the next one. None is ever removed."""
 
 
 # --- kernels
@@ -341,21 +400,68 @@ def update_merchant(m: Any, t: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def note_fraud(state: Any, time: Any, label_time: Any) -> Any:
+    """Take note that a label called a transaction of `time` fraud, be it that another label overrules it.
+
+    Opens the days that the label counts for, so that these depend on the labels told and not on their order.
+    """
+    state.last_label_time = max(state.last_label_time, label_time)
+    _day_slot(state, label_time // MS_PER_DAY)
+    _day_slot(state, time // MS_PER_DAY)
+
+
+@njit(cache=True, nogil=True)
 def tell_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
     """Tell a customer's or a merchant's state that its transaction of `time` and `amount` was fraud."""
+    note_fraud(state, time, label_time)
     minor = minor_units(amount)
     if (time, minor) > (state.last_fraud_time, np.int64(state.last_fraud_amount)):
         state.last_fraud_time = time
         state.last_fraud_amount = minor
-    state.last_label_time = max(state.last_label_time, label_time)
     state.fraud_count += 1
+    _count_fraud(state, time, label_time, 1)
+
+
+@njit(cache=True, nogil=True)
+def _count_fraud(state: Any, time: Any, label_time: Any, step: Any) -> Any:
     top = 255 if state.day_label.itemsize == 1 else 65535
     slot = _day_slot(state, label_time // MS_PER_DAY)
     if slot >= 0:
-        _add(state.day_label, slot, 1, top)
+        _add(state.day_label, slot, step, top)
     slot = _day_slot(state, time // MS_PER_DAY)
     if slot >= 0:
-        _add(state.day_fraud, slot, 1, top)
+        _add(state.day_fraud, slot, step, top)
+
+
+@njit(cache=True, nogil=True)
+def take_back_fraud(state: Any, time: Any, label_time: Any) -> Any:
+    """Take back a fraud that the state was told and that `needs_frauds` says is neither its last nor uncountable."""
+    state.fraud_count -= min(state.fraud_count, 1)
+    _count_fraud(state, time, label_time, -1)
+
+
+@njit(cache=True, nogil=True)
+def needs_frauds(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
+    """Tell whether a fraud can be taken back only by telling the state all its other frauds anew.
+
+    It is the last one, behind which the state does not know the one before, or it stands in a counter that is full.
+    """
+    if (time, minor_units(amount)) == (state.last_fraud_time, np.int64(state.last_fraud_amount)):
+        return True
+    top = 255 if state.day_label.itemsize == 1 else 65535
+    label_slot, slot = _day_slot(state, label_time // MS_PER_DAY), _day_slot(state, time // MS_PER_DAY)
+    return (label_slot >= 0 and state.day_label[label_slot] == top) or (slot >= 0 and state.day_fraud[slot] == top)
+
+
+@njit(cache=True, nogil=True)
+def forget_frauds(state: Any) -> Any:
+    """Forget all known frauds, to be told them anew; the days that were opened stay open."""
+    state.fraud_count = 0
+    state.last_fraud_time = NEVER
+    state.last_fraud_amount = 0
+    for slot in range(DAYS):
+        state.day_fraud[slot] = 0
+        state.day_label[slot] = 0
 
 
 @njit(cache=True, nogil=True)

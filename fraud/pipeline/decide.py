@@ -244,7 +244,10 @@ class Pipeline:
             self._explain(scorer, some, X)
             degraded = recalled.degraded if scorer.spec.kind == "transaction" else ()
             for row, x, margin, probability in zip(some, X, margins.tolist(), probabilities.tolist(), strict=True):
-                row.record = _decided(row, x, margin, probability, degraded)
+                lacks = degraded
+                if recalled.is_unread(row.row.customer_id, row.row.roles.get("merchant_id")):
+                    lacks = (*degraded, *({"history"} - {*degraded}))
+                row.record = _decided(row, x, margin, probability, lacks)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 records = [row.record for row in some if row.record is not None]
                 self.shadow.offer(ShadowJob(challenger, [row.row.raw for row in some], before, records))
@@ -397,4 +400,5 @@ def _decided(
         said.amount,
         row.reasons,
         msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
+        said.raw,
     )

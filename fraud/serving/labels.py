@@ -1,4 +1,4 @@
-"""Labels: what turned out to be fraud, told to the histories by whoever learned of it. Who did so is in the log.
+"""Labels: what became of transactions, told to the histories by whoever learned of it. Who did so is in the log.
 
 Telling asks for the scope score: who may have transactions scored may label them.
 """
@@ -15,14 +15,15 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import Meta
 
-from fraud.errors import InvalidRequest, RequestError
+from fraud.decisions.labels import Label, LabelOutcome
+from fraud.errors import RequestError
 from fraud.pipeline.requests import transaction_id_of
 from fraud.refusals import explained, refuse_controls
 from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, time_ms
 from fraud.serving.answers import RowsRefused
 from fraud.serving.contract import Either, Problem, Refused, described_by
 from fraud.serving.http import Answer, Call, Route
-from fraud.stores.protocol import Fraud, LabelOutcome, Store
+from fraud.stores.protocol import Store
 
 logger = logging.getLogger("fraud.serving.labels")
 
@@ -31,13 +32,16 @@ AT_ONCE = 50
 """Labels told in one call of the store, so that no score waits long for them and no call outlives its budget."""
 
 
-class Label(msgspec.Struct, forbid_unknown_fields=True):
-    """One transaction that turned out to be fraud; one that nobody tells counts as legitimate."""
+class LabelRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What became of one transaction; one that nobody tells of counts as legitimate."""
 
     transaction_id: Annotated[Id, Meta(description="as it was scored")]
-    is_fraud: bool
+    is_fraud: Annotated[bool | None, Meta(description="fraud or legitimate; null takes back what was said before")]
     label_time: Annotated[
         Moment | None, Meta(description="when it became known, RFC 3339 with a zone; now by default")
+    ] = None
+    model: Annotated[
+        Id | None, Meta(description="the features model that decided; none for transactions with a history")
     ] = None
 
 
@@ -45,7 +49,7 @@ class LabelsRequest(msgspec.Struct):
     """Labels, each read by itself."""
 
     labels: Annotated[
-        list[Annotated[msgspec.Raw, described_by(Label)]],
+        list[Annotated[msgspec.Raw, described_by(LabelRequest)]],
         Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INSTANCES}),
     ] = []
 
@@ -56,7 +60,10 @@ class Outcome(msgspec.Struct, frozen=True):
     transaction_id: str
     outcome: Annotated[
         LabelOutcome,
-        Meta(description="told to the histories now, known to them before, or of a transaction that is not on record"),
+        Meta(
+            description="told: it stands now; known: the same stood before; superseded: kept, but one of a later label "
+            "time stands; unknown: the transaction is not on record"
+        ),
     ]
 
 
@@ -73,7 +80,7 @@ class Plane(Protocol):
     counts: Counter[str]
 
 
-_decode = msgspec.json.Decoder(Label).decode
+_decode = msgspec.json.Decoder(LabelRequest).decode
 _decode_envelope = msgspec.json.Decoder(LabelsRequest)
 _encode = msgspec.json.Encoder().encode
 _REQUIRED = ("transaction_id", "is_fraud")
@@ -86,21 +93,22 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
         raws = decode_labels(await call.json_body())
         serving = plane()
         now_ms = time.time_ns() // 1_000_000
-        rows = [read_label(raw, f"$.labels[{i}]", now_ms, max_ahead_ms) for i, raw in enumerate(raws)]
+        actor = str(call.scope.get("fraud.key_id", ""))
+        rows = [read_label(raw, f"$.labels[{i}]", now_ms, max_ahead_ms, actor=actor) for i, raw in enumerate(raws)]
         problems = [row for row in rows if isinstance(row, RequestError)]
         serving.counts["labels_refused"] += len(problems)
         if len(problems) == len(rows):
             raise RowsRefused(problems)
         outcomes: list[LabelOutcome] = []
-        async for frauds, told in apply_labels(serving.store, [row for row in rows if isinstance(row, Fraud)]):
+        async for some, told in apply_labels(serving.store, [row for row in rows if isinstance(row, Label)]):
             for outcome, n in Counter(told).items():
                 serving.counts[f"labels_{outcome}"] += n
-            _note(call, frauds, told)
+            _note(call, some, told)
             outcomes += told
         in_order = iter(outcomes)
         answers = [
             Outcome(row.transaction_id, next(in_order))
-            if isinstance(row, Fraud)
+            if isinstance(row, Label)
             else Refused(transaction_id_of(raw), Problem(row.code, row.message, row.path))
             for raw, row in zip(raws, rows, strict=True)
         ]
@@ -112,7 +120,7 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
             LABELS,
             "score",
             tell,
-            "Tell which scored transactions turned out to be fraud; customers and merchants are known by it.",
+            "Tell what became of scored transactions: fraud, legitimate, or take a label back; histories follow.",
             request=LabelsRequest,
             answer=LabelsAnswer,
             tag="History",
@@ -135,7 +143,9 @@ def decode_labels(body: bytes) -> list[msgspec.Raw]:
     return labels
 
 
-def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: int) -> Fraud | RequestError:
+def read_label(
+    raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: int, *, source: str = "http", actor: str = ""
+) -> Label | RequestError:
     """Return what a label says, or why it cannot be taken.
 
     Parameters
@@ -145,53 +155,52 @@ def read_label(raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: i
     path : str
         Where it stood, such as ``$.labels[2]``.
     now_ms : int
-        The clock, ms since the epoch: the time of a label that names none.
+        The clock, ms since the epoch: when the label arrived, and the time of one that names none.
     max_ahead_ms : int
         How far a label's time may lie ahead of the clock, ms.
+    source, actor : str
+        What it came by, and who told it; see `fraud.decisions.labels.Label`.
     """
     try:
         said = bytes(raw)
         fields = fields_of(said, path, "a label")
         label = _decode(said)
         refuse_controls(label.transaction_id, f"{path}.transaction_id")
-        if not label.is_fraud:
-            raise InvalidRequest(
-                "only frauds are told: a transaction that nobody tells counts as legitimate, so leave this one out",
-                f"{path}.is_fraud",
-            )
+        if label.model is not None:
+            refuse_controls(label.model, f"{path}.model")
         moment = label.label_time
         at_ms = now_ms if moment is None else time_ms(moment, "label_time", path, now_ms, max_ahead_ms)
-        return Fraud(label.transaction_id, at_ms)
+        return Label(label.transaction_id, label.is_fraud, at_ms, now_ms, source, actor, label.model)
     except msgspec.ValidationError as error:
-        return explained(fields, path, str(error), _REQUIRED, frozenset(Label.__struct_fields__), "a label")
+        return explained(fields, path, str(error), _REQUIRED, frozenset(LabelRequest.__struct_fields__), "a label")
     except RequestError as error:
         return error.kept()
 
 
 async def apply_labels(
-    store: Store, frauds: Sequence[Fraud]
-) -> AsyncIterator[tuple[Sequence[Fraud], list[LabelOutcome]]]:
-    """Tell a store of frauds, some at a time; yields those with what became of each.
+    store: Store, labels: Sequence[Label]
+) -> AsyncIterator[tuple[Sequence[Label], list[LabelOutcome]]]:
+    """Tell a store labels, some at a time; yields those with what became of each.
 
     Raises
     ------
     StoreError
         The store does not take them now. What was yielded is told; telling all of them again changes nothing of it.
     """
-    for start in range(0, len(frauds), AT_ONCE):
-        some = frauds[start : start + AT_ONCE]
+    for start in range(0, len(labels), AT_ONCE):
+        some = labels[start : start + AT_ONCE]
         yield some, await store.apply_labels(some)
 
 
-def _note(call: Call, frauds: Sequence[Fraud], told: Sequence[LabelOutcome]) -> None:
+def _note(call: Call, labels: Sequence[Label], told: Sequence[LabelOutcome]) -> None:
     """Log who told of which transactions; they stand in the log as hashes, as a customer does."""
     logger.info(
         "labels told: %d of %d, transactions %s, key %s, request %s",
         told.count("told"),
         len(told),
         ",".join(
-            blake2b(fraud.transaction_id.encode(), digest_size=8).hexdigest()
-            for fraud, outcome in zip(frauds, told, strict=True)
+            blake2b(label.transaction_id.encode(), digest_size=8).hexdigest()
+            for label, outcome in zip(labels, told, strict=True)
             if outcome == "told"
         )
         or "none",

@@ -6,19 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
-
 from fraud.decisions.chain import Anchor, Logged, Verifier
 from fraud.decisions.marks import is_marked
-from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
+from fraud.stores.rows import decode_record as decode_record
 
 FORGET_AT_ONCE = 5000
 _CHANGED = (
     "the decision log was changed where it begins or ends, or FRAUD_AUDIT_KEY is not the service's; nothing was "
     "removed: look at it with `fraud audit verify`"
 )
-decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 
 
 class Entry(NamedTuple):
@@ -62,8 +59,8 @@ class DecisionLog(ABC):
         return self.place("head").anchor
 
     def misplaced(self, key: bytes) -> str | None:
-        """Return which of the places, ``anchor`` or ``head``, the service did not write; None if it wrote both."""
-        for name in ("anchor", "head"):
+        """Return which place, ``anchor``, ``head`` or ``labels``, the service did not write; None if it wrote all."""
+        for name in ("anchor", "head", "labels"):
             place = self.place(name)
             if place.has_marks and not is_marked(name, place.anchor, place.mark, key, place.writers):
                 return name
@@ -71,7 +68,11 @@ class DecisionLog(ABC):
 
     @abstractmethod
     def place(self, place: str) -> Place:
-        """Return the place ``anchor`` or ``head``."""
+        """Return the place ``anchor`` or ``head``, or the end of the ``labels``, which have a chain of their own."""
+
+    @abstractmethod
+    def labels(self) -> Iterator[Entry]:
+        """Yield all labels that were ever told, each encoded, in the order of their chain."""
 
     @abstractmethod
     def beyond(self, key: bytes) -> str | None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from fraud.decisions.chain import Anchor, Logged, first_link_of
+from fraud.decisions.labels import Label
+from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 
 Step = TypeVar("Step")
@@ -57,6 +59,11 @@ def check_adopted(anchor: Anchor, head: Anchor, last: Sequence[Logged], key: byt
             f"the last row of the decision log in {where} is not what the first release recorded under this key; "
             f"set FRAUD_AUDIT_KEY as it was, or {_AS_IT_IS}"
         )
+
+
+def first_label(record: DecisionRecord, label_time_ms: int) -> Label:
+    """Return a label of the first release, which kept of each only since when the transaction is known as fraud."""
+    return Label(record.transaction_id or "", True, label_time_ms, label_time_ms, "first release")
 
 
 _AS_IT_IS = "look at it with `fraud audit verify`; nothing was changed"

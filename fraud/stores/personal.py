@@ -8,10 +8,13 @@ from hashlib import blake2b
 
 import msgspec
 
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, Store, StoreHealth, StoreStats
+from fraud.stores.protocol import KnownFraud, Recalled, Recorded, States, Store, StoreHealth, StoreStats
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Pseudonymous:
@@ -24,13 +27,14 @@ class Pseudonymous:
     ----------
     store : Store
     fields : collection of str
-        Of ``customer_id`` and ``merchant_id``.
+        ``customer_id``, ``merchant_id``, and fields of the transaction that are kept as they were sent otherwise.
     key : str
         Secret: without one, whoever reads the store could test every id he can think of.
     """
 
     def __init__(self, store: Store, fields: Collection[str], key: str) -> None:
         self.store = store
+        self._fields = frozenset(fields)
         self._customers = "customer_id" in fields
         self._merchants = "merchant_id" in fields
         self._key = blake2b(key.encode()).digest()
@@ -57,8 +61,11 @@ class Pseudonymous:
         recorded = await self.store.record(hidden, transactions, recalled)
         return replace(recorded, decided=[given.get(id(d), d) for d in recorded.decided])
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        return await self.store.apply_labels(frauds)
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        return await self.store.apply_labels(labels)
+
+    async def labels(self, key: str) -> list[Label]:
+        return await self.store.labels(key)
 
     async def profile(self, customer_id: str) -> Profile | None:
         profile = await self.store.profile(self._of_customers([customer_id])[0])
@@ -73,6 +80,7 @@ class Pseudonymous:
                 states,
                 customer_ids=self._of_customers(states.customer_ids),
                 merchant_ids=self._of_merchants(states.merchant_ids),
+                frauds=[self._hide_fraud(fraud) for fraud in states.frauds],
             )
         )
 
@@ -93,6 +101,25 @@ class Pseudonymous:
         return msgspec.structs.replace(
             decided,
             customer_id=self._of_customers([decided.customer_id])[0] if decided.customer_id else "",
+            merchant_id=merchant if merchant is None else self._of_merchants([merchant])[0],
+            transaction=self._hide_fields(decided.transaction),
+        )
+
+    def _hide_fields(self, transaction: bytes) -> bytes:
+        """Return the JSON of a transaction with hashes in the place of its personal fields."""
+        if not transaction:
+            return transaction
+        said = _decode_fields(transaction)
+        for name in self._fields & said.keys():
+            value = bytes(said[name])
+            text = msgspec.json.decode(value) if value.startswith(b'"') else value.decode()
+            said[name] = msgspec.Raw(msgspec.json.encode(self.hashed(text)))
+        return msgspec.json.encode(said)
+
+    def _hide_fraud(self, fraud: KnownFraud) -> KnownFraud:
+        merchant = fraud.merchant_id
+        return fraud._replace(
+            customer_id=self._of_customers([fraud.customer_id])[0],
             merchant_id=merchant if merchant is None else self._of_merchants([merchant])[0],
         )
 

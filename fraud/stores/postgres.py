@@ -16,22 +16,31 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import msgspec
 import psycopg
 
 from fraud.decisions.chain import Anchor, extend
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import Turns, Unlinked, Writer, in_turn, is_marked, place_mark, void_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown, StoreError
-from fraud.features.featurizer import Histories, Records
+from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
+from fraud.history.state import CUSTOMER, decode, encode
 from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect
-from fraud.stores.postgres_schema import Connection
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
-from fraud.stores.states import Blobs, Change, Written, row_key
+from fraud.stores.postgres_labels import (
+    Connection,
+    add_search_rows,
+    apply_label,
+    forget_frauds_of,
+    keep_frauds,
+    labels_of,
+)
+from fraud.stores.protocol import Recalled, Recorded, States, StoreHealth, StoreStats, distinct
+from fraud.stores.rows import decode_record, encode_record, row_key
+from fraud.stores.states import Blobs, Change, Written, histories_of
 
 MERCHANT_LOCKS = 0x5F3759DF
+LABEL_LOCKS = 0x4C41424C
 CHAIN_LOCK = 0x4348414E
 CLOSE_S = 5.0
 LINK_AFTER_S = 0.2
@@ -47,13 +56,9 @@ FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[]) AS linked (id, seq, link) W
 LOCK = "SELECT pg_advisory_xact_lock(k) FROM (SELECT unnest(%b::bigint[]) AS k ORDER BY 1) AS locks"
 DECIDE = """
 INSERT INTO fraud.decisions (key, record, mark) SELECT * FROM unnest(%b::text[], %b::bytea[], %b::bytea[])
-ON CONFLICT (key) DO NOTHING RETURNING key
+ON CONFLICT (key) DO NOTHING RETURNING key, id
 """
 DECIDED = "SELECT key, record FROM fraud.decisions WHERE key = ANY (%b::text[])"
-TELL = """
-INSERT INTO fraud.frauds SELECT * FROM unnest(%b::text[], %b::bigint[])
-ON CONFLICT (key) DO NOTHING RETURNING key
-"""
 READ = {
     table: f"SELECT id, state FROM fraud.{table} WHERE key = ANY (%b::bigint[])" for table in ("customers", "merchants")
 }
@@ -67,8 +72,6 @@ WRITE = {
 
 logger = logging.getLogger("fraud.stores")
 T = TypeVar("T")
-_decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
-_encode_record = msgspec.msgpack.Encoder().encode
 
 
 class PostgresStore:
@@ -117,43 +120,39 @@ class PostgresStore:
             return await decided.fetchall() if decided else [], await _got(customers), await _got(merchants)
 
         rows, customers, merchants = await self._reading.use(read)
-        histories = Histories(
-            customer_ids,
-            merchant_ids,
-            decode([customers.get(name) for name in customer_ids], CUSTOMER),
-            decode([merchants.get(name) for name in merchant_ids], MERCHANT),
-        )
-        return Recalled({key: _decode_record(record) for key, record in rows}, histories)
+        histories, unread = histories_of(customer_ids, merchant_ids, customers, merchants)
+        return Recalled({key: decode_record(record) for key, record in rows}, histories, unread=unread)
 
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
         in_order = sorted(range(len(decided)), key=lambda i: decided[i].key)  # two workers, the same ids: no deadlock
         keys = [decided[i].key for i in in_order]
-        records = [_encode_record(decided[i]) for i in in_order]
-        whole = None if transactions is None else Change.of_transactions(decided, transactions)
+        records = [encode_record(decided[i]) for i in in_order]
+        whole = None if transactions is None else Change(decided, transactions)
 
         async def write(db: Connection) -> Recorded:  # one at a time: a writer's numbers are committed in order
             marks = self._writer.marks(zip(keys, records, strict=True))
             async with db.pipeline():
                 await self._begin(db)
                 if whole is not None:
-                    await _lock(db, whole)
+                    await _lock(db, whole.customer_ids, whole.merchant_ids)
                 inserted = await db.execute(DECIDE, [keys, records, marks], binary=True)
                 states = await _ask_states(db, whole) if whole is not None else None
-            new = {key for (key,) in await inserted.fetchall()}
+            new = dict(await inserted.fetchall())
             known: dict[str, DecisionRecord] = {}
             if len(new) < len(keys):
                 cursor = await db.execute(DECIDED, [[key for key in keys if key not in new]], binary=True)
-                known = {key: _decode_record(record) for key, record in await cursor.fetchall()}
+                known = {key: decode_record(record) for key, record in await cursor.fetchall()}
                 lost = [key for key in keys if key not in new and key not in known]
                 if lost:
                     raise StoreError(f"postgresql neither recorded {len(lost)} decisions nor has them on record")
             written: tuple[Written, Written] = ({}, {})
             fresh = [i for i, d in enumerate(decided) if d.key in new]
             async with db.pipeline():
+                await add_search_rows(db, [(new[decided[i].key], decided[i], 0) for i in fresh])
                 if fresh and transactions is not None and states is not None:
-                    change = Change.of_transactions([decided[i] for i in fresh], transactions[fresh])
+                    change = Change([decided[i] for i in fresh], transactions[fresh])
                     written = change.apply(await _got(states[0]), await _got(states[1]))
                     await _write(db, written)
                 if known:
@@ -177,45 +176,58 @@ class PostgresStore:
 
     async def _begin(self, db: Connection) -> None:
         await db.execute("BEGIN")
+        await self._relax(db)
+
+    async def _relax(self, db: Connection) -> None:
         if not self._durable:
             await db.execute("SET LOCAL synchronous_commit = off")
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        return (await self.tell(frauds))[0]
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        return (await self.tell(labels))[0]
 
-    async def tell(self, frauds: Sequence[Fraud]) -> tuple[list[LabelOutcome], tuple[Written, Written]]:
-        """Tell the states of frauds, and return the states that changed as well."""
+    async def tell(self, labels: Sequence[Label]) -> tuple[list[LabelOutcome], tuple[Written, Written]]:
+        """Add labels, and return the states that changed as well."""
 
         async def write(db: Connection) -> tuple[list[LabelOutcome], tuple[Written, Written]]:
-            cursor = await db.execute(DECIDED, [[fraud.transaction_id for fraud in frauds]], binary=True)
-            recorded = {key: _decode_record(record) for key, record in await cursor.fetchall()}
-            at = {fraud.transaction_id: fraud.label_time_ms for fraud in reversed(frauds)}  # the first of two counts
-            ids = sorted(key for key in at if key in recorded)
-            if not ids:
-                return ["unknown"] * len(frauds), ({}, {})
-            async with db.pipeline():
-                await self._begin(db)
-                await _lock(db, Change.of_frauds([recorded[i] for i in ids], [at[i] for i in ids]))
-                inserted = await db.execute(TELL, [ids, [at[i] for i in ids]], binary=True)
-            new = {key for (key,) in await inserted.fetchall()}
-            told = [i for i in ids if i in new]
+            cursor = await db.execute(DECIDED, [[label.key for label in labels]], binary=True)
+            recorded = {key: decode_record(record) for key, record in await cursor.fetchall()}
             written: tuple[Written, Written] = ({}, {})
-            if told:
-                change = Change.of_frauds([recorded[i] for i in told], [at[i] for i in told])
-                async with db.pipeline():
-                    states = await _ask_states(db, change)
-                written = change.apply(await _got(states[0]), await _got(states[1]))
-            async with db.pipeline():
-                await _write(db, written)
-                await db.execute("COMMIT")
-            outcomes: list[LabelOutcome] = []
-            for fraud in frauds:
-                key = fraud.transaction_id
-                outcomes.append("unknown" if key not in recorded else "told" if key in new else "known")
-                new.discard(key)  # the same one twice in a call is told once
+            if not recorded:
+                return ["unknown"] * len(labels), written
+            async with db.transaction():
+                await self._relax(db)
+                await _lock(
+                    db,
+                    distinct(record.customer_id or None for record in recorded.values()),
+                    distinct(record.merchant_id for record in recorded.values()),
+                    list(recorded),
+                )
+                outcomes: list[LabelOutcome] = []
+                for label in labels:
+                    record = recorded.get(label.key)
+                    if record is None:
+                        outcomes.append("unknown")
+                        continue
+                    outcome, states = await apply_label(db, label, record, self._audit_key)
+                    outcomes.append(outcome)
+                    for kept, some in zip(written, states, strict=True):
+                        kept |= some
             return outcomes, written
 
         return await self._writing.use(write)
+
+    async def labels(self, key: str) -> list[Label]:
+        return await self._reading.use(lambda db: labels_of(db, key))
+
+    async def blobs(self, customer_ids: list[str], merchant_ids: list[str]) -> tuple[Blobs, Blobs]:
+        """Return the encoded states of those that have one."""
+
+        async def read(db: Connection) -> tuple[Blobs, Blobs]:
+            return await _got(await _ask(db, "customers", customer_ids)), await _got(
+                await _ask(db, "merchants", merchant_ids)
+            )
+
+        return await self._reading.use(read)
 
     async def profile(self, customer_id: str) -> Profile | None:
         async def read(db: Connection) -> Blobs:
@@ -226,7 +238,10 @@ class PostgresStore:
 
     async def reset(self, customer_id: str) -> bool:
         async def write(db: Connection) -> bool:
-            cursor = await db.execute("DELETE FROM fraud.customers WHERE key = %b", [row_key(customer_id)])
+            async with db.transaction():
+                await _lock(db, [customer_id], [])
+                await forget_frauds_of(db, "customer", [row_key(customer_id)])
+                cursor = await db.execute("DELETE FROM fraud.customers WHERE key = %b", [row_key(customer_id)])
             return cursor.rowcount > 0
 
         return await self._writing.use(write)
@@ -241,6 +256,9 @@ class PostgresStore:
                     some = names[start : start + 5000]
                     blobs = [encode(record) for record in records[start : start + 5000]]
                     await db.execute(WRITE[table], [[row_key(name) for name in some], list(some), blobs])
+                    await forget_frauds_of(db, table[:-1], [row_key(name) for name in some])
+            for start in range(0, len(states.frauds), 5000):
+                await keep_frauds(db, states.frauds[start : start + 5000])
 
         await self._writing.use(write)
 
@@ -370,15 +388,19 @@ class PostgresStore:
 
 async def _expire(db: Connection, table: str, before_ms: int) -> int:
     """Delete some states that have not changed since; those in use are left for the next time."""
-    cursor = await db.execute(
-        f"""
-        DELETE FROM fraud.{table} WHERE key IN (
-            SELECT key FROM fraud.{table} WHERE changed_at < to_timestamp(%b / 1000.0) LIMIT 1000 FOR UPDATE SKIP LOCKED
+    async with db.transaction():
+        cursor = await db.execute(
+            f"""
+            DELETE FROM fraud.{table} WHERE key IN (
+                SELECT key FROM fraud.{table} WHERE changed_at < to_timestamp(%b / 1000.0)
+                LIMIT 1000 FOR UPDATE SKIP LOCKED
+            ) RETURNING key
+            """,
+            [before_ms],
         )
-        """,
-        [before_ms],
-    )
-    return cursor.rowcount
+        keys = [key for (key,) in await cursor.fetchall()]
+        await forget_frauds_of(db, table[:-1], keys)
+    return len(keys)
 
 
 async def _all(db: Connection, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -395,9 +417,12 @@ async def _write_nothing(db: Connection) -> None:
         await db.execute(WRITE["customers"], [[0], [""], [b""]])
 
 
-async def _lock(db: Connection, change: Change) -> None:
-    locks = [row_key(name) for name in change.customer_ids]
-    locks += [row_key(name) ^ MERCHANT_LOCKS for name in change.merchant_ids]
+async def _lock(
+    db: Connection, customer_ids: Sequence[str], merchant_ids: Sequence[str], keys: Sequence[str] = ()
+) -> None:
+    locks = [row_key(name) for name in customer_ids]
+    locks += [row_key(name) ^ MERCHANT_LOCKS for name in merchant_ids]
+    locks += [row_key(key) ^ LABEL_LOCKS for key in keys]
     await db.execute(LOCK, [locks])
 
 

@@ -14,7 +14,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from fraud.errors import SettingsError, StoreDown, StoreError
-from fraud.stores.postgres_schema import Connection, migrate
+from fraud.stores.postgres_labels import Connection
+from fraud.stores.postgres_schema import migrate
 from fraud.stores.urls import checked, scheme_of
 
 BAD_VALUES = ("22", "23")

@@ -12,6 +12,7 @@ from fraud.decisions.marks import Turns, Unlinked, in_turn, place_mark
 from fraud.errors import StoreError
 from fraud.stores.log import DecisionLog, Entry, Place
 from fraud.stores.postgres_connection import check_conninfo
+from fraud.stores.postgres_schema import STEPS
 
 ROWS = "SELECT seq, record, link, key FROM fraud.decisions WHERE seq > %s AND seq <= %s ORDER BY seq"
 PLACE = "SELECT * FROM fraud.chain WHERE place = %s"
@@ -73,13 +74,32 @@ class PostgresLog(DecisionLog):
             return f"the decision with id {number} waits for its place and may not have one: {reason}"
         return None
 
+    def labels(self) -> Iterator[Entry]:
+        with self._connect() as db:
+            if _one(db.execute("SELECT to_regclass('fraud.labels')")) == (None,):
+                return
+            with db.cursor("labels", binary=True) as cursor:
+                cursor.execute("SELECT seq, label, link, key FROM fraud.labels ORDER BY seq")
+                for sequence, label, link, key in cursor:
+                    yield Entry(Logged(sequence, label, link), key)
+
     def place(self, place: str) -> Place:
         with self._connect() as db:
             return self._read_place(db, place)
 
+    def _expect_schema(self, db: psycopg.Connection[Any]) -> None:
+        (version,) = _one(db.execute("SELECT max(version) FROM fraud.migrations"))
+        if version != len(STEPS):
+            raise StoreError(
+                f"the PostgreSQL database has schema {version}; this release removes from schema {len(STEPS)}: "
+                "start its service once"
+            )
+
     def _read_place(self, db: psycopg.Connection[Any], place: str) -> Place:
         row = db.execute(PLACE, [place], binary=True).fetchone()
         if row is None:
+            if place == "labels" and _one(db.execute("SELECT to_regclass('fraud.labels')")) == (None,):
+                return Place(Anchor(), None, has_marks=False)
             raise StoreError(f"the decision log has no {place}: its table fraud.chain was changed")
         _, sequence, link, *marks = row
         return Place(Anchor(sequence, link), *marks) if marks else Place(Anchor(sequence, link), None, has_marks=False)
@@ -87,8 +107,12 @@ class PostgresLog(DecisionLog):
     def _remove(self, last: Anchor, keys: list[str]) -> None:
         mark = place_mark("anchor", last, self.audit_key)
         with self._connect() as db:
+            self._expect_schema(db)
+            db.execute(
+                "DELETE FROM fraud.search WHERE id IN (SELECT id FROM fraud.decisions WHERE seq <= %s)", [last.sequence]
+            )
             db.execute("DELETE FROM fraud.decisions WHERE seq <= %s", [last.sequence])
-            db.execute("DELETE FROM fraud.frauds WHERE key = ANY (%s)", [keys])
+            db.execute("UPDATE fraud.known_frauds SET key = NULL WHERE key = ANY (%s)", [keys])
             db.execute("UPDATE fraud.chain SET seq = %s, link = %s, mark = %s WHERE place = 'anchor'", [*last, mark])
 
     def _connect(self) -> psycopg.Connection[Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-import psycopg
 
 from fraud.decisions.chain import Anchor, Logged
+from fraud.decisions.labels import Label
 from fraud.decisions.marks import Writer, place_mark
-from fraud.stores.migrations import check_adopted, steps_after
+from fraud.stores.migrations import check_adopted, first_label, steps_after
+from fraud.stores.postgres_labels import Connection, add_search_rows, append_labels, keep_frauds
+from fraud.stores.protocol import KnownFraud
+from fraud.stores.rows import decode_record
 
-Connection = psycopg.AsyncConnection[Any]
 Step = Callable[[Connection, bytes], Awaitable[None]]
 
 SCHEMA_LOCK = 0x46524155
@@ -71,7 +71,70 @@ async def _marks(db: Connection, audit_key: bytes) -> None:
         )
 
 
-STEPS: tuple[Step, ...] = (_first, _marks)
+async def _labels(db: Connection, audit_key: bytes) -> None:
+    """Keep labels one by one, each with a link, and the frauds that the states contain; make decisions searchable.
+
+    Takes about a minute for a million decisions, which are read one by one.
+    """
+    await db.execute(
+        """
+        CREATE TABLE fraud.labels (
+            seq bigint PRIMARY KEY, key text NOT NULL, label bytea NOT NULL, link bytea NOT NULL
+        );
+        CREATE INDEX labels_by_key ON fraud.labels (key);
+        INSERT INTO fraud.chain (place, seq, link) VALUES ('labels', 0, decode(repeat('00', 32), 'hex'));
+        CREATE TABLE fraud.known_frauds (
+            id bigserial PRIMARY KEY, key text UNIQUE, customer bigint, merchant bigint,
+            event_time_ms bigint NOT NULL, amount double precision NOT NULL, known_ms bigint NOT NULL
+        );
+        CREATE INDEX known_frauds_by_customer ON fraud.known_frauds (customer) WHERE customer IS NOT NULL;
+        CREATE INDEX known_frauds_by_merchant ON fraud.known_frauds (merchant) WHERE merchant IS NOT NULL;
+        CREATE TABLE fraud.models (
+            id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, digest text NOT NULL,
+            UNIQUE (name, digest)
+        );
+        CREATE TABLE fraud.search (
+            id bigint PRIMARY KEY, time_ms bigint NOT NULL, customer bigint, merchant bigint,
+            decision smallint NOT NULL, model int NOT NULL, label smallint NOT NULL
+        );
+        """
+    )
+    cursor = await db.execute("SELECT key, label_time_ms FROM fraud.frauds")
+    told = dict(await cursor.fetchall())
+    labels: list[Label] = []
+    after = 0
+    while True:
+        cursor = await db.execute(
+            "SELECT id, key, record FROM fraud.decisions WHERE id > %b ORDER BY id LIMIT 2000", [after], binary=True
+        )
+        rows = [(number, key, decode_record(blob)) for number, key, blob in await cursor.fetchall()]
+        if not rows:
+            break
+        after = rows[-1][0]
+        await add_search_rows(db, [(number, record, int(key in told)) for number, key, record in rows])
+        for _, key, record in rows:
+            if key in told:
+                labels.append(first_label(record, told[key]))
+                event = record.event_time_ms
+                fraud = KnownFraud(
+                    event, record.history_amount, max(event, told[key]), record.customer_id, record.merchant_id
+                )
+                await keep_frauds(db, [fraud], key)
+    await append_labels(db, labels, audit_key)
+    await db.execute(
+        """
+        CREATE INDEX search_by_time ON fraud.search (time_ms, id);
+        CREATE INDEX search_by_customer ON fraud.search (customer, time_ms, id) WHERE customer IS NOT NULL;
+        CREATE INDEX search_by_merchant ON fraud.search (merchant, time_ms, id) WHERE merchant IS NOT NULL;
+        CREATE INDEX search_by_decision ON fraud.search (decision, time_ms, id) WHERE decision > 0;
+        CREATE INDEX search_by_model ON fraud.search (model, time_ms, id);
+        CREATE INDEX search_by_label ON fraud.search (label, time_ms, id) WHERE label > 0;
+        DROP TABLE fraud.frauds;
+        """
+    )
+
+
+STEPS: tuple[Step, ...] = (_first, _marks, _labels)
 
 
 async def migrate(db: Connection, audit_key: bytes) -> None:

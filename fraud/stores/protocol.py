@@ -1,7 +1,7 @@
 """Where histories and decisions live: the protocol that every store keeps to, and its types.
 
-A store keeps three things: the states of customers and merchants, the decisions, and which transactions
-were told as fraud. `record` writes a decision and tells the two states of its transaction in one atomic
+A store keeps three things: the states of customers and merchants, the decisions, and the labels of these.
+`record` writes a decision and tells the two states of its transaction in one atomic
 step, so that a transaction id counts once, whoever sends it how often.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -19,6 +20,8 @@ from fraud.history.profile import Profile
 RECORD = "record"
 """In `degraded`: the decision is not on record yet."""
 
+Unread = tuple[frozenset[int], frozenset[int]]
+"""Places among the customers, and among the merchants, whose states a later release wrote."""
 Base = tuple[dict[str, bytes | None], dict[str, bytes | None]]
 
 
@@ -28,7 +31,7 @@ class Recalled:
 
     `base` is what it had stored, by customer and by merchant, for it to build on when the batch is recorded.
     `unrecorded` are the keys of those in `decided` that are not on record yet, as a store was off when they were
-    made: whoever answers with one of them has it recorded as well.
+    made: whoever answers with one of them has it recorded as well. `unread` are states that a later release wrote.
     """
 
     decided: dict[str, DecisionRecord]
@@ -36,6 +39,17 @@ class Recalled:
     degraded: tuple[str, ...] = ()
     base: Base | None = None
     unrecorded: frozenset[str] = frozenset()
+    unread: Unread = (frozenset(), frozenset())
+
+    def is_unread(self, customer_id: str, merchant_id: str | None) -> bool:
+        """Tell whether a later release wrote the state of a customer or merchant, which is as nobody's here."""
+        customers, merchants = self.unread
+        if not customers and not merchants:
+            return False
+        histories = self.histories
+        return any(histories.customer_ids[i] == customer_id for i in customers) or any(
+            histories.merchant_ids[i] == merchant_id for i in merchants
+        )
 
 
 @dataclass
@@ -51,26 +65,28 @@ class Recorded:
     written: tuple[dict[str, bytes], dict[str, bytes]] = field(default_factory=lambda: ({}, {}))
 
 
-@dataclass(frozen=True)
-class Fraud:
-    """The news that a transaction was fraud, known from `label_time_ms` on."""
+class KnownFraud(NamedTuple):
+    """A fraud that the states of its customer and its merchant contain, for the day it has to be taken back.
 
-    transaction_id: str
-    label_time_ms: int
+    `known_ms` is since when it is known, at the earliest its event.
+    """
 
-
-LabelOutcome = Literal["told", "known", "unknown"]
-"""What became of a `Fraud`: told to the states now, told before, or of no recorded transaction."""
+    event_time_ms: int
+    amount: float
+    known_ms: int
+    customer_id: str
+    merchant_id: str | None
 
 
 @dataclass
 class States:
-    """States to be written as they are, for a backfill."""
+    """States to be written as they are, for a backfill, and the frauds that they contain."""
 
     customer_ids: Sequence[str]
     merchant_ids: Sequence[str]
     customers: Records
     merchants: Records
+    frauds: Sequence[KnownFraud] = ()
 
 
 @dataclass
@@ -135,8 +151,11 @@ class Store(Protocol):
             What `recall` returned for them: saves a look at the states if nobody changed them since.
         """
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        """Tell the states of frauds among the recorded transactions, each once."""
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        """Add labels to those of the recorded transactions; the states follow the label that stands."""
+
+    async def labels(self, key: str) -> list[Label]:
+        """Return all labels of a decision (`DecisionRecord.key`), in the order they were told."""
 
     async def profile(self, customer_id: str) -> Profile | None:
         """Return what is kept of a customer, or None."""

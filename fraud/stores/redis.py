@@ -9,8 +9,6 @@ Several keys are changed in one step, so all of them live on one server: no Redi
 
 from __future__ import annotations
 
-import os
-import struct
 from collections.abc import Awaitable, Sequence
 from itertools import count
 from typing import Any, TypeVar, cast
@@ -29,24 +27,31 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import SettingsError, StoreDown, StoreError
-from fraud.features.featurizer import Histories, Records
+from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Fraud, LabelOutcome, Recalled, Recorded, States, StoreHealth, StoreStats
-from fraud.stores.states import Blobs, Change, Written, told_of
+from fraud.history.state import CUSTOMER, decode, encode
+from fraud.stores.protocol import Recalled, Recorded, States, StoreHealth, StoreStats
+from fraud.stores.redis_labels import (
+    PREFIX,
+    STAMP_BYTES,
+    RedisLabels,
+    customer_key,
+    frauds_of,
+    merchant_key,
+    migrate,
+    stamped,
+    state_of,
+)
+from fraud.stores.states import Blobs, Change, Written, histories_of
 from fraud.stores.urls import checked, scheme_of
 
-PREFIX = "fraud:1:"
 UNRECORDED = f"{PREFIX}unrecorded"
 """A hash of the decisions made while the store of record was off, by their keys."""
 HELD_AT_ONCE = 200
-STAMP_BYTES = 8
-HEADER = struct.Struct(">8sI")
-"""Before a state: a stamp that no other write has, and how many things the state was told."""
-
-# KEYS: the n marks (decisions or frauds) that must be new, then the states.
+# KEYS: the n decisions that must be new, then the states.
 # ARGV: n, seconds a mark lives, seconds a state lives, the n marks, the stamps read, the states to write.
 RECORD = """
 local n, mark_s, state_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
@@ -66,6 +71,7 @@ for i = 1, n do
 end
 for i = 1, states do
   redis.call('SET', KEYS[n + i], ARGV[3 + n + states + i], 'EX', state_s)
+  redis.call('EXPIRE', 'fraud:1:k:' .. string.sub(KEYS[n + i], 9), state_s)
 end
 return false
 """
@@ -122,27 +128,26 @@ class RedisStore:
         self._mark_s = int(decision_ttl_days * 86_400)
         self._record_script = self._redis.register_script(RECORD)
         self._refresh_script = self._redis.register_script(REFRESH)
+        self._labels = RedisLabels(self._redis, self._state_s, self._mark_s)
 
     async def open(self) -> None:
+        """Bring what is there to this release's schema."""
         await self.ping()
+        await self._answered(migrate(self._redis, self._labels))
 
     async def ping(self) -> None:
         """Write two keys as `record` does: a replica, a server without memory and a cluster answer a plain ping."""
         await self._answered(self._refresh_script(keys=[f"{PREFIX}ping:{i}" for i in "ab"], args=[2, 60, 60, b"", b""]))
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
-        wanted = [*map(_decision, keys), *map(_customer, customer_ids), *map(_merchant, merchant_ids)]
+        wanted = [*map(_decision, keys), *map(customer_key, customer_ids), *map(merchant_key, merchant_ids)]
         values: list[Any] = list(await self._answered(self._redis.mget(wanted))) if wanted else []
         n, m = len(keys), len(keys) + len(customer_ids)
         decided = {key: _decode_record(value) for key, value in zip(keys, values[:n], strict=True) if value}
         base = dict(zip(customer_ids, values[n:m], strict=True)), dict(zip(merchant_ids, values[m:], strict=True))
-        histories = Histories(
-            customer_ids,
-            merchant_ids,
-            decode([_state(value) for value in values[n:m]], CUSTOMER),
-            decode([_state(value) for value in values[m:]], MERCHANT),
-        )
-        return Recalled(decided, histories, base=base)
+        customers, merchants = ({name: state_of(value) for name, value in some.items()} for some in base)
+        histories, unread = histories_of(customer_ids, merchant_ids, customers, merchants)
+        return Recalled(decided, histories, base=base, unread=unread)
 
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
@@ -159,7 +164,7 @@ class RedisStore:
                 return await self._record_halves(decided, transactions)
             change = None
             if transactions is not None:
-                change = Change.of_transactions([decided[i] for i in fresh], transactions[fresh])
+                change = Change([decided[i] for i in fresh], transactions[fresh])
             marks = {_decision(decided[i].key): _encode_record(decided[i]) for i in fresh}
             written, values = await self._write(marks, change, customers, merchants)
             if values is None:
@@ -179,11 +184,11 @@ class RedisStore:
     async def refresh(self, decided: Sequence[DecisionRecord], customers: Written, merchants: Written) -> None:
         """Write states that a store of record holds, where it was told more; and decisions that it has on record."""
         marks = {_decision(d.key): _encode_record(d) for d in decided}
-        blobs = {_customer(k): v for k, v in customers.items()} | {_merchant(k): v for k, v in merchants.items()}
+        blobs = {customer_key(k): v for k, v in customers.items()} | {merchant_key(k): v for k, v in merchants.items()}
         await self._answered(
             self._refresh_script(
                 keys=[*marks, *blobs],
-                args=[len(marks), self._mark_s, self._state_s, *marks.values(), *map(_stamped, blobs.values())],
+                args=[len(marks), self._mark_s, self._state_s, *marks.values(), *map(stamped, blobs.values())],
             )
         )
 
@@ -203,44 +208,40 @@ class RedisStore:
         """Hold decisions no longer: they are on record."""
         await self._answered(self._redis.hdel(UNRECORDED, *keys))
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        recorded = (await self.recall([fraud.transaction_id for fraud in frauds], [], [])).decided
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        recorded = (await self.recall([label.key for label in labels], [], [])).decided
         outcomes: list[LabelOutcome] = []
-        for fraud in frauds:  # one at a time: they are few
-            transaction = recorded.get(fraud.transaction_id)
-            outcomes.append("unknown" if transaction is None else await self._tell_fraud(fraud, transaction))
+        for label in labels:  # one at a time: they are few
+            record = recorded.get(label.key)
+            if record is None:
+                outcomes.append("unknown")
+            else:
+                outcomes.append(await self._answered(self._labels.apply(label, record)))
         return outcomes
 
-    async def _tell_fraud(self, fraud: Fraud, transaction: DecisionRecord) -> LabelOutcome:
-        change = Change.of_frauds([transaction], [fraud.label_time_ms])
-        mark = {f"{PREFIX}f:{fraud.transaction_id}": str(fraud.label_time_ms).encode()}
-        customers: Blobs = {}
-        merchants: Blobs = {}
-        while True:
-            _, values = await self._write(mark, change, customers, merchants)
-            if values is None:
-                return "told"
-            if values[0] is not None:
-                return "known"
-            customers, merchants = _read(change, values[1:])
+    async def labels(self, key: str) -> list[Label]:
+        return await self._answered(self._labels.of(key))
 
     async def profile(self, customer_id: str) -> Profile | None:
-        value: Any = await self._answered(self._redis.get(_customer(customer_id)))
-        return None if value is None else Profile(customer_id, decode([_state(value)], CUSTOMER))
+        value: Any = await self._answered(self._redis.get(customer_key(customer_id)))
+        return None if value is None else Profile(customer_id, decode([state_of(value)], CUSTOMER))
 
     async def reset(self, customer_id: str) -> bool:
-        return bool(await self._answered(self._redis.delete(_customer(customer_id))))
+        await self._answered(self._redis.delete(frauds_of(customer_key(customer_id))))
+        return bool(await self._answered(self._redis.delete(customer_key(customer_id))))
 
     async def backfill(self, states: States) -> None:
         for key_of, names, records in (
-            (_customer, states.customer_ids, states.customers),
-            (_merchant, states.merchant_ids, states.merchants),
+            (customer_key, states.customer_ids, states.customers),
+            (merchant_key, states.merchant_ids, states.merchants),
         ):
             for start in range(0, len(names), 1000):
                 pipe = self._redis.pipeline(transaction=False)
                 for name, record in zip(names[start : start + 1000], records[start : start + 1000], strict=True):
-                    pipe.set(key_of(name), _stamped(encode(record)), ex=self._state_s)
+                    pipe.set(key_of(name), stamped(encode(record)), ex=self._state_s)
+                    pipe.delete(frauds_of(key_of(name)))
                 await self._answered(pipe.execute())
+        await self._answered(self._labels.keep(states.frauds))
 
     async def expire(self, before_ms: int) -> int:
         """Do nothing: Redis forgets by itself."""
@@ -264,13 +265,13 @@ class RedisStore:
         stamps: list[bytes] = []
         if change is not None:
             written = change.apply(
-                {k: _state(customers.get(k)) for k in change.customer_ids},
-                {k: _state(merchants.get(k)) for k in change.merchant_ids},
+                {k: state_of(customers.get(k)) for k in change.customer_ids},
+                {k: state_of(merchants.get(k)) for k in change.merchant_ids},
             )
-            keys = [*map(_customer, change.customer_ids), *map(_merchant, change.merchant_ids)]
+            keys = [*map(customer_key, change.customer_ids), *map(merchant_key, change.merchant_ids)]
             stamps = [(customers.get(k) or b"")[:STAMP_BYTES] for k in change.customer_ids]
             stamps += [(merchants.get(k) or b"")[:STAMP_BYTES] for k in change.merchant_ids]
-        blobs = [_stamped(blob) for blob in (*written[0].values(), *written[1].values())]
+        blobs = [stamped(blob) for blob in (*written[0].values(), *written[1].values())]
         values = await self._answered(
             self._record_script(
                 keys=[*marks, *keys],
@@ -299,24 +300,8 @@ def _translated(error: Exception) -> StoreError:
     return StoreDown(f"redis {'refuses' if refuses else 'cannot be reached'}: {text}", is_permanent=is_permanent)
 
 
-def _customer(name: str) -> str:
-    return f"{PREFIX}c:{name}"
-
-
-def _merchant(name: str) -> str:
-    return f"{PREFIX}m:{name}"
-
-
 def _decision(key: str) -> str:
     return f"{PREFIX}d:{key}"
-
-
-def _stamped(blob: bytes) -> bytes:
-    return HEADER.pack(os.urandom(STAMP_BYTES), told_of(blob)) + blob
-
-
-def _state(value: bytes | None) -> bytes | None:
-    return None if value is None else value[HEADER.size :]
 
 
 def _read(change: Change, values: Sequence[Any]) -> tuple[Blobs, Blobs]:

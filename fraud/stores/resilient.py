@@ -15,15 +15,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, MERCHANT, decode
 from fraud.stores.protocol import (
     RECORD,
-    Fraud,
-    LabelOutcome,
     Outage,
     Recalled,
     Recorded,
@@ -31,8 +29,9 @@ from fraud.stores.protocol import (
     Store,
     StoreHealth,
     StoreStats,
+    Unread,
 )
-from fraud.stores.states import Change
+from fraud.stores.states import Change, histories_of
 
 logger = logging.getLogger("fraud.stores")
 
@@ -222,13 +221,8 @@ class LocalCache:
     def forget(self, customer_id: str) -> None:
         self._customers.pop(customer_id, None)
 
-    def histories(self, customer_ids: list[str], merchant_ids: list[str]) -> Histories:
-        return Histories(
-            customer_ids,
-            merchant_ids,
-            decode([self._customers.get(name) for name in customer_ids], CUSTOMER),
-            decode([self._merchants.get(name) for name in merchant_ids], MERCHANT),
-        )
+    def histories(self, customer_ids: list[str], merchant_ids: list[str]) -> tuple[Histories, Unread]:
+        return histories_of(customer_ids, merchant_ids, self._customers, self._merchants)
 
 
 class Resilient:
@@ -276,7 +270,8 @@ class Resilient:
             recalled = await self.breaker.call(lambda: self.remote.recall(keys, customer_ids, merchant_ids))
         except StoreDown:
             degraded = "history" if customer_ids else "recall"
-            recalled = Recalled({}, self.cache.histories(customer_ids, merchant_ids), (degraded,))
+            histories, unread = self.cache.histories(customer_ids, merchant_ids)
+            recalled = Recalled({}, histories, (degraded,), unread=unread)
         self.add_waiting(recalled, keys)
         return recalled
 
@@ -319,8 +314,11 @@ class Resilient:
             (self.breaker.outage,), f"{self.waiting} decisions wait for {self.remote.name}" if is_full else None
         )
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        return await self.breaker.call(lambda: self.remote.apply_labels(frauds), PATIENT_S)
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        return await self.breaker.call(lambda: self.remote.apply_labels(labels), PATIENT_S)
+
+    async def labels(self, key: str) -> list[Label]:
+        return await self.breaker.call(lambda: self.remote.labels(key), PATIENT_S)
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self.breaker.call(lambda: self.remote.profile(customer_id), PATIENT_S)
@@ -357,7 +355,7 @@ class Resilient:
         for i in new:
             self._waiting[decided[i].key] = decided[i], None if transactions is None else transactions[i]
         if transactions is not None and new:
-            self.cache.tell(Change.of_transactions([decided[i] for i in new], transactions[new]))
+            self.cache.tell(Change([decided[i] for i in new], transactions[new]))
 
     async def _catch_up(self) -> None:
         """Record what waits, in the order it came; the store counts each transaction id once."""

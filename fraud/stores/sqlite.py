@@ -17,28 +17,27 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from fraud.decisions.chain import Anchor, extend
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import is_marked, place_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown, StoreError
-from fraud.features.featurizer import Histories, Records
+from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, MERCHANT, decode, encode
-from fraud.stores.protocol import Fraud, LabelOutcome, Outage, Recalled, Recorded, States, StoreHealth, StoreStats
+from fraud.history.state import CUSTOMER, decode, encode, is_readable, last_time_of
+from fraud.stores.protocol import Outage, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker
+from fraud.stores.rows import decode_record, encode_record, row_key, search_row
 from fraud.stores.sqlite_file import StoreFile, translated
+from fraud.stores.sqlite_labels import apply_label, keep_frauds, labels_of
 from fraud.stores.sqlite_schema import migrate
-from fraud.stores.states import Blobs, Change, Written, last_time_of, row_key
+from fraud.stores.states import Blobs, Change, Written, histories_of
 
 WAIT_S = 2.0
 """Longest wait for the file: for its disk, or for another process that keeps it locked."""
 CLOSE_S = 5.0
 EXPIRE_AT_ONCE = 1000
 T = TypeVar("T")
-_decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
-_encode_record = msgspec.msgpack.Encoder().encode
 
 
 class SqliteStore:
@@ -66,6 +65,7 @@ class SqliteStore:
         self.path = path
         self._audit_key = audit_key
         self._seen = Anchor()
+        self._models: dict[tuple[str, str], int] = {}
         try:
             self._file = StoreFile(path)
             self._writer = self._connect(durable)
@@ -104,8 +104,11 @@ class SqliteStore:
     ) -> Recorded:
         return await self._on(self._write_thread, lambda: self._record(decided, transactions))
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        return await self._on(self._write_thread, lambda: self._apply_labels(frauds))
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        return await self._on(self._write_thread, lambda: self._apply_labels(labels))
+
+    async def labels(self, key: str) -> list[Label]:
+        return await self._on(self._read_thread, lambda: labels_of(self._reader, key))
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self._on(self._read_thread, lambda: self._profile(customer_id))
@@ -182,13 +185,8 @@ class SqliteStore:
             merchants = _blobs(db, "merchants", merchant_ids)
         finally:
             db.execute("COMMIT")
-        histories = Histories(
-            customer_ids,
-            merchant_ids,
-            decode([customers.get(name) for name in customer_ids], CUSTOMER),
-            decode([merchants.get(name) for name in merchant_ids], MERCHANT),
-        )
-        return Recalled(decided, histories)
+        histories, unread = histories_of(customer_ids, merchant_ids, customers, merchants)
+        return Recalled(decided, histories, unread=unread)
 
     def _record(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> Recorded:
         with self._writing() as db:
@@ -196,22 +194,35 @@ class SqliteStore:
             fresh = [i for i, d in enumerate(decided) if d.key not in before]
             end = self._log(db, [decided[i] for i in fresh]) if fresh else self._seen
             if transactions is not None and fresh:
-                _change(db, Change.of_transactions([decided[i] for i in fresh], transactions[fresh]))
+                _change(db, Change([decided[i] for i in fresh], transactions[fresh]))
         self._seen = end
         return Recorded([before.get(d.key, d) for d in decided])
 
     def _log(self, db: sqlite3.Connection, decided: Sequence[DecisionRecord]) -> Anchor:
         """Chain decisions and write them; return where the chain ends now."""
         head = self._head(db)
-        rows = list(extend(head, map(_encode_record, decided), self._audit_key))
+        rows = list(extend(head, map(encode_record, decided), self._audit_key))
         db.executemany(
             "INSERT INTO decisions VALUES (?, ?, ?, ?)",
             [(row.sequence, d.key, row.record, row.link) for d, row in zip(decided, rows, strict=True)],
+        )
+        db.executemany(
+            "INSERT INTO search VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(row.sequence, *search_row(d, self._model(db, d))) for d, row in zip(decided, rows, strict=True)],
         )
         head = Anchor(rows[-1].sequence, rows[-1].link)
         mark = place_mark("head", head, self._audit_key)
         db.execute("UPDATE chain SET seq = ?, link = ?, mark = ? WHERE place = 'head'", (*head, mark))
         return head
+
+    def _model(self, db: sqlite3.Connection, decided: DecisionRecord) -> int:
+        """Return the number of the model version that decided."""
+        version = decided.model_name, decided.model_digest
+        if version not in self._models:
+            db.execute("INSERT OR IGNORE INTO models (name, digest) VALUES (?, ?)", version)
+            query = "SELECT id FROM models WHERE name = ? AND digest = ?"
+            (self._models[version],) = db.execute(query, version).fetchone()
+        return self._models[version]
 
     def _head(self, db: sqlite3.Connection) -> Anchor:
         """Return where the chain ends.
@@ -236,26 +247,14 @@ class SqliteStore:
         self._seen = head
         return head
 
-    def _apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        outcomes: list[LabelOutcome] = []
-        decided, label_times = [], []
+    def _apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
         with self._writing() as db:
-            recorded = _decisions(db, [fraud.transaction_id for fraud in frauds])
-            for fraud in frauds:
-                transaction = recorded.get(fraud.transaction_id)
-                if transaction is None:
-                    outcomes.append("unknown")
-                    continue
-                cursor = db.execute(
-                    "INSERT OR IGNORE INTO frauds VALUES (?, ?)", (fraud.transaction_id, fraud.label_time_ms)
-                )
-                outcomes.append("told" if cursor.rowcount else "known")
-                if cursor.rowcount:
-                    decided.append(transaction)
-                    label_times.append(fraud.label_time_ms)
-            if decided:
-                _change(db, Change.of_frauds(decided, label_times))
-        return outcomes
+            recorded = _decisions(db, [label.key for label in labels])
+            return [
+                "unknown" if record is None else apply_label(db, label, record, self._audit_key)
+                for label in labels
+                for record in (recorded.get(label.key),)
+            ]
 
     def _backfill(self, states: States) -> None:
         for table, names, records in (
@@ -269,6 +268,11 @@ class SqliteStore:
                     f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",
                     ((keys[i], names[i], encode(records[i])) for i in order),
                 )
+                db.executemany(
+                    f"UPDATE known_frauds SET {table[:-1]} = NULL WHERE {table[:-1]} = ?", [(k,) for k in keys]
+                )
+        with self._writing() as db:
+            keep_frauds(db, states.frauds)
 
     def _expire(self, table: str, before_ms: int, after: int) -> tuple[int, int | None]:
         """Look at some rows after one; return how many were old, and the last row looked at if there are more."""
@@ -276,8 +280,9 @@ class SqliteStore:
             rows = db.execute(
                 f"SELECT key, state FROM {table} WHERE key > ? ORDER BY key LIMIT {EXPIRE_AT_ONCE}", (after,)
             ).fetchall()
-            old = [(key,) for key, state in rows if last_time_of(state) < before_ms]
+            old = [(key,) for key, state in rows if is_readable(state) and last_time_of(state) < before_ms]
             db.executemany(f"DELETE FROM {table} WHERE key = ?", old)
+            db.executemany(f"UPDATE known_frauds SET {table[:-1]} = NULL WHERE {table[:-1]} = ?", old)
         return len(old), rows[-1][0] if len(rows) == EXPIRE_AT_ONCE else None
 
     def _profile(self, customer_id: str) -> Profile | None:
@@ -286,6 +291,7 @@ class SqliteStore:
 
     def _reset(self, customer_id: str) -> bool:
         with self._writing() as db:
+            db.execute("UPDATE known_frauds SET customer = NULL WHERE customer = ?", (row_key(customer_id),))
             return db.execute("DELETE FROM customers WHERE key = ?", (row_key(customer_id),)).rowcount > 0
 
     @contextmanager
@@ -298,6 +304,7 @@ class SqliteStore:
                 self._file.expect_time()
                 self._writer.execute("COMMIT")
             except BaseException:
+                self._models.clear()  # what was added may have gone with it
                 if self._writer.in_transaction:  # which a full disk may have ended
                     self._writer.execute("ROLLBACK")
                 raise
@@ -324,7 +331,7 @@ async def _nothing() -> None:
 
 def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, DecisionRecord]:
     rows = _select(db, "SELECT key, record FROM decisions WHERE key IN ({})", keys)
-    return {key: _decode_record(record) for key, record in rows}
+    return {key: decode_record(record) for key, record in rows}
 
 
 def _blobs(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Blobs:

@@ -51,15 +51,28 @@ class SqliteLog(DecisionLog):
             end, last = db.execute(query).fetchone()
         return f"row {last} stands behind the end of the log, row {end}" if last is not None and last > end else None
 
+    def labels(self) -> Iterator[Entry]:
+        with closing(self._read()) as db:
+            if db.execute("SELECT count(*) FROM chain WHERE place = 'labels'").fetchone() == (0,):
+                return
+            for sequence, label, link, key in db.execute("SELECT seq, label, link, key FROM labels ORDER BY seq"):
+                yield Entry(Logged(sequence, bytes(label), bytes(link)), str(key))
+
     def place(self, place: str) -> Place:
         with closing(self._read()) as db:
-            _, sequence, link, *mark = db.execute("SELECT * FROM chain WHERE place = ?", (place,)).fetchone()
+            row = db.execute("SELECT * FROM chain WHERE place = ?", (place,)).fetchone()
+            if row is None and place == "labels" and db.execute("PRAGMA user_version").fetchone()[0] < 3:
+                return Place(Anchor(), None, has_marks=False)
+        if row is None:
+            raise StoreError(f"the decision log has no {place}: its table chain was changed")
+        _, sequence, link, *mark = row
         return Place(Anchor(sequence, bytes(link)), mark[0] if mark else None, has_marks=bool(mark))
 
     def _remove(self, last: Anchor, keys: list[str]) -> None:
         with self._writing() as db:
             db.execute("DELETE FROM decisions WHERE seq <= ?", (last.sequence,))
-            db.executemany("DELETE FROM frauds WHERE key = ?", [(key,) for key in keys])
+            db.execute("DELETE FROM search WHERE seq <= ?", (last.sequence,))
+            db.executemany("UPDATE known_frauds SET key = NULL WHERE key = ?", [(key,) for key in keys])
             mark = place_mark("anchor", last, self.audit_key)
             db.execute("UPDATE chain SET seq = ?, link = ?, mark = ? WHERE place = 'anchor'", (*last, mark))
 

@@ -15,23 +15,14 @@ from contextlib import suppress
 import msgspec
 import numpy as np
 
+from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
-from fraud.history.state import TRANSACTION, encode
+from fraud.history.state import TRANSACTION
 from fraud.stores.postgres import PostgresStore
-from fraud.stores.protocol import (
-    RECORD,
-    Fraud,
-    LabelOutcome,
-    Recalled,
-    Recorded,
-    States,
-    StoreHealth,
-    StoreStats,
-    distinct,
-)
+from fraud.stores.protocol import RECORD, Recalled, Recorded, States, StoreHealth, StoreStats, distinct
 from fraud.stores.redis import RedisStore
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker, Resilient
 
@@ -210,14 +201,8 @@ class Tiered:
         """Copy from the cold store what went stale while the hot one was off."""
         while self._stale_customers or self._stale_merchants:
             customers, merchants = list(self._stale_customers)[:500], list(self._stale_merchants)[:500]
-            known = await self.cold.breaker.call(lambda: self._postgres.recall([], customers, merchants), PATIENT_S)  # noqa: B023
-            blobs = [
-                {name: encode(state) for name, state in zip(names, states, strict=True) if state["count"]}
-                for names, states in (
-                    (customers, known.histories.customers),
-                    (merchants, known.histories.merchants),
-                )
-            ]
+            found = await self.cold.breaker.call(lambda: self._postgres.blobs(customers, merchants), PATIENT_S)  # noqa: B023
+            blobs = [{name: blob for name, blob in some.items() if blob is not None} for some in found]
             await self.breaker.within(lambda: self.hot.refresh([], *blobs), PATIENT_S)  # noqa: B023
             for name in customers:
                 del self._stale_customers[name]
@@ -236,15 +221,18 @@ class Tiered:
         hot = () if self.breaker.outage is None else (self.breaker.outage,)
         return StoreHealth(hot + cold.outages, cold.refusal)
 
-    async def apply_labels(self, frauds: Sequence[Fraud]) -> list[LabelOutcome]:
-        outcomes, written = await self.cold.breaker.call(lambda: self._postgres.tell(frauds), PATIENT_S)
+    async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
+        outcomes, written = await self.cold.breaker.call(lambda: self._postgres.tell(labels), PATIENT_S)
         await self._copy(Recorded([], written=written))
         if "unknown" not in outcomes or not await self._swept():
             return outcomes
         return [
             later if outcome == "unknown" else outcome
-            for outcome, later in zip(outcomes, await self.apply_labels(frauds), strict=True)
+            for outcome, later in zip(outcomes, await self.apply_labels(labels), strict=True)
         ]
+
+    async def labels(self, key: str) -> list[Label]:
+        return await self.cold.labels(key)
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self.cold.profile(customer_id)
