@@ -254,7 +254,9 @@ class RowDecoder:
         event_time_ms = time_ms(event_time, "event_time", path, now_ms, self.max_ahead_ms)
         roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
         if b".0" in said:
-            roles = {name: one_text(value) for name, value in roles.items()}
+            for name, value in roles.items():
+                if isinstance(value, str) and ".0" in value:
+                    roles[name] = one_text(value)
         scaled = None
         if self._currencies:
             code = str(roles.get("currency") or next(iter(self._currencies)))
