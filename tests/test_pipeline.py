@@ -397,6 +397,13 @@ def test_a_store_that_fails_is_an_error_of_the_request_not_of_the_service(call: 
     assert isinstance(outcome, StoreError)
     with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
         db.execute("ALTER TABLE hidden RENAME TO decisions")
+
+    async def until_back() -> None:  # the store is off until a probe finds it well
+        async with asyncio.timeout(20):
+            while call.pipeline.store.health().outages:
+                await asyncio.sleep(0.01)
+
+    call.runner.run(until_back())
     assert call(*transactions(1, 18))[0]["degraded"] == []
 
 
