@@ -28,6 +28,7 @@ import redis
 from bench.hardware import describe_hardware
 from fraud.checks.history import scorer_for, simulated
 from fraud.decisions.labels import Label, LabelOutcome
+from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -69,6 +70,9 @@ class NoHistory:
 
     async def labels(self, key: str) -> list[Label]:
         return []
+
+    async def find(self, question: Question) -> Page:
+        return Page([], None)
 
     async def profile(self, customer_id: str) -> Profile | None:
         return None

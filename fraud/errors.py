@@ -12,6 +12,7 @@ FraudError
 │   ├── UnknownModel             404  the named model is not served here
 │   │   └── PastVersion               the version that decided is served no more
 │   ├── UnknownCustomer          404  nothing is known of a customer
+│   ├── UnknownTransaction       404  no decision on a transaction is on record
 │   ├── UnknownPath              404  no route is declared for the path
 │   ├── PayloadTooLarge          413  the body is larger than allowed
 │   ├── MethodNotAllowed         405  the path does not answer this method
@@ -145,6 +146,14 @@ class UnknownCustomer(RequestError):
 
     def __init__(self) -> None:
         super().__init__("nothing is known of this customer", "$.id")
+
+
+class UnknownTransaction(RequestError):
+    http_status = 404
+    code = "unknown_transaction"
+
+    def __init__(self) -> None:
+        super().__init__("no decision on this transaction is on record", "$.transaction_id")
 
 
 class UnknownPath(RequestError):

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fraud.cli import audit, history, inspecting, keys, registry, serving, training
+from fraud.cli import audit, decisions, history, inspecting, keys, registry, serving, training
 
 
 class Verify(TyperGroup):
@@ -45,6 +45,7 @@ defect of this program, whose traceback is in a file that the message names; 75 
 for room in (training.app, inspecting.app, registry.app, serving.app, audit.replaying):
     app.registered_commands += room.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
+app.add_typer(decisions.app, name="decisions", help="Decisions on record: show one, list or export them.")
 app.add_typer(keys.app, name="keys", help="API keys of the service.")
 app.add_typer(audit.app, name="audit", help="The decision log: is it whole, what does it say.")
 app.add_typer(

@@ -75,7 +75,7 @@ def backfill(
             table, int(moment.timestamp() * 1000), lambda n: progress.update(task, completed=n), currencies
         )
     walked = time.perf_counter()
-    _with_store(store, lambda opened: opened.backfill(states))
+    with_store(store, lambda opened: opened.backfill(states))
     written = time.perf_counter()
     seconds = (("read", loaded - started), ("walked", walked - loaded), ("written", written - walked))
     out.print(
@@ -112,7 +112,7 @@ def label(
             told.extend(outcomes)
 
     try:
-        _with_store(store, tell)
+        with_store(store, tell)
     finally:
         unknown = [label.transaction_id for label, outcome in zip(labels, told, strict=False) if outcome == "unknown"]
         superseded = f"{told.count('superseded'):,} superseded by a later one, " if "superseded" in told else ""
@@ -173,7 +173,7 @@ def _read_labels(data: Path) -> list[Label]:
 @app.command()
 def profile(customer_id: str, store: StoreUrl = None) -> None:
     """Print what is kept of a customer."""
-    kept = _with_store(store, lambda opened: opened.profile(customer_id))
+    kept = with_store(store, lambda opened: opened.profile(customer_id))
     if kept is None:
         raise DataError(f"nothing is known of customer {customer_id!r}")
     out.print_json(orjson.dumps(readable_profile(kept)).decode())
@@ -182,7 +182,7 @@ def profile(customer_id: str, store: StoreUrl = None) -> None:
 @app.command()
 def reset(customer_id: str, store: StoreUrl = None) -> None:
     """Forget a customer's history; decisions stay on record."""
-    known = _with_store(store, lambda opened: opened.reset(customer_id))
+    known = with_store(store, lambda opened: opened.reset(customer_id))
     out.print("forgotten" if known else "nothing was known")
 
 
@@ -196,10 +196,10 @@ def expire(
     """Forget customers and merchants of whom nothing was heard for a long time. Redis does so by itself."""
     days = days or Settings.read().store.history_ttl_days
     before_ms = int((time.time() - days * 86_400) * 1000)
-    out.print(f"{_with_store(store, lambda opened: opened.expire(before_ms)):,} forgotten")
+    out.print(f"{with_store(store, lambda opened: opened.expire(before_ms)):,} forgotten")
 
 
-def _with_store(url: str | None, use: Callable[[Store], Awaitable[T]]) -> T:
+def with_store(url: str | None, use: Callable[[Store], Awaitable[T]]) -> T:
     settings = Settings.read()
 
     async def run() -> T:

@@ -17,6 +17,7 @@ from fraud.serving import scoring
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.bodies import takes_gzip
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreBody
+from fraud.serving.decisions import decision_routes
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Receive, Route, Send
@@ -52,6 +53,7 @@ def service_routes(engine: Engine, settings: Settings) -> list[Route]:
         *scoring_routes(engine),
         *label_routes(lambda: engine.pipeline, round(settings.scoring.max_clock_ahead_s * 1000)),
         *profile_routes(lambda: engine.pipeline.store),
+        *decision_routes(lambda: engine.pipeline.store),
         *admin_routes(engine),
     ]
 

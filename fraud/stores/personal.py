@@ -9,6 +9,7 @@ from hashlib import blake2b
 import msgspec
 
 from fraud.decisions.labels import Label, LabelOutcome
+from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -66,6 +67,16 @@ class Pseudonymous:
 
     async def labels(self, key: str) -> list[Label]:
         return await self.store.labels(key)
+
+    async def find(self, question: Question) -> Page:
+        customer, merchant = question.customer_id, question.merchant_id
+        return await self.store.find(
+            replace(
+                question,
+                customer_id=customer if customer is None else self._of_customers([customer])[0],
+                merchant_id=merchant if merchant is None else self._of_merchants([merchant])[0],
+            )
+        )
 
     async def profile(self, customer_id: str) -> Profile | None:
         profile = await self.store.profile(self._of_customers([customer_id])[0])

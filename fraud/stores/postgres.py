@@ -21,8 +21,9 @@ import psycopg
 from fraud.decisions.chain import Anchor, extend
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import Turns, Unlinked, Writer, in_turn, is_marked, place_mark, void_mark
+from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import StoreDown, StoreError
+from fraud.errors import InvalidRequest, StoreDown, StoreError
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, decode, encode
@@ -37,6 +38,7 @@ from fraud.stores.postgres_labels import (
 )
 from fraud.stores.protocol import Recalled, Recorded, States, StoreHealth, StoreStats, distinct
 from fraud.stores.rows import decode_record, encode_record, row_key
+from fraud.stores.search import SEARCH_S, TOO_WIDE, conditions, page_of
 from fraud.stores.states import Blobs, Change, Written, histories_of
 
 MERCHANT_LOCKS = 0x5F3759DF
@@ -100,6 +102,7 @@ class PostgresStore:
         self._has_unlinked = False
         self._linker: asyncio.Task[None] | None = None
         self._reading = PostgresConnection(lambda: connect(url, audit_key))
+        self._searching = PostgresConnection(lambda: connect(url, audit_key))
         self._writing = PostgresConnection(lambda: connect(url, audit_key))
 
     async def open(self) -> None:
@@ -228,6 +231,26 @@ class PostgresStore:
             )
 
         return await self._reading.use(read)
+
+    async def find(self, question: Question) -> Page:
+        where, values = conditions(question, "id", "fraud.models", "%b")
+        query = (
+            "SELECT s.id, s.time_ms, s.label, d.record FROM fraud.search AS s JOIN fraud.decisions AS d ON d.id = s.id "
+            f"WHERE {where} ORDER BY s.time_ms DESC, s.id DESC LIMIT %b"
+        )
+
+        async def read(db: Connection) -> list[Any] | None:
+            try:
+                async with db.transaction():
+                    await db.execute(f"SET LOCAL statement_timeout = {round(SEARCH_S * 1000)}".encode())
+                    return await _all(db, query, [*values, question.limit + 1])
+            except psycopg.errors.QueryCanceled:
+                return None
+
+        rows = await self._searching.use(read)
+        if rows is None:
+            raise InvalidRequest(TOO_WIDE)
+        return page_of(rows, question)
 
     async def profile(self, customer_id: str) -> Profile | None:
         async def read(db: Connection) -> Blobs:
@@ -383,6 +406,7 @@ class PostgresStore:
                 logger.warning("the chain of decisions waits for the next worker")
         await self._linking.close()
         await self._reading.close()
+        await self._searching.close()
         await self._writing.close()
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from fraud.decisions.labels import Label, LabelOutcome
+from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -156,6 +157,15 @@ class Store(Protocol):
 
     async def labels(self, key: str) -> list[Label]:
         """Return all labels of a decision (`DecisionRecord.key`), in the order they were told."""
+
+    async def find(self, question: Question) -> Page:
+        """Return the decisions that a question asks for, the latest first.
+
+        Raises
+        ------
+        InvalidRequest
+            This store answers by id alone, or the question takes too long.
+        """
 
     async def profile(self, customer_id: str) -> Profile | None:
         """Return what is kept of a customer, or None."""

@@ -28,8 +28,9 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from fraud.decisions.labels import Label, LabelOutcome
+from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import SettingsError, StoreDown, StoreError
+from fraud.errors import InvalidRequest, SettingsError, StoreDown, StoreError
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, decode, encode
@@ -221,6 +222,12 @@ class RedisStore:
 
     async def labels(self, key: str) -> list[Label]:
         return await self._answered(self._labels.of(key))
+
+    async def find(self, question: Question) -> Page:
+        raise InvalidRequest(
+            "Redis alone tells of a decision by its transaction id, for FRAUD_DECISION_TTL_DAYS; for other questions "
+            "set FRAUD_STORE to sqlite: or postgresql://…, or FRAUD_COLD_STORE to a postgresql:// behind it"
+        )
 
     async def profile(self, customer_id: str) -> Profile | None:
         value: Any = await self._answered(self._redis.get(customer_key(customer_id)))

@@ -20,14 +20,16 @@ from typing import TypeVar
 from fraud.decisions.chain import Anchor, extend
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import is_marked, place_mark
+from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import StoreDown, StoreError
+from fraud.errors import InvalidRequest, StoreDown, StoreError
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, decode, encode, is_readable, last_time_of
 from fraud.stores.protocol import Outage, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker
 from fraud.stores.rows import decode_record, encode_record, row_key, search_row
+from fraud.stores.search import SEARCH_S, TOO_WIDE, conditions, page_of
 from fraud.stores.sqlite_file import StoreFile, translated
 from fraud.stores.sqlite_labels import apply_label, keep_frauds, labels_of
 from fraud.stores.sqlite_schema import migrate
@@ -70,11 +72,13 @@ class SqliteStore:
             self._file = StoreFile(path)
             self._writer = self._connect(durable)
             self._reader = self._connect(durable)
+            self._searcher = self._connect(durable)
             self._file.remember()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from error
         self._write_thread = ThreadPoolExecutor(1, "store-write")
         self._read_thread = ThreadPoolExecutor(1, "store-read")
+        self._search_thread = ThreadPoolExecutor(1, "store-search")
         self.breaker = CircuitBreaker(_Probe(self), WAIT_S, _nothing)
 
     def _connect(self, durable: bool) -> sqlite3.Connection:
@@ -109,6 +113,9 @@ class SqliteStore:
 
     async def labels(self, key: str) -> list[Label]:
         return await self._on(self._read_thread, lambda: labels_of(self._reader, key))
+
+    async def find(self, question: Question) -> Page:
+        return await self._run(self._search_thread, lambda: self._find(question), PATIENT_S)  # no sign of an outage
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self._on(self._read_thread, lambda: self._profile(customer_id))
@@ -145,7 +152,11 @@ class SqliteStore:
 
     async def close(self) -> None:
         await self.breaker.close()
-        for thread, connection in ((self._write_thread, self._writer), (self._read_thread, self._reader)):
+        for thread, connection in (
+            (self._write_thread, self._writer),
+            (self._read_thread, self._reader),
+            (self._search_thread, self._searcher),
+        ):
             await asyncio.wait([self._run(thread, connection.close, CLOSE_S)], timeout=CLOSE_S)
             thread.shutdown(wait=False, cancel_futures=True)  # it may wait for a lock that another process keeps
         self._file.close()
@@ -284,6 +295,22 @@ class SqliteStore:
             db.executemany(f"DELETE FROM {table} WHERE key = ?", old)
             db.executemany(f"UPDATE known_frauds SET {table[:-1]} = NULL WHERE {table[:-1]} = ?", old)
         return len(old), rows[-1][0] if len(rows) == EXPIRE_AT_ONCE else None
+
+    def _find(self, question: Question) -> Page:
+        where, values = conditions(question, "seq", "models", "?")
+        query = (
+            "SELECT s.seq, s.time_ms, s.label, d.record FROM search AS s JOIN decisions AS d ON d.seq = s.seq "
+            f"WHERE {where} ORDER BY s.time_ms DESC, s.seq DESC LIMIT ?"
+        )
+        deadline = time.monotonic() + SEARCH_S
+        self._searcher.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+        try:
+            rows = self._searcher.execute(query, [*values, question.limit + 1]).fetchall()
+        except sqlite3.OperationalError as error:
+            if time.monotonic() <= deadline:
+                raise
+            raise InvalidRequest(TOO_WIDE) from error
+        return page_of(rows, question)
 
     def _profile(self, customer_id: str) -> Profile | None:
         blob = _blobs(self._reader, "customers", [customer_id]).get(customer_id)

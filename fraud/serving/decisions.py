@@ -1,0 +1,216 @@
+"""Recorded decisions: one by its transaction, or those that a question asks for, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fraud.decisions.labels import Label, Verdict, standing
+from fraud.decisions.questions import Place, Question
+from fraud.decisions.record import DecisionRecord, key_of
+from fraud.errors import UnknownTransaction
+from fraud.forms import checked_id
+from fraud.schema import Id, Moment, time_ms
+from fraud.serving.http import Answer, Call, Route
+from fraud.serving.parameters import parameters
+from fraud.stores.protocol import Store
+
+DECISIONS = "/v1/decisions"
+MOST = 200
+
+
+class OneDecision(msgspec.Struct):
+    """Which decision is wanted."""
+
+    transaction_id: Annotated[Id, Meta(description="As it was scored, percent-encoded as a path asks for.")]
+    model: Annotated[
+        Id | None, Meta(description="The features model that decided; none for transactions with a history.")
+    ] = None
+
+
+class DecisionsWanted(msgspec.Struct):
+    """Which decisions are wanted, the latest first; all conditions hold together."""
+
+    customer_id: Annotated[Id | None, Meta(description="Of this customer.")] = None
+    merchant_id: Annotated[Id | None, Meta(description="At this merchant.")] = None
+    decision: Annotated[Literal["approve", "review", "decline"] | None, Meta(description="Decided so.")] = None
+    label: Annotated[Verdict | None, Meta(description="Whose label that stands says so; none: without one.")] = None
+    model: Annotated[Id | None, Meta(description="By this model.")] = None
+    version: Annotated[
+        str | None, Meta(pattern=r"^(sha256:)?[0-9a-f]{1,64}$", description="By the version whose digest begins so.")
+    ] = None
+    since: Annotated[Moment | None, Meta(description="Made at this time or later, RFC 3339 with a zone.")] = None
+    until: Annotated[Moment | None, Meta(description="Made before this time.")] = None
+    cursor: Annotated[str | None, Meta(description="The next of an earlier answer to the same question.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MOST, description="How many at most.")] = 50
+
+
+class LabelTold(msgspec.Struct):
+    """One label as it was told."""
+
+    verdict: Verdict
+    label_time: str
+    arrived: str
+    source: str
+    actor: str
+
+
+class ReasonRecorded(msgspec.Struct):
+    """A feature that moved the score much."""
+
+    feature: str
+    contribution: Annotated[float, Meta(description="what it added to the raw margin, log-odds")]
+
+
+class RecordedDecision(msgspec.Struct):
+    """A decision as it is on record."""
+
+    transaction_id: str | None
+    model: str
+    version: Annotated[str, Meta(description="the digest of the bundle that decided")]
+    fraud_probability: float
+    raw_margin: float
+    prediction: bool
+    risk_level: str
+    decision: str
+    degraded: Sequence[str]
+    processing_time: str
+    request_id: str
+    event_time: Annotated[str | None, Meta(description="null for decisions of a features model")]
+    customer_id: str | None
+    merchant_id: str | None
+    amount: float | None
+    label: Annotated[Verdict, Meta(description="what the label that stands says")]
+    reasons: Sequence[ReasonRecorded]
+    transaction: Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "as it was sent; null if not kept"})]
+
+
+class DecisionAnswer(msgspec.Struct):
+    """A decision and all its labels, in the order they were told."""
+
+    decision: RecordedDecision
+    labels: Sequence[LabelTold]
+
+
+class DecisionsAnswer(msgspec.Struct):
+    """Decisions, the latest first."""
+
+    decisions: Sequence[RecordedDecision]
+    next: Annotated[str | None, Meta(description="the cursor of the next page; null at the end")]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def decision_routes(store: Callable[[], Store]) -> list[Route]:
+    """`GET /v1/decisions` and `GET /v1/decisions/{transaction_id}`."""
+
+    async def show(call: Call) -> Answer:
+        asked = parameters(call, OneDecision)
+        key = key_of(checked_id(asked.transaction_id, "$.transaction_id"), asked.model)
+        record = (await store().recall([key], [], [])).decided.get(key)
+        if record is None:
+            raise UnknownTransaction
+        labels = await store().labels(key)
+        return Answer(_encode(DecisionAnswer(recorded(record, verdict_of(labels)), [told(label) for label in labels])))
+
+    async def find(call: Call) -> Answer:
+        page = await store().find(question_of(parameters(call, DecisionsWanted)))
+        found = [recorded(record, label) for _, record, label in page.found]
+        return Answer(_encode(DecisionsAnswer(found, None if page.next is None else page.next.cursor())))
+
+    return [
+        Route(
+            "GET",
+            DECISIONS,
+            "read",
+            find,
+            "The decisions on record that a question asks for, the latest first, page by page.",
+            answer=DecisionsAnswer,
+            parameters=DecisionsWanted,
+            tag="History",
+        ),
+        Route(
+            "GET",
+            f"{DECISIONS}/{{transaction_id}}",
+            "read",
+            show,
+            "One decision on record with its reasons, the transaction as it was sent, and its labels.",
+            answer=DecisionAnswer,
+            parameters=OneDecision,
+            fails={404: "No decision on this transaction is on record."},
+            tag="History",
+        ),
+    ]
+
+
+def question_of(wanted: DecisionsWanted) -> Question:
+    """Return what a caller asks for as a store takes it.
+
+    Raises
+    ------
+    InvalidRequest
+        A time is before 1970, or the cursor is none.
+    """
+    since, until = (
+        None if moment is None else time_ms(moment, name, "$", None, 0)
+        for name, moment in (("since", wanted.since), ("until", wanted.until))
+    )
+    return Question(
+        None if wanted.customer_id is None else checked_id(wanted.customer_id, "$.customer_id"),
+        None if wanted.merchant_id is None else checked_id(wanted.merchant_id, "$.merchant_id"),
+        wanted.decision,
+        wanted.label,
+        wanted.model,
+        wanted.version,
+        since,
+        until,
+        None if wanted.cursor is None else Place.of(wanted.cursor),
+        wanted.limit,
+    )
+
+
+def recorded(record: DecisionRecord, label: Verdict) -> RecordedDecision:
+    """Return a decision record as callers read it."""
+    has_history = bool(record.customer_id)
+    return RecordedDecision(
+        record.transaction_id,
+        record.model_name,
+        record.model_digest,
+        record.fraud_probability,
+        record.raw_margin,
+        record.prediction,
+        record.risk_level,
+        record.decision,
+        record.degraded,
+        readable_time(record.processing_time_ms),
+        record.request_id,
+        readable_time(record.event_time_ms) if has_history else None,
+        record.customer_id or None,
+        record.merchant_id,
+        record.amount if has_history else None,
+        label,
+        [ReasonRecorded(feature, contribution) for feature, contribution in record.reasons],
+        msgspec.Raw(record.transaction or b"null"),
+    )
+
+
+def told(label: Label) -> LabelTold:
+    """Return a label as callers read it."""
+    times = readable_time(label.label_time_ms), readable_time(label.arrived_ms)
+    return LabelTold(label.verdict, *times, label.source, label.actor)
+
+
+def verdict_of(labels: Sequence[Label]) -> Verdict:
+    """Return what the label that stands says."""
+    stands = standing(labels)
+    return "none" if stands is None else stands.verdict
+
+
+def readable_time(ms: int) -> str:
+    """Return a time in RFC 3339, UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
