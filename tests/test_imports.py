@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decisions": {"errors", "schema"},
     "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
     "models": {"errors", "currencies", "forms", "schema", "settings", "features", "detectors", "decisions"},
-    "pipeline": {"errors", "schema", "features", "detectors", "decisions", "stores", "models"},
+    "pipeline": {"errors", "forms", "schema", "features", "detectors", "decisions", "stores", "models"},
     "serving": {*CORE, "stores", "models", "pipeline"},
     "simulation": {"errors"},
     "training": {*CORE, "stores", "models", "pipeline"},

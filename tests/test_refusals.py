@@ -123,6 +123,8 @@ def test_the_good_rows_beside_broken_bytes_are_read() -> None:
     for raw in raws[1:]:
         assert "must be JSON in UTF-8" in refusal(lambda raw=raw: decoder.decode(raw, "$"))  # type: ignore[misc]
     assert [transaction_id_of(raw) for raw in raws] == [None, None, "t-2", None]
+    ids = [b"17", b"17.0", b"1.5", b"[1]", b"9" * 200, b'"4.5E+15"', b"true"]
+    assert [transaction_id_of(b'{"transaction_id": ' + i + b"}") for i in ids] == ["17", "17", *[None] * 5]
 
 
 def test_a_batch_of_the_worst_rows_keeps_the_processor_for_little_time() -> None:
@@ -141,6 +143,16 @@ def test_names_that_are_the_callers_are_cut() -> None:
     with pytest.raises(InvalidRequest) as refused:
         decode_body(msgspec.json.Decoder(dict[str, int]), b'{"' + b"k" * 9000 + b'": []}', "{}")
     assert len(refused.value.message) < 200
+
+
+def test_a_label_may_come_in_the_forms_of_a_table() -> None:
+    sent = b'{"transaction_id": 17.0, "is_fraud": 1, "label_time": "2026-01-31T11:30Z"}'
+    same = b'{"transaction_id": "17", "is_fraud": true, "label_time": "2026-01-31T11:30:00Z"}'
+    assert read_label(sent, "$", NOW_MS, 86_400_000) == read_label(same, "$", NOW_MS, 86_400_000)
+    assert refusal(lambda: read_label(sent.replace(b"label_time", b"labelTime"), "$", NOW_MS, 0)) == (
+        "Object contains unknown field `labelTime`"
+    )
+    assert refusal(lambda: read_label(sent.replace(b": 1,", b": 2,"), "$", NOW_MS, 86_400_000)).endswith("2 arrived")
 
 
 def test_close_names_are_found() -> None:

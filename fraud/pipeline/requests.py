@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from fraud.errors import RequestError
+from fraud.forms import id_text
 from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Outcome, PendingRow, Rejection
 from fraud.schema import MAX_ID_LENGTH
@@ -102,7 +103,7 @@ DecideRequests = Callable[[Sequence[ScoreRequest]], Awaitable[list[list[Outcome]
 
 
 class _Named(msgspec.Struct):
-    transaction_id: str | None = None
+    transaction_id: str | int | float | None = None
 
 
 _decode_name = msgspec.json.Decoder(_Named).decode
@@ -112,6 +113,7 @@ def transaction_id_of(raw: bytes | msgspec.Raw) -> str | None:
     """Return the id of a bad row where it has a usable one."""
     try:
         name = _decode_name(raw).transaction_id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = None if name is None else id_text(name)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         return None
-    return name if name is not None and len(name) <= MAX_ID_LENGTH else None
+    return text if text is not None and len(text) <= MAX_ID_LENGTH else None

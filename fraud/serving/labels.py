@@ -5,6 +5,7 @@ Telling asks for the scope score: who may have transactions scored may label the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ from msgspec import Meta
 
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.errors import RequestError
-from fraud.pipeline.requests import transaction_id_of
+from fraud.forms import as_flag, as_id, as_it_is, as_moment, checked_id, in_other_forms
+from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import explained, refuse_controls
 from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, time_ms
 from fraud.serving.answers import RowsRefused
@@ -83,6 +85,7 @@ class Plane(Protocol):
 _decode = msgspec.json.Decoder(LabelRequest).decode
 _decode_envelope = msgspec.json.Decoder(LabelsRequest)
 _encode = msgspec.json.Encoder().encode
+_FORMS = {"transaction_id": as_id, "is_fraud": as_flag, "label_time": as_moment, "model": as_it_is}
 _REQUIRED = ("transaction_id", "is_fraud")
 
 
@@ -94,7 +97,14 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
         serving = plane()
         now_ms = time.time_ns() // 1_000_000
         actor = str(call.scope.get("fraud.key_id", ""))
-        rows = [read_label(raw, f"$.labels[{i}]", now_ms, max_ahead_ms, actor=actor) for i, raw in enumerate(raws)]
+        rows: list[Label | RequestError] = []
+        n_bytes = 0
+        for i, raw in enumerate(raws):
+            rows.append(read_label(raw, f"$.labels[{i}]", now_ms, max_ahead_ms, actor=actor))
+            n_bytes += memoryview(raw).nbytes
+            if n_bytes >= CHUNK_BYTES:
+                n_bytes = 0
+                await asyncio.sleep(0)
         problems = [row for row in rows if isinstance(row, RequestError)]
         serving.counts["labels_refused"] += len(problems)
         if len(problems) == len(rows):
@@ -164,15 +174,19 @@ def read_label(
     try:
         said = bytes(raw)
         fields = fields_of(said, path, "a label")
-        label = _decode(said)
-        refuse_controls(label.transaction_id, f"{path}.transaction_id")
+        try:
+            label = _decode(said)
+        except msgspec.ValidationError:
+            if unknown := fields.keys() - _FORMS.keys():
+                reason = f"Object contains unknown field `{min(unknown)}`"
+                return explained(fields, path, reason, _REQUIRED, _FORMS.keys(), "a label")
+            label = in_other_forms(LabelRequest, _FORMS, fields, path, _REQUIRED, "a label")
+        transaction_id = checked_id(label.transaction_id, f"{path}.transaction_id")
         if label.model is not None:
             refuse_controls(label.model, f"{path}.model")
         moment = label.label_time
         at_ms = now_ms if moment is None else time_ms(moment, "label_time", path, now_ms, max_ahead_ms)
-        return Label(label.transaction_id, label.is_fraud, at_ms, now_ms, source, actor, label.model)
-    except msgspec.ValidationError as error:
-        return explained(fields, path, str(error), _REQUIRED, frozenset(LabelRequest.__struct_fields__), "a label")
+        return Label(transaction_id, label.is_fraud, at_ms, now_ms, source, actor, label.model)
     except RequestError as error:
         return error.kept()
 
