@@ -58,6 +58,7 @@ def test_a_bomb_is_refused_at_the_limit() -> None:
         (gzip.compress(BODY) * 2, "the body goes on after its gzip stream; send one stream"),
         (gzip.compress(BODY)[:-8] + b"\0" * 8, "the body is not gzip, as its content encoding says: "),
     ],
+    ids=["plain", "empty", "cut", "zlib", "two streams", "wrong checksum"],
 )
 def test_broken_gzip_is_malformed(body: bytes, reason: str) -> None:
     with pytest.raises(MalformedJson) as refused:
