@@ -28,7 +28,7 @@ from fraud.models.scorer import ModelName, Scorer
 from fraud.pipeline.canary import for_canary
 from fraud.pipeline.in_flight import RowInFlight, firsts, reject
 from fraud.pipeline.requests import ScoreRequest
-from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection
+from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection, are_plain
 from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of
 from fraud.stores.protocol import Recalled, Store, distinct
 
@@ -170,7 +170,7 @@ class Pipeline:
         an explanation that only a version served no more can give (`PastVersion`), a store that failed.
         """
         self.counts["extra_fields"] += sum([row.row.n_extra for row in rows])
-        if not self.record_unnamed and _are_plain(rows):
+        if not self.record_unnamed and are_plain(rows):
             decisions = await self._in_turn(rows, self._decide_plain, rows)
             self.counts["rows"] += len(rows)
             self._tell(decisions)
@@ -360,14 +360,6 @@ class Pipeline:
     def _tell(self, decisions: Sequence[Decision]) -> None:
         if self.on_decided is not None and decisions:
             self.on_decided(decisions)
-
-
-def _are_plain(rows: Sequence[PendingRow]) -> bool:
-    """Tell whether there is nothing to recall, to record or to explain: ready features without an id."""
-    for row in rows:
-        if row.explain or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
-            return False
-    return True
 
 
 def _decided(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from fraud.decisions.verdict import Verdict
@@ -78,3 +80,11 @@ class Rejection(msgspec.Struct):
 
 
 Outcome = Decision | Rejection
+
+
+def are_plain(rows: Sequence[PendingRow]) -> bool:
+    """Tell whether there is nothing to recall, to record or to explain: ready features without an id."""
+    for row in rows:
+        if row.explain or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
+            return False
+    return True
