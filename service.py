@@ -19,7 +19,7 @@ from fraud.serving.app import FrontedService
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreBody
 from fraud.serving.descriptors import descriptor
-from fraud.serving.security import Gate
+from fraud.serving.security import AccessControl
 from fraud.serving.startup import end_unless_a_worker_starts, tell_failed, tell_ready
 from fraud.settings import Settings
 
@@ -52,7 +52,7 @@ class FraudBento:
         from fraud.stores.opening import StoreOptions, check_store
 
         try:
-            Gate.of(settings)
+            AccessControl.of(settings)
             asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
             served = Served(settings.models, Packed.of(FraudBento))
             for tag in served.champions().values():

@@ -13,14 +13,14 @@ from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Store
 from tests.servers import Postgres, Redis, Server, running
 from tests.tiny import write_tiny_bundle
-from training.config import Booster, Config
+from training.config import BoosterOptions, Config
 from training.data import Mapping, dataset_digest, load_table
 from training.train import Run, train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
 PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
-TINY = Config(rounds=30, n_bootstrap=20, booster=Booster(num_leaves=15, min_data_in_leaf=20))
+TINY = Config(rounds=30, n_bootstrap=20, booster=BoosterOptions(num_leaves=15, min_data_in_leaf=20))
 
 
 @pytest.fixture(scope="session")

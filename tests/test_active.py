@@ -26,7 +26,7 @@ from fraud.errors import BundleError, RegistryError
 from fraud.models.active import ActiveModels, Swap
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import read_manifest, short
-from fraud.models.following import Following
+from fraud.models.following import AliasFollower
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
 from fraud.models.served import Packed, Served
@@ -376,7 +376,7 @@ def looking() -> list[int]:
 async def test_a_look_that_takes_too_long_is_ended_and_noted_and_all_who_ask_share_it(
     home: Home, held_up: None
 ) -> None:
-    following = Following(home.registry, [NAME], limit_s=1.0)
+    following = AliasFollower(home.registry, [NAME], limit_s=1.0)
     asked = asyncio.gather(following.look(), following.look())
     await until(lambda: len(looking()) == 1)
     assert list(await asked) == ["failed: the look took more than 1 s"] * 2
@@ -389,7 +389,7 @@ async def test_a_look_that_takes_too_long_is_ended_and_noted_and_all_who_ask_sha
 @in_loop
 async def test_a_look_that_breaks_says_why_and_is_noted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_WANDB_RETRIES", "soon")
-    following = Following(home.registry, [NAME])
+    following = AliasFollower(home.registry, [NAME])
     said = await following.look()
     assert said.startswith("failed: the look ended with exit code 1: ")
     assert said.endswith("FRAUD_WANDB_RETRIES='soon': allowed is a number above 0")
@@ -399,7 +399,7 @@ async def test_a_look_that_breaks_says_why_and_is_noted(home: Home, monkeypatch:
 
 @in_loop
 async def test_a_look_under_way_does_not_keep_a_worker_from_ending(home: Home, held_up: None) -> None:
-    following = Following(home.registry, [NAME])
+    following = AliasFollower(home.registry, [NAME])
     asked = asyncio.create_task(following.look())
     await until(lambda: len(looking()) == 1)
     await following.close()

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from fraud.checks.audit import exported, replay, verify_chain
 from fraud.cli.audit import app
-from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, extend, key_of, link_of
+from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, audit_key_of, extend, link_of
 from fraud.decisions.marks import place_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import RegistryError, StoreError
@@ -36,7 +36,7 @@ from tests.asking import ask
 from tests.tiny import transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent
-KEY = key_of("a secret")
+KEY = audit_key_of("a secret")
 
 
 def decided(n: int, made_ms: int = 1_000, transaction_id: str | None = None) -> DecisionRecord:
@@ -143,7 +143,7 @@ def test_swapped_rows_show(log: SqliteLog, path: Path) -> None:
 def test_chain_written_anew_without_the_key_shows_at_its_first_row(log: SqliteLog, path: Path) -> None:
     rows = [logged.record for logged, _ in log.rows()]
     with closing(sqlite3.connect(path)) as db, db:
-        for row in extend(Anchor(), rows, key_of("a guess")):
+        for row in extend(Anchor(), rows, audit_key_of("a guess")):
             db.execute("UPDATE decisions SET link = ? WHERE seq = ?", (row.link, row.sequence))
     broken = verify_chain(log, KEY).broken
     assert broken is not None
@@ -197,7 +197,7 @@ def test_nothing_is_recorded_behind_a_log_that_was_set_back(log: SqliteLog, path
         with pytest.raises(StoreError, match="went back from row 31 to row 20"):
             await record(store, 32)
         await store.close()
-        for key in (key_of("another"), b""):
+        for key in (audit_key_of("another"), b""):
             other = SqliteStore(path, durable=False, audit_key=key)
             with pytest.raises(StoreError, match="FRAUD_AUDIT_KEY is another one"):
                 await other.open()

@@ -26,7 +26,7 @@ from fraud.models.bundle import FORMAT_VERSION, MANIFEST, canonical_json, read_b
 from fraud.models.scorer import Scorer
 from fraud.schema import Feature, FeatureSpec
 from tests.tiny import write_tiny_bundle
-from training.config import Booster, Config
+from training.config import BoosterOptions, Config
 from training.splits import split_by_order
 
 OLD = Path(__file__).parent / "bundles" / "written_by_9521b23"
@@ -59,7 +59,7 @@ def made(request: pytest.FixtureRequest) -> Made:
     X[:, 5] = rng.integers(0, 3, 1500)
     y = (X[:, 0] + X[:, 1] * X[:, 2] + (X[:, 5] == 2) + rng.normal(size=1500) > 1.5).astype(np.int8)
     X[rng.random(X.shape) < 0.1] = np.nan
-    config = Config(rounds=15, booster=Booster(num_leaves=7, min_data_in_leaf=10))
+    config = Config(rounds=15, booster=BoosterOptions(num_leaves=7, min_data_in_leaf=10))
     fitted = algorithm.fit()(X, y, split_by_order(1500, (0.2, 0.2, 0.2)), SPEC, config)
     files = fitted.files(KNOTS)
     return Made(algorithm, files, algorithm.load(files, 6), np.concatenate([X[:200], hard(6)]))

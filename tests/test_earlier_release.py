@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from fraud.checks.audit import replay, verify_chain
-from fraud.decisions.chain import key_of
+from fraud.decisions.chain import audit_key_of
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.models.bento_store import BentoStore
@@ -30,7 +30,7 @@ from tests.servers import Postgres, Server, running
 from tests.tiny import transactions
 
 FIXTURE = Path(__file__).parent / "fixtures" / "release_9521b23"
-KEY = key_of("a secret")
+KEY = audit_key_of("a secret")
 INSTANCES = [*transactions(30, 77, customers=4, merchants=3), *transactions(10, 78, customers=4, merchants=3)]
 """Of which the first 30 were scored."""
 

@@ -89,14 +89,14 @@ def decoded(body: bytes, *, explain: bool) -> Numbers:
 
 @dataclass
 class Seen:
-    """What the observers saw, and a guard that refuses one key."""
+    """What the observers saw, and a request check that refuses one key."""
 
     answers: list[tuple[str, int, float]] = field(default_factory=list)
 
     def observe(self, call: Call, answer: Answer, seconds: float) -> None:
         self.answers.append((call.scope["path"], answer.status, seconds))
 
-    def guard(self, call: Call) -> None:
+    def check(self, call: Call) -> None:
         if call.headers.get(b"authorization") == b"Bearer fast":
             raise RateLimited(2.5)
 
@@ -162,7 +162,7 @@ PAGES = [Route("GET", path, "read", page, "") for path in ("/hello", "/broken")]
 def server() -> Iterator[Server]:
     seen, doubler = Seen(), Doubler()
     router = Router([*doubler.routes, *PAGES])
-    door = FrontDoor(router, behind, LIMITS, guards=[seen.guard], observers=[seen.observe])
+    door = FrontDoor(router, behind, LIMITS, checks=[seen.check], observers=[seen.observe])
     listener = socket.create_server(("127.0.0.1", 0))
     uvicorn_server = uvicorn.Server(
         uvicorn.Config(door, http="httptools", loop="uvloop", log_level="critical", access_log=False)
@@ -248,7 +248,7 @@ def test_request_ids_are_kept_when_plain_and_made_when_not(server: Server) -> No
     assert all(len(name) < 64 and name.replace("-", "").isalnum() for name in made)
 
 
-def test_guards_run_before_the_body_and_observers_see_the_answer(server: Server) -> None:
+def test_checks_run_before_the_body_and_observers_see_the_answer(server: Server) -> None:
     before = len(server.seen.answers)
     status, headers, answer = server.request("/predict", b"not json", Authorization="Bearer fast")
     assert (status, headers["retry-after"], answer["error"]["code"]) == (429, "3", "rate_limited")

@@ -10,7 +10,7 @@ import pytest
 
 from fraud.checks.audit import Verified, exported, verify_chain
 from fraud.cli.audit import log_of
-from fraud.decisions.chain import Anchor, key_of
+from fraud.decisions.chain import Anchor, audit_key_of
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.settings import Settings, StoreSettings
@@ -20,7 +20,7 @@ from fraud.stores.postgres import CHAIN_LOCK, PostgresStore
 from fraud.stores.postgres_log import PostgresLog
 from tests.servers import Postgres, Server, running
 
-KEY = key_of("a secret")
+KEY = audit_key_of("a secret")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_what_was_recorded_is_a_whole_chain(url: str) -> None:
     assert (result.rows, result.broken) == (1203, None)
     assert log.head().sequence == 1203
     assert {e["transaction_id"] for e in exported(log)} == {f"t{i}" for i in range(1203)}
-    assert verify_chain(log, key_of("another")).broken is not None
+    assert verify_chain(log, audit_key_of("another")).broken is not None
 
 
 def test_workers_at_once_make_one_chain(url: str) -> None:

@@ -24,7 +24,7 @@ from fraud.serving.http import Answer, Call, ErrorShape, Failure, HttpLimits, Ro
 from fraud.serving.openapi import document
 from fraud.serving.parameters import parameters
 from fraud.serving.routes import OTHER, Contract, Mount, Router
-from fraud.serving.security import Gate, new_key
+from fraud.serving.security import AccessControl, new_key
 
 
 class Detail(msgspec.Struct):
@@ -80,9 +80,9 @@ class Sent:
 class Door:
     """A front door without a server, and what its observers saw."""
 
-    def __init__(self, router: Router, gate: Gate | None = None) -> None:
+    def __init__(self, router: Router, access: AccessControl | None = None) -> None:
         self.seen: list[tuple[str, int, str]] = []
-        self.app = FrontDoor(router, self._lifespan, HttpLimits(100, 1.0), [gate] if gate else [], [self._observe])
+        self.app = FrontDoor(router, self._lifespan, HttpLimits(100, 1.0), [access] if access else [], [self._observe])
 
     async def _lifespan(self, *_: object) -> None:
         raise AssertionError("there is no lifespan in this test")
@@ -151,7 +151,7 @@ def test_an_undeclared_path_is_closed_and_counted_without_its_name(door: Door, p
 
 
 def test_an_undeclared_path_is_closed_before_keys_are_looked_at() -> None:
-    door = Door(Router(ROUTES), Gate([], required=True))
+    door = Door(Router(ROUTES), AccessControl([], required=True))
     assert door.ask("GET", "/nowhere").status == 404
     assert door.ask("GET", "/things").status == 401
 
@@ -170,7 +170,7 @@ def test_head_is_answered_wherever_get_is(door: Door) -> None:
 
 def test_each_method_asks_for_its_own_scope() -> None:
     reader, key = new_key(["read"])
-    door = Door(Router(ROUTES), Gate([key]))
+    door = Door(Router(ROUTES), AccessControl([key]))
     assert door.ask("GET", "/things", x_api_key=reader).status == 200
     refused = door.ask("POST", "/things", b"2", x_api_key=reader)
     assert refused.json["error"]["message"] == f"the key {key.id} has the scope read; this path asks for rules"
@@ -202,7 +202,8 @@ def test_a_contract_words_every_error_of_its_routes() -> None:
     reader, key = new_key(["read"])
     scorer, other = new_key(["score", "admin"], rate=1, burst=6)
     door = Door(
-        Router(ROUTES, contracts=[Contract("/old", FASTAPI)]), Gate([key, other], required=True, clock=lambda: 0.0)
+        Router(ROUTES, contracts=[Contract("/old", FASTAPI)]),
+        AccessControl([key, other], required=True, clock=lambda: 0.0),
     )
     answers = {
         401: door.ask("POST", "/old/check"),
@@ -275,7 +276,7 @@ def test_a_mounted_application_keeps_its_errors_and_its_headers() -> None:
 def test_a_mounted_application_asks_for_its_scope_for_every_method() -> None:
     analyst, key = new_key(["analyst"])
     reader, other = new_key(["read"])
-    door = Door(Router([], [Mount("/ui", "analyst", UI)]), Gate([key, other]))
+    door = Door(Router([], [Mount("/ui", "analyst", UI)]), AccessControl([key, other]))
     assert door.ask("GET", "/ui/strict", query="n=7", x_api_key=analyst).status == 200
     for method in ("GET", "POST", "DELETE", "BREW"):
         assert door.ask(method, "/ui/strict", x_api_key=reader).status == 403

@@ -21,7 +21,7 @@ from fraud.serving.engine import Engine
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.routes import Router
 from fraud.serving.scopes import KEYLESS, SCOPES, Scope
-from fraud.serving.security import ApiKey, Gate, TokenBucket, new_key, parse_keys
+from fraud.serving.security import AccessControl, ApiKey, TokenBucket, new_key, parse_keys
 from fraud.settings import Settings
 
 
@@ -65,20 +65,20 @@ class Clock:
         return self.now
 
 
-def key_of(*scopes: Scope, rate: float | None = None, burst: float | None = None) -> tuple[str, ApiKey]:
+def make_key(*scopes: Scope, rate: float | None = None, burst: float | None = None) -> tuple[str, ApiKey]:
     return new_key(scopes, rate, burst)
 
 
 def test_key_is_read_back_from_its_entry() -> None:
-    _, scorer = key_of("score")
-    _, operator = key_of("score", "read", "admin", rate=0.25, burst=2_000_000)
+    _, scorer = make_key("score")
+    _, operator = make_key("score", "read", "admin", rate=0.25, burst=2_000_000)
     entries = f"# the backend's\n{scorer.line()}  # until spring\n{operator.line()},"
     assert parse_keys(entries) == [scorer, operator]
     assert parse_keys(" # none yet\n") == []
 
 
 def test_entry_holds_no_secret() -> None:
-    secret, key = key_of("score")
+    secret, key = make_key("score")
     assert secret.split("_", 2)[2] not in key.line()
 
 
@@ -103,41 +103,41 @@ def test_broken_entry_is_refused_without_showing_it(entry: str, message: str) ->
 
 @pytest.mark.parametrize("header", [b"authorization", b"x-api-key"])
 def test_right_key_passes(header: bytes) -> None:
-    secret, key = key_of("score")
-    Gate([key], required=True)(Request(key=secret, header=header))
+    secret, key = make_key("score")
+    AccessControl([key], required=True)(Request(key=secret, header=header))
 
 
 def test_health_needs_no_key() -> None:
-    gate = Gate([], required=True, rate=1, burst=1)
+    access = AccessControl([], required=True, rate=1, burst=1)
     for path in ("/livez", "/readyz", "/healthz") * 3:
-        gate(Request(path, method="GET"))
+        access(Request(path, method="GET"))
 
 
 @pytest.mark.parametrize("path", ["/predict", "/explain", "/metrics", "/docs.json", "/", "/admin/models"])
 def test_all_else_needs_one_when_required(path: str) -> None:
     """Also for a method that the path does not answer."""
-    _, key = key_of("score", "read", "admin")
+    _, key = make_key("score", "read", "admin")
     with pytest.raises(Unauthenticated, match=r"no API key arrived; send it as Authorization: Bearer fk_…"):
-        Gate([key], required=True)(Request(path, method="GET"))
+        AccessControl([key], required=True)(Request(path, method="GET"))
 
 
 def test_wrong_keys_are_refused_alike() -> None:
-    secret, key = key_of("score")
-    other, _ = key_of("score")
-    gate = Gate([key], required=True)
+    secret, key = make_key("score")
+    other, _ = make_key("score")
+    access = AccessControl([key], required=True)
     altered = secret[:-1] + ("A" if secret[-1] != "A" else "B")
     borrowed_id = f"fk_{key.id}_{other.split('_', 2)[2]}"
     for wrong in (altered, other, borrowed_id, "", "fk_", "é" * 60, key.sha256, key.line()):
         with pytest.raises(Unauthenticated, match=r"^this API key is not known here$"):
-            gate(Request(key=wrong))
+            access(Request(key=wrong))
     with pytest.raises(Unauthenticated):
-        gate(Request(key=wrong, header=b"x-api-key"))
+        access(Request(key=wrong, header=b"x-api-key"))
 
 
 def test_wrong_key_is_refused_where_none_is_required() -> None:
-    wrong, _ = key_of("score")
+    wrong, _ = make_key("score")
     with pytest.raises(Unauthenticated):
-        Gate([])(Request(key=wrong))
+        AccessControl([])(Request(key=wrong))
 
 
 def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +150,13 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
         return bool(real(a, b))
 
     monkeypatch.setattr("fraud.serving.security.hmac.compare_digest", counted)
-    secret, key = key_of("score")
-    wrong, _ = key_of("score")
-    gate = Gate([key], required=True)
-    gate(Request(key=secret))
+    secret, key = make_key("score")
+    wrong, _ = make_key("score")
+    access = AccessControl([key], required=True)
+    access(Request(key=secret))
     for bad in (wrong, "nonsense"):
         with pytest.raises(Unauthenticated):
-            gate(Request(key=bad))
+            access(Request(key=bad))
     assert [len(a) == len(b) == 64 for a, b in compared] == [True] * 3
 
 
@@ -180,106 +180,106 @@ def test_scope_of_path(path: str, method: str, scope: Scope | None) -> None:
     if scope is None:
         return
     for other in SCOPES:
-        secret, key = key_of(other)
-        gate = Gate([key])
+        secret, key = make_key(other)
+        access = AccessControl([key])
         if other == scope:
-            gate(Request(path, secret, method))
+            access(Request(path, secret, method))
         else:
             with pytest.raises(Forbidden, match=rf"has the scope {other}; this path asks for {scope}"):
-                gate(Request(path, secret, method))
+                access(Request(path, secret, method))
 
 
 def test_administration_asks_for_a_key_where_nothing_else_does() -> None:
-    gate = Gate([])
-    gate(Request("/predict"))
+    access = AccessControl([])
+    access(Request("/predict"))
     with pytest.raises(Unauthenticated):
-        gate(Request("/admin/models", method="GET"))
+        access(Request("/admin/models", method="GET"))
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_each_scope_opens_what_it_names_and_nothing_else(scope: Scope) -> None:
     """Scopes are flat: none includes another, admin neither."""
-    secret, key = key_of(scope)
-    gate = Gate([key])
+    secret, key = make_key(scope)
+    access = AccessControl([key])
     for asked in SCOPES:
         request = Request(f"/only/{asked}", secret, "GET")
         if asked == scope:
-            gate(request)
+            access(request)
         else:
             with pytest.raises(Forbidden):
-                gate(request)
+                access(request)
     without_key = Request(f"/only/{scope}", method="GET")
     if scope in KEYLESS:
-        gate(without_key)
+        access(without_key)
     else:
         with pytest.raises(Unauthenticated):
-            gate(without_key)
+            access(without_key)
 
 
 def test_rate_holds_for_each_key_by_itself() -> None:
     clock = Clock()
-    (one, key_one), (two, key_two) = key_of("score"), key_of("score", rate=1, burst=2)
-    gate = Gate([key_one, key_two], required=True, rate=10, burst=5, clock=clock)
+    (one, key_one), (two, key_two) = make_key("score"), make_key("score", rate=1, burst=2)
+    access = AccessControl([key_one, key_two], required=True, rate=10, burst=5, clock=clock)
     for _ in range(5):
-        gate(Request(key=one))
+        access(Request(key=one))
     with pytest.raises(RateLimited, match=r"too many requests for this key; try again in 0\.1 s") as refusal:
-        gate(Request(key=one))
+        access(Request(key=one))
     assert refusal.value.retry_after_s == pytest.approx(0.1)
-    gate(Request(key=two))
-    gate(Request(key=two))
+    access(Request(key=two))
+    access(Request(key=two))
     with pytest.raises(RateLimited, match=r"1\.0 s"):
-        gate(Request(key=two))
+        access(Request(key=two))
     clock.now += 0.1
-    gate(Request(key=one))
+    access(Request(key=one))
     with pytest.raises(RateLimited):
-        gate(Request(key=two))
+        access(Request(key=two))
 
 
 def test_callers_without_key_are_told_apart_by_address() -> None:
-    gate = Gate([], rate=1, burst=1, clock=Clock())
-    gate(Request(client=("192.0.2.1", 1)))
-    gate(Request(client=("192.0.2.2", 1)))
+    access = AccessControl([], rate=1, burst=1, clock=Clock())
+    access(Request(client=("192.0.2.1", 1)))
+    access(Request(client=("192.0.2.2", 1)))
     with pytest.raises(RateLimited):
-        gate(Request(client=("192.0.2.1", 2)))
+        access(Request(client=("192.0.2.1", 2)))
 
 
 def test_number_of_callers_remembered_is_bounded() -> None:
-    gate = Gate([], rate=1, burst=1, clock=Clock())
+    access = AccessControl([], rate=1, burst=1, clock=Clock())
     for n in range(security.MAX_CALLERS + 500):
-        gate(Request(client=(f"host-{n}", 1)))
-    assert len(gate._of_addresses) == security.MAX_CALLERS
+        access(Request(client=(f"host-{n}", 1)))
+    assert len(access._of_addresses) == security.MAX_CALLERS
 
 
 def test_wrong_keys_of_one_address_are_limited() -> None:
     clock = Clock()
-    secret, key = key_of("score")
-    gate = Gate([key], required=True, failures=1, clock=clock)
+    secret, key = make_key("score")
+    access = AccessControl([key], required=True, failures=1, clock=clock)
     for _ in range(int(security.FAILURES_AT_ONCE)):
         with pytest.raises(Unauthenticated):
-            gate(Request(key="fk_00000000_wrong"))
+            access(Request(key="fk_00000000_wrong"))
     for wrong in ("fk_00000000_wrong", None):
         with pytest.raises(RateLimited):
-            gate(Request(key=wrong))
-    gate(Request(key=secret))  # a right key is not its neighbours' hostage
+            access(Request(key=wrong))
+    access(Request(key=secret))  # a right key is not its neighbours' hostage
     with pytest.raises(Unauthenticated):
-        gate(Request(key="fk_00000000_wrong", client=("192.0.2.2", 1)))
+        access(Request(key="fk_00000000_wrong", client=("192.0.2.2", 1)))
     clock.now += 1
     with pytest.raises(Unauthenticated):
-        gate(Request(key="fk_00000000_wrong"))
+        access(Request(key="fk_00000000_wrong"))
     for n in range(security.MAX_CALLERS + 100):
         with pytest.raises(Unauthenticated):
-            gate(Request(key="wrong", client=(f"10.0.{n >> 8}.{n & 255}", 1)))
-    assert len(gate._of_failures) == security.MAX_CALLERS
+            access(Request(key="wrong", client=(f"10.0.{n >> 8}.{n & 255}", 1)))
+    assert len(access._of_failures) == security.MAX_CALLERS
 
 
 def test_a_crowd_of_addresses_gives_no_key_its_burst_again() -> None:
-    secret, key = key_of("score", rate=1, burst=1)
-    gate = Gate([key], rate=1, failures=1, clock=Clock())
-    gate(Request(key=secret))
+    secret, key = make_key("score", rate=1, burst=1)
+    access = AccessControl([key], rate=1, failures=1, clock=Clock())
+    access(Request(key=secret))
     for n in range(security.MAX_CALLERS + 1):
-        gate(Request(client=(f"host-{n}", 1)))
+        access(Request(client=(f"host-{n}", 1)))
     with pytest.raises(RateLimited):
-        gate(Request(key=secret))
+        access(Request(key=secret))
 
 
 @pytest.mark.parametrize(
@@ -320,26 +320,26 @@ def test_no_window_admits_more_than_burst_and_rate_allow(rate: float, burst: flo
 
 
 def test_gate_is_made_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret, key = key_of("score")
+    secret, key = make_key("score")
     file = tmp_path / "keys"
     file.write_text(f"# the backend\n{key.line()}\n")
     monkeypatch.setenv("FRAUD_API_KEYS_FILE", str(file))
     monkeypatch.setenv("FRAUD_REQUIRE_KEYS", "true")
     monkeypatch.setenv("FRAUD_RATE_LIMIT_PER_S", "2")
-    gate = Gate.of(Settings.read())
-    gate(Request(key=secret))
-    gate(Request(key=secret))
+    access = AccessControl.of(Settings.read())
+    access(Request(key=secret))
+    access(Request(key=secret))
     with pytest.raises(RateLimited):
-        gate(Request(key=secret))
+        access(Request(key=secret))
     with pytest.raises(Unauthenticated):
-        gate(Request())
+        access(Request())
     assert key.sha256 not in repr(Settings.read())
 
 
 def test_keys_that_are_required_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_REQUIRE_KEYS", "true")
     with pytest.raises(SettingsError, match="FRAUD_API_KEYS has no key; `fraud keys create` makes one"):
-        Gate.of(Settings.read())
+        AccessControl.of(Settings.read())
 
 
 def test_secret_file_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,11 +352,11 @@ def test_command_makes_a_key_that_the_service_takes() -> None:
     result = CliRunner().invoke(app, ["--scope", "score", "--scope", "read", "--rate", "20"])
     assert result.exit_code == 0, result.output
     secret, entry = result.output.split()
-    gate = Gate(parse_keys(entry), required=True)
-    gate(Request("/predict", secret))
-    gate(Request("/metrics", secret, "GET"))
+    access = AccessControl(parse_keys(entry), required=True)
+    access(Request("/predict", secret))
+    access(Request("/metrics", secret, "GET"))
     with pytest.raises(Forbidden):
-        gate(Request("/admin/models", secret, "GET"))
+        access(Request("/admin/models", secret, "GET"))
 
 
 def test_command_refuses_an_unknown_scope() -> None:

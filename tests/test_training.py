@@ -322,13 +322,14 @@ def test_the_calibrator_is_scikit_learns() -> None:
 def test_a_search_tries_as_often_as_it_may(simulated_features: Path) -> None:
     mapping = Mapping.from_yaml(EXAMPLES / "features.yaml")
     config = TINY.model_copy(update={"search_trials": 2, "rounds": 8})
-    task = prepare_features(load_features(simulated_features, mapping), mapping, config)
-    fitted = fit_booster(task.X, task.y, task.windows, task.spec, config)
+    prepared = prepare_features(load_features(simulated_features, mapping), mapping, config)
+    fitted = fit_booster(prepared.X, prepared.y, prepared.windows, prepared.spec, config)
     assert len(fitted.trials) == 2
     best = max(fitted.trials, key=lambda trial: trial["average_precision"])
     assert fitted.parameters.num_leaves == best["num_leaves"]
     assert (
-        fit_booster(task.X, task.y, task.windows, task.spec, config.model_copy(update={"seed": 9})).text != fitted.text
+        fit_booster(prepared.X, prepared.y, prepared.windows, prepared.spec, config.model_copy(update={"seed": 9})).text
+        != fitted.text
     )
 
 

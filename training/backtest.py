@@ -52,11 +52,11 @@ def backtest(
     times = table["processing_time_ms"].to_numpy(np.int64)
     windows = split_by_time(times, delay, train_until, test, (config.validation_share, config.calibration_share))
     with clock.stage("replay"):
-        task = prepare_transactions(table, mapping, windows, train_until, delay, config, progress, packaged=False)
+        prepared = prepare_transactions(table, mapping, windows, train_until, delay, config, progress, packaged=False)
     with clock.stage("train"):
-        trained = fit_model(task, config, progress)
+        trained = fit_model(prepared, config, progress)
     with clock.stage("score"):
-        X, rows = task.rows(windows.test)
+        X, rows = prepared.rows(windows.test)
         margins = trained.detector.raw_margin(X)
         scores = pd.DataFrame(
             {

@@ -12,7 +12,7 @@ from fraud.errors import DataError
 from training.policy import DEFAULT_COSTS, check_costs
 
 
-class Booster(BaseModel):
+class BoosterOptions(BaseModel):
     """LightGBM's parameters by its own names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +48,7 @@ class Config(BaseModel):
     n_bootstrap: int = Field(200, ge=20, le=10_000)
     review_capacity: float = Field(0.05, ge=0, le=1, description="Most of the transactions that people can review.")
     review_rate: float = Field(0.01, gt=0, lt=1, description="Share to review where the mapping names no stake.")
-    booster: Booster = Booster()
+    booster: BoosterOptions = BoosterOptions()
     costs: dict[str, float] = DEFAULT_COSTS
 
     @model_validator(mode="before")

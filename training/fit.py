@@ -15,7 +15,7 @@ from fraud.detectors.lightgbm.algorithm import detector_files
 from fraud.errors import DataError
 from fraud.features.featurizer import Matrix
 from fraud.schema import FeatureSpec
-from training.config import Booster, Config
+from training.config import BoosterOptions, Config
 from training.splits import Windows
 
 Progress = Callable[[str, int, int], None]
@@ -29,7 +29,7 @@ class Fitted:
     text: str
     n_trees: int
     validation_average_precision: float
-    parameters: Booster
+    parameters: BoosterOptions
     trials: list[dict[str, Any]]
 
     def files(self, calibrator: Calibrator) -> dict[str, bytes]:
@@ -130,7 +130,7 @@ def _fixed(config: Config) -> dict[str, Any]:
 
 def _boost(
     data: lgb.Dataset,
-    parameters: Booster,
+    parameters: BoosterOptions,
     config: Config,
     rounds: int,
     progress: Progress | None,
@@ -164,13 +164,13 @@ def _boost(
 
 def _search(
     train: lgb.Dataset, validation: lgb.Dataset, config: Config, progress: Progress | None
-) -> tuple[Booster, list[dict[str, Any]]]:
+) -> tuple[BoosterOptions, list[dict[str, Any]]]:
     """Look for better parameters with optuna's seeded TPE, by average precision on the validation window."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def parameters_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Booster:
+    def parameters_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> BoosterOptions:
         return config.booster.model_copy(
             update={
                 "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.1, log=True),

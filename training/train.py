@@ -57,7 +57,7 @@ class StageTimer:
 
 
 @dataclass(frozen=True)
-class Task:
+class PreparedData:
     """A table with its windows and features, and the labels as they stood when the model is trained."""
 
     table: pd.DataFrame
@@ -124,7 +124,7 @@ def prepare_transactions(
     progress: Progress = NO_PROGRESS,
     *,
     packaged: bool = True,
-) -> Task:
+) -> PreparedData:
     """Check a table of transactions, replay it and return what a training needs.
 
     A model that is not `packaged`, as a backtest's, needs no labels in the test window and no row to be golden.
@@ -147,10 +147,12 @@ def prepare_transactions(
     featurizer = Featurizer(spec, preprocessor.amount_quantiles)
     n = len(table)
     X = replay(table, featurizer, windows.all, lambda done: progress("replay", done, n))
-    return Task(table, windows, spec, preprocessor, X, y, label_delay_ms, stake_of(table), warnings)
+    return PreparedData(table, windows, spec, preprocessor, X, y, label_delay_ms, stake_of(table), warnings)
 
 
-def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: StageTimer, progress: Progress) -> Task:
+def _prepare(
+    table: pd.DataFrame, mapping: Mapping, config: Config, clock: StageTimer, progress: Progress
+) -> PreparedData:
     if mapping.kind == "features":
         return prepare_features(table, mapping, config)
     times = table["processing_time_ms"].to_numpy(np.int64)
@@ -162,7 +164,7 @@ def _prepare(table: pd.DataFrame, mapping: Mapping, config: Config, clock: Stage
         return prepare_transactions(table, mapping, windows, as_of, delay, config, progress)
 
 
-def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> Task:
+def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> PreparedData:
     """Return what a training needs from a table of ready features, in the order of its rows."""
     if "stake" not in table and "costs" in config.model_fields_set:
         raise DataError(
@@ -177,7 +179,7 @@ def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> T
     warnings = check_features(table, windows, spec)
     X = np.empty((len(table), len(spec.features)), np.float64)
     requested_columns(table, spec, X)
-    return Task(table, windows, spec, Preprocessor(), X, y, 0, stake_of(table), warnings)
+    return PreparedData(table, windows, spec, Preprocessor(), X, y, 0, stake_of(table), warnings)
 
 
 def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
@@ -187,26 +189,26 @@ def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
 
 
 def fit_model(
-    task: Task,
+    prepared: PreparedData,
     config: Config,
     progress: Progress = NO_PROGRESS,
     columns: NDArray[np.int64] | None = None,
     algorithm: Algorithm = LIGHTGBM,
 ) -> Trained:
     """Fit detector, calibrator and policy, each on its own window."""
-    fitted: Fitted = algorithm.fit()(task.X, task.y, task.windows, task.spec, config, progress, columns)
-    calibration = task.windows.within(task.windows.calibration)
-    y = task.y[calibration]
-    X = task.X[calibration] if columns is None else task.X[calibration][:, columns]
+    fitted: Fitted = algorithm.fit()(prepared.X, prepared.y, prepared.windows, prepared.spec, config, progress, columns)
+    calibration = prepared.windows.within(prepared.windows.calibration)
+    y = prepared.y[calibration]
+    X = prepared.X[calibration] if columns is None else prepared.X[calibration][:, columns]
     margins = algorithm.load(fitted.files(UNCALIBRATED), X.shape[1]).raw_margin(X)
     calibrator = fit_calibrator(margins, y)
     detector = algorithm.load(fitted.files(calibrator), X.shape[1])
     known = y >= 0
     probabilities = detector.probability(margins)[known]
-    if task.stake is None:
+    if prepared.stake is None:
         policy = review_the_riskiest(y[known], probabilities, config.review_rate)
     else:
-        stake = task.stake[task.windows.calibration][known]
+        stake = prepared.stake[prepared.windows.calibration][known]
         policy = choose_policy(y[known], probabilities, stake, config.costs, config.review_capacity)
     return Trained(fitted, calibrator, policy, algorithm, detector)
 
@@ -252,28 +254,32 @@ def train(
     """
     check_folder(runs)
     clock = StageTimer()
-    task = _prepare(table, mapping, config, clock, progress)
+    prepared = _prepare(table, mapping, config, clock, progress)
     with clock.stage("train"):
-        trained = fit_model(task, config, progress)
-    columns = plain_columns(task.spec) if task.spec.kind == "transaction" else np.arange(1, dtype=np.int64)
+        trained = fit_model(prepared, config, progress)
+    columns = plain_columns(prepared.spec) if prepared.spec.kind == "transaction" else np.arange(1, dtype=np.int64)
     with clock.stage("baseline"):
         unsearched = config.model_copy(update={"search_trials": 0})
-        plain = fit_model(task, unsearched, lambda stage, *done: progress(f"baseline: {stage}", *done), columns)
+        plain = fit_model(prepared, unsearched, lambda stage, *done: progress(f"baseline: {stage}", *done), columns)
     with clock.stage("evaluate"):
         progress("evaluate", 0, 1)
-        X, test = task.rows(task.windows.test)
+        X, test = prepared.rows(prepared.windows.test)
         labelled = (test["label"] >= 0).to_numpy()
         scored = _scored(trained, X[labelled])
         plain_scored = _scored(plain, X[labelled][:, columns])
-        amounts = None if task.stake is None else task.stake[task.windows.test][labelled]
+        amounts = None if prepared.stake is None else prepared.stake[prepared.windows.test][labelled]
         test = test[labelled]
         samples = measure_window(scored, test, amounts, config)
         plain_samples = measure_window(plain_scored, test, amounts, config)
         facts = ModelFacts(
             name=name,
-            spec=task.spec,
-            data={**dataset, "label delay in days": round(task.label_delay_ms / 86_400_000, 3), **_scales(task.spec)},
-            windows=_windows(task),
+            spec=prepared.spec,
+            data={
+                **dataset,
+                "label delay in days": round(prepared.label_delay_ms / 86_400_000, 3),
+                **_scales(prepared.spec),
+            },
+            windows=_windows(prepared),
             config=config.flat() | {"trees": trained.fitted.n_trees},
             policy=trained.policy,
             metrics=samples.intervals(),
@@ -293,16 +299,16 @@ def train(
         digest = write_model(
             folder / "bundle",
             name=name,
-            spec=task.spec,
-            preprocessor=task.preprocessor,
+            spec=prepared.spec,
+            preprocessor=prepared.preprocessor,
             algorithm=trained.algorithm,
             detector_files=trained.fitted.files(trained.calibrator),
             policy=trained.policy,
             metrics=metrics | {"no_skill": dict(facts.no_skill)},
             model_card=model_card(facts),
-            X=task.rows(task.windows.calibration)[0],
+            X=prepared.rows(prepared.windows.calibration)[0],
             probabilities=trained.detector.probability(
-                trained.detector.raw_margin(task.rows(task.windows.calibration)[0])
+                trained.detector.raw_margin(prepared.rows(prepared.windows.calibration)[0])
             ),
             examples=test,
             data={**dataset, "windows": [window._asdict() for window in facts.windows]},
@@ -330,7 +336,7 @@ def train(
         progress("report", 1, 1)
     run = {
         "name": name,
-        "kind": task.spec.kind,
+        "kind": prepared.spec.kind,
         "created": created.isoformat(),
         "config": facts.config,
         "metrics": {k: v._asdict() for k, v in facts.metrics.items()},
@@ -342,7 +348,7 @@ def train(
     }
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     warning = declines_too_many(facts.metrics["decline_rate"].value, facts.no_skill["average_precision"])
-    warnings = [*task.warnings, *([] if warning is None else [warning])]
+    warnings = [*prepared.warnings, *([] if warning is None else [warning])]
     return Run(
         folder, digest, dict(facts.metrics), dict(facts.baseline), clock.timings_s, list(facts.windows), warnings
     )
@@ -376,10 +382,10 @@ def measure_window(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float
     )
 
 
-def _windows(task: Task) -> list[Window]:
+def _windows(prepared: PreparedData) -> list[Window]:
     windows = []
     for name in ("train", "validation", "calibration", "test"):
-        rows = task.table.iloc[getattr(task.windows, name)]
+        rows = prepared.table.iloc[getattr(prepared.windows, name)]
         begin, end = (None, None)
         if "event_time_ms" in rows:
             begin, end = moment(int(rows["event_time_ms"].iloc[0])), moment(int(rows["event_time_ms"].iloc[-1]))

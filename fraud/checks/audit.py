@@ -40,7 +40,7 @@ def verify_chain(log: DecisionLog, key: bytes = b"", known: Anchor | None = None
     ----------
     log : DecisionLog
     key : bytes
-        What the service was started with; see `fraud.decisions.chain.key_of`.
+        What the service was started with; see `fraud.decisions.chain.audit_key_of`.
     known : Anchor, optional
         A place and link noted down earlier, which the chain has to come through: shows a log that was cut off
         at its end, or computed anew by someone who has the key.

@@ -227,14 +227,14 @@ def _trained(folder: Path, seed: int) -> Path:
 
 def _train(folder: Path, seed: int) -> None:
     from fraud.simulation.simulate import simulate_features
-    from training.config import Booster, Config
+    from training.config import BoosterOptions, Config
     from training.data import Mapping, dataset_digest, load_table
     from training.train import train
 
     data = folder / "features.parquet"
     simulate_features(4000, seed, out=data)
     mapping = Mapping.from_yaml(EXAMPLES / "features.yaml")
-    config = Config(rounds=20, n_bootstrap=20, booster=Booster(num_leaves=15, min_data_in_leaf=20))
+    config = Config(rounds=20, n_bootstrap=20, booster=BoosterOptions(num_leaves=15, min_data_in_leaf=20))
     dataset = {"name": data.name, "digest": dataset_digest(data)}
     train(load_table(data, mapping), mapping, config, name="fraud-hostile", dataset=dataset, runs=folder / "runs")
 

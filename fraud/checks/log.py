@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fraud.checks import audit as auditing
 from fraud.checks.sandbox import Sandbox, connected, fresh, sandbox
-from fraud.decisions.chain import key_of
+from fraud.decisions.chain import audit_key_of
 from fraud.models.bundle import short
 from fraud.models.find import IN_PRODUCTION
 from fraud.models.scorer import Scorer
@@ -62,7 +62,7 @@ class Kept:
             found[decided.transaction_id or ""] = decided.fraud_probability
         self.missing = [name for name in self.acknowledged if name not in found]
         self.different = [name for name, p in self.acknowledged.items() if found.get(name, p) != p]
-        verified = auditing.verify_chain(log, key_of(AUDIT_KEY))
+        verified = auditing.verify_chain(log, audit_key_of(AUDIT_KEY))
         self.broken = verified.broken.reason if verified.broken else ""
 
     def tell(self) -> None:
@@ -210,7 +210,7 @@ def flipped(path: Path, flips: int, seed: int) -> int:
             changed = bytearray(record)
             changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
             db.execute("UPDATE decisions SET record = ? WHERE seq = ?", (bytes(changed), sequence))
-            broken = auditing.verify_chain(SqliteLog(copy), key_of(AUDIT_KEY)).broken
+            broken = auditing.verify_chain(SqliteLog(copy), audit_key_of(AUDIT_KEY)).broken
             named += broken is not None and broken.sequence == sequence
             db.execute("UPDATE decisions SET record = ? WHERE seq = ?", (record, sequence))
     return named

@@ -12,7 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from fraud.decisions.chain import Anchor, key_of
+from fraud.decisions.chain import Anchor, audit_key_of
 from fraud.settings import Settings
 from fraud.stores.log import DecisionLog
 from fraud.stores.opening import open_log
@@ -46,7 +46,7 @@ def verify(
         except ValueError:
             raise typer.BadParameter("give it as it was printed, ROW:LINK") from None
     started = time.perf_counter()
-    verified = verify_chain(log_of(settings), key_of(settings.privacy.audit_key.get_secret_value()), known)
+    verified = verify_chain(log_of(settings), audit_key_of(settings.privacy.audit_key.get_secret_value()), known)
     seconds = time.perf_counter() - started
     if verified.broken is not None:
         out.print(f"broken at row {verified.broken.sequence}: {verified.broken.reason}", style="red")
@@ -135,7 +135,7 @@ def log_of(settings: Settings) -> DecisionLog:
     StoreError
         That store keeps no log, or is not there.
     """
-    audit_key = key_of(settings.privacy.audit_key.get_secret_value())
+    audit_key = audit_key_of(settings.privacy.audit_key.get_secret_value())
     return open_log(settings.store.cold_url or settings.store.url, settings.process.state_dir, audit_key)
 
 

@@ -39,7 +39,7 @@ class Break(NamedTuple):
     reason: str
 
 
-def key_of(secret: str) -> bytes:
+def audit_key_of(secret: str) -> bytes:
     """Return the key that a setting's text stands for; empty for none."""
     return blake2b(secret.encode()).digest() if secret else b""
 
@@ -54,7 +54,7 @@ def link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
     record : bytes
         The row's bytes exactly as they are stored.
     key : bytes
-        From `key_of`; empty for a chain that anyone may compute.
+        From `audit_key_of`; empty for a chain that anyone may compute.
     """
     return blake2b(before + record, digest_size=LINK_BYTES, key=key, person=b"fraud-link").digest()
 

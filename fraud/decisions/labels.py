@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from fraud.decisions.record import key_of
+from fraud.decisions.record import decision_key_of
 
 Verdict = Literal["fraud", "legitimate", "none"]
 LabelOutcome = Literal["told", "known", "superseded", "unknown"]
@@ -55,7 +55,7 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def key(self) -> str:
         """Under what its decision is kept."""
-        return key_of(self.transaction_id, self.model)
+        return decision_key_of(self.transaction_id, self.model)
 
     @property
     def verdict(self) -> Verdict:

@@ -51,7 +51,7 @@ class DecisionRecord(msgspec.Struct):
         """Under what this decision is kept; only one with a transaction id is."""
         if self.transaction_id is None:
             raise ValueError("a decision without a transaction id is not kept")
-        return key_of(self.transaction_id, None if self.customer_id else self.model_name)
+        return decision_key_of(self.transaction_id, None if self.customer_id else self.model_name)
 
     def said_the_same(self, fingerprint: bytes, model_digest: str) -> bool:
         """Tell whether a row is this transaction again.
@@ -63,7 +63,7 @@ class DecisionRecord(msgspec.Struct):
         return fingerprint == self.fingerprint if whole else fingerprint[:8] == self.fingerprint[:8]
 
 
-def key_of(transaction_id: str, model_name: str | None) -> str:
+def decision_key_of(transaction_id: str, model_name: str | None) -> str:
     """Return under what a decision is kept: its transaction id, among those of one features model."""
     return transaction_id if model_name is None else f"{model_name}\x1f{transaction_id}"
 

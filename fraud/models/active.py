@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from fraud.errors import FraudError
 from fraud.models.bundle import short
-from fraud.models.following import ASKED, Following
+from fraud.models.following import ASKED, AliasFollower
 from fraud.models.served import Packed, Served
 from fraud.models.turns import short_turns
 from fraud.settings import Settings
@@ -88,7 +88,7 @@ class ActiveModels:
         self.past: dict[str, Scorer] = {}
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
-        self.following = Following(self._served.registry, self._served.followed())
+        self.following = AliasFollower(self._served.registry, self._served.followed())
         self._install: Install = lambda champions, challengers: None
         self._lock = asyncio.Lock()
         self._past_lock = asyncio.Lock()

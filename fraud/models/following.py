@@ -21,8 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fraud.errors import FraudError
-from fraud.models.registry import Following as Look
-from fraud.models.registry import Registry
+from fraud.models.registry import FollowStatus, Registry
 from fraud.settings import with_sources
 
 logger = logging.getLogger("fraud.serving.following")
@@ -32,7 +31,7 @@ LOOK_LIMIT_S = 120.0
 SOURCES = Path(__file__).parents[2]
 
 
-class Following:
+class AliasFollower:
     """One worker's share in the following of W&B.
 
     Parameters
@@ -45,12 +44,12 @@ class Following:
 
     Attributes
     ----------
-    looks : dict of str to fraud.registry.Following
+    looks : dict of str to fraud.models.registry.FollowStatus
         How the last look at W&B went, by model, as of the last `read`.
     """
 
     def __init__(self, registry: Registry, names: Sequence[str], limit_s: float = LOOK_LIMIT_S) -> None:
-        self.looks: dict[str, Look] = {}
+        self.looks: dict[str, FollowStatus] = {}
         self._registry = registry
         self._names = names
         self._limit_s = limit_s

@@ -18,9 +18,9 @@ from typing import Any
 from fraud.errors import RegistryError
 from fraud.models import registry_rows as rows
 from fraud.models.names import checked_name
-from fraud.models.registry_rows import Event, EventKind, Following, Pending, Version
+from fraud.models.registry_rows import Event, EventKind, FollowStatus, Pending, Version
 
-__all__ = ["ALIASES", "Event", "Following", "Pending", "Registry", "Version"]
+__all__ = ["ALIASES", "Event", "FollowStatus", "Pending", "Registry", "Version"]
 
 ALIASES = ("candidate", "challenger", "production", "previous")
 
@@ -303,13 +303,13 @@ class Registry:
         with self._transaction() as db:
             db.execute("insert or replace into following values (?, ?, ?)", (name, rows.now(), error))
 
-    def following(self, name: str) -> Following | None:
+    def following(self, name: str) -> FollowStatus | None:
         """The last look at W&B's aliases of this model, or None when nobody follows."""
         with self._reading() as db:
             if db is None or not db.execute("select 1 from sqlite_master where name = 'following'").fetchone():
                 return None
             row = db.execute("select checked, error from following where name = ?", (name,)).fetchone()
-            return None if row is None else Following(row["checked"], row["error"])
+            return None if row is None else FollowStatus(row["checked"], row["error"])
 
     # What W&B has not been told yet
 

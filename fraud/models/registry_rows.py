@@ -89,7 +89,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Following:
+class FollowStatus:
     """How the last look at W&B's aliases went: when, and what was wrong (empty when nothing was)."""
 
     checked: str

@@ -2,7 +2,7 @@
 
 A request that finds the scorer idle is scored on the next turn of the event loop, together with whatever else
 arrived in the same turn.  While a batch is being scored the next one gathers, so batches grow with the load and
-there is no waiting time to tune.  Requests of many rows have a lane of their own, so that they hold up no small one.
+there is no waiting time to tune.  Requests of many rows have a queue of their own, so that they hold up no small one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
     max_batch_rows : int
         Rows scored in one call of `run`; the rest waits for the next one.
     bulk_rows : int
-        A request of more rows than this is scored by itself in the bulk lane, beside the small ones.
+        A request of more rows than this is scored by itself in the bulk queue, beside the small ones.
     max_queued_rows : int
-        Rows that may wait in each lane; a request beyond it is refused at once.
+        Rows that may wait in each queue; a request beyond it is refused at once.
     max_wait_s : float
         A small request is refused at once when more rows are before it than were lately scored in this time, or
         when the oldest one waits longer than this. Both are measured under load, not guessed.
@@ -78,12 +78,12 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
         if min(max_batch_rows, bulk_rows, max_queued_rows) < 1:
             raise SettingsError("the batcher's limits are counted in rows and must be 1 or more")
         self._bulk_rows = bulk_rows
-        self._small = _Lane(run, max_batch_rows, max_queued_rows, clock, max_wait_s)
-        self._bulk = _Lane(run, 1, max_queued_rows, clock)  # 1: a batch is never more than one such request
+        self._small = _BatchQueue(run, max_batch_rows, max_queued_rows, clock, max_wait_s)
+        self._bulk = _BatchQueue(run, 1, max_queued_rows, clock)  # 1: a batch is never more than one such request
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait, in both lanes."""
+        """Rows that wait, in both queues."""
         return self._small.rows + self._bulk.rows
 
     @property
@@ -99,10 +99,10 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
         Raises
         ------
         Overloaded
-            At once, when the lane is full.
+            At once, when the queue is full.
         """
-        lane = self._small if request.n_rows <= self._bulk_rows else self._bulk
-        return lane.put(request)
+        queue = self._small if request.n_rows <= self._bulk_rows else self._bulk
+        return queue.put(request)
 
     async def close(self) -> None:
         """Stop scoring; callers still waiting get `Overloaded` and may try another worker."""
@@ -110,7 +110,7 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
         await self._bulk.close()
 
 
-class _Lane(Generic[RequestT, OutcomeT]):
+class _BatchQueue(Generic[RequestT, OutcomeT]):
     """One queue and the one task that scores from it."""
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from fraud.decisions.record import DecisionRecord, fingerprint, key_of
+from fraud.decisions.record import DecisionRecord, decision_key_of, fingerprint
 from fraud.decisions.verdict import Verdict
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError, IdempotencyConflict
@@ -54,7 +54,7 @@ class RowInFlight:
         self.key: str | None = None
         self.fingerprint = b""
         if row.transaction_id is not None:
-            self.key = key_of(row.transaction_id, None if row.customer_id else self.scorer.name.name)
+            self.key = decision_key_of(row.transaction_id, None if row.customer_id else self.scorer.name.name)
             self.fingerprint = fingerprint(row)
         self.record: DecisionRecord | None = None
         self.reasons: list[tuple[str, float]] = []

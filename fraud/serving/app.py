@@ -44,7 +44,7 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
         version = str(self.bento.tag.version) if self.bento is not None else "from source"
         routes.append(document_route(routes, self.name, self.inner.__doc__, version))
         limits = HttpLimits(settings.http.max_body_bytes, settings.http.body_timeout_s)
-        return for_browsers(FrontDoor(Router(routes), app, limits, worker.guards, worker.observers), settings)
+        return for_browsers(FrontDoor(Router(routes), app, limits, worker.checks, worker.observers), settings)
 
 
 def service_routes(engine: Engine, settings: Settings) -> list[Route]:

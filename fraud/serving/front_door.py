@@ -31,7 +31,7 @@ from fraud.serving.routes import Router
 
 logger = logging.getLogger("fraud.serving.http")
 
-Guard = Callable[[Call], None]
+RequestCheck = Callable[[Call], None]
 Observer = Callable[[Call, Answer, float], None]
 
 
@@ -43,7 +43,7 @@ class FrontDoor:
     router : Router
     lifespan : ASGI application
         Is asked to start and to stop, and nothing else; what it should answer is a route.
-    guards : sequence of callable
+    checks : sequence of callable
         Each is called with every request before its body is read, and refuses it by raising a `FraudError`.
     observers : sequence of callable
         Each is called with a request, its answer and the seconds it took, when the answer goes out. The answer that
@@ -55,13 +55,13 @@ class FrontDoor:
         router: Router,
         lifespan: ASGIApp,
         limits: HttpLimits | None = None,
-        guards: Sequence[Guard] = (),
+        checks: Sequence[RequestCheck] = (),
         observers: Sequence[Observer] = (),
     ) -> None:
         self._find = router.find
         self._lifespan = lifespan
         self._bodies = SlowBodies(limits or HttpLimits())
-        self._guards = guards
+        self._checks = checks
         self._observers = observers
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -86,10 +86,10 @@ class FrontDoor:
         return await respond(send, answer, call.request_id)
 
     async def _answer(self, call: Call) -> Answer | ASGIApp:
-        """Return the answer of the route, or the refusal of a guard or of the route in the route's own words."""
+        """Return the answer of the route, or the refusal of a check or of the route in the route's own words."""
         try:
-            for guard in self._guards:
-                guard(call)
+            for check in self._checks:
+                check(call)
             return await call.route.handler(call)
         except FraudError as error:
             return error_answer(error, call.request_id, call.route.errors)

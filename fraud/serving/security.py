@@ -150,7 +150,7 @@ class Scoped(Protocol):
     def scope(self) -> Scope | None: ...
 
 
-class Asks(Protocol):
+class RequestHead(Protocol):
     """What is needed to know of a request: `fraud.serving.http.Call` is one."""
 
     @property
@@ -163,7 +163,7 @@ class Asks(Protocol):
     def scope(self) -> MutableMapping[str, Any]: ...
 
 
-class Gate:
+class AccessControl:
     """Lets a request pass, or refuses it by raising; called once for each, before its body is read.
 
     Parameters
@@ -202,8 +202,8 @@ class Gate:
         self._of_keys, self._of_addresses, self._of_failures = Buckets(clock), Buckets(clock), Buckets(clock)
 
     @classmethod
-    def of(cls, settings: Settings) -> Gate:
-        """Return the gate that the settings describe.
+    def of(cls, settings: Settings) -> AccessControl:
+        """Return the access control that the settings describe.
 
         Raises
         ------
@@ -221,7 +221,7 @@ class Gate:
             failures=settings.access.failed_keys_per_s,
         )
 
-    def __call__(self, call: Asks) -> None:
+    def __call__(self, call: RequestHead) -> None:
         """Check one request.
 
         Raises

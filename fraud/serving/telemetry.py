@@ -23,7 +23,7 @@ from fraud.models.active import Swap
 from fraud.settings import TelemetrySettings
 
 if TYPE_CHECKING:
-    from fraud.models.registry import Following
+    from fraud.models.registry import FollowStatus
     from fraud.pipeline.requests import DecideRequests, ScoreRequest
     from fraud.pipeline.rows import Decision, Outcome
     from fraud.stores.protocol import StoreStats
@@ -286,7 +286,7 @@ class Telemetry:
         queued_rows: Callable[[], int],
         counts: Callable[[], dict[str, int]],
         store: Callable[[], StoreStats] | None = None,
-        looks: Callable[[], Mapping[str, Following]] | None = None,
+        looks: Callable[[], Mapping[str, FollowStatus]] | None = None,
     ) -> None:
         """Read the queue's length, the pipeline's counts, how its store and the following do from now on."""
         self._sources = [
@@ -337,7 +337,7 @@ class Telemetry:
         for name, count in figures.late_calls.items():
             self._take(count, "fraud_store_late_calls_total", name)
 
-    def _take_looks(self, looks: Mapping[str, Following]) -> None:
+    def _take_looks(self, looks: Mapping[str, FollowStatus]) -> None:
         for name, look in looks.items():
             self._metrics["fraud_following_failed"].labels(name).set(1 if look.error else 0)
             looked = datetime.fromisoformat(look.checked).timestamp()

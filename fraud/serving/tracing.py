@@ -52,7 +52,7 @@ class Tracing:
         self._open: dict[str, Any] = {}
 
     def begin(self, call: Any) -> None:
-        """Open a request's span, a child of the caller's; a guard of the front door."""
+        """Open a request's span, a child of the caller's; a request check of the front door."""
         carrier = {"traceparent": call.headers.get(b"traceparent", b"").decode("latin-1")}
         path = call.route.path  # what the caller wrote may name a customer
         span = self._tracer.start_span(

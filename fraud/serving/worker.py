@@ -17,9 +17,9 @@ from fraud.pipeline.rows import Outcome
 from fraud.pipeline.shadow import Shadow
 from fraud.serving import logs
 from fraud.serving.engine import Engine
-from fraud.serving.front_door import Guard, Observer
+from fraud.serving.front_door import Observer, RequestCheck
 from fraud.serving.http import Call
-from fraud.serving.security import Gate
+from fraud.serving.security import AccessControl
 from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, open_store
@@ -38,7 +38,7 @@ class Worker:
     ----------
     engine : Engine
         What routes ask; it is not ready before `start` is done, nor after `stop`.
-    guards, observers : list of callable
+    checks, observers : list of callable
         Those of the front door, in the order in which they are called.
 
     Raises
@@ -52,7 +52,7 @@ class Worker:
         self.engine = Engine()
         self.telemetry = Telemetry()
         self.models = ActiveModels(settings, packed, self.telemetry.swapped)
-        self.guards: list[Guard] = [_name_request]
+        self.checks: list[RequestCheck] = [_name_request]
         self.observers: list[Observer] = [self.telemetry.answered]
         self._settings = settings
         self._running = AsyncExitStack()
@@ -61,7 +61,7 @@ class Worker:
         if settings.telemetry.otlp_endpoint:
             self._trace()
         self._around_batch.append(self.telemetry.timed)
-        self.guards.append(Gate.of(settings))
+        self.checks.append(AccessControl.of(settings))
         if settings.log.requests != "none":
             self.observers.append(logs.RequestLog(settings.log.requests, settings.log.format))
 
@@ -134,7 +134,7 @@ class Worker:
         from fraud.serving.tracing import Tracing  # its libraries are loaded only where it is wanted
 
         tracing = Tracing(self._settings.telemetry.otlp_endpoint, self._settings.telemetry.trace_share)
-        self.guards.append(tracing.begin)
+        self.checks.append(tracing.begin)
         self.observers.append(tracing.end)
         self._on_stage.append(tracing.stage)
         self._around_batch.append(tracing.traced)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fraud.decisions.chain import key_of
+from fraud.decisions.chain import audit_key_of
 from fraud.errors import SettingsError, StoreError
 from fraud.settings import Settings
 from fraud.stores.log import DecisionLog
@@ -42,7 +42,7 @@ class StoreOptions:
             cold_budget_ms=settings.store.cold_budget_ms,
             queue=settings.store.queue,
             durable=settings.store.durable,
-            audit_key=key_of(settings.privacy.audit_key.get_secret_value()),
+            audit_key=audit_key_of(settings.privacy.audit_key.get_secret_value()),
             personal_fields=tuple(filter(None, settings.privacy.personal_fields.split(","))),
             personal_key=settings.privacy.personal_key.get_secret_value(),
             history_ttl_days=settings.store.history_ttl_days,
