@@ -17,7 +17,7 @@ from rich.console import Console
 from fraud.cli.history import StoreUrl, with_store
 from fraud.decisions.labels import Verdict
 from fraud.decisions.questions import Question
-from fraud.decisions.record import key_of
+from fraud.decisions.record import decision_key_of
 from fraud.errors import UnknownTransaction
 from fraud.stores.protocol import Store
 
@@ -34,7 +34,7 @@ def show(transaction_id: str, model: Model = None, store: StoreUrl = None) -> No
     """Print one decision with its reasons, the transaction as it was sent, and every label that was told of it."""
     from fraud.serving.decisions import DecisionAnswer, recorded, told, verdict_of
 
-    key = key_of(transaction_id, model)
+    key = decision_key_of(transaction_id, model)
 
     async def read(opened: Store) -> DecisionAnswer:
         record = (await opened.recall([key], [], [])).decided.get(key)

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from fraud.decisions.labels import Label, Verdict, standing
 from fraud.decisions.questions import Place, Question
-from fraud.decisions.record import DecisionRecord, key_of
+from fraud.decisions.record import DecisionRecord, decision_key_of
 from fraud.errors import UnknownTransaction
 from fraud.forms import checked_id
 from fraud.schema import Id, Moment, time_ms
@@ -111,7 +111,7 @@ def decision_routes(store: Callable[[], Store]) -> list[Route]:
 
     async def show(call: Call) -> Answer:
         asked = parameters(call, OneDecision)
-        key = key_of(checked_id(asked.transaction_id, "$.transaction_id"), asked.model)
+        key = decision_key_of(checked_id(asked.transaction_id, "$.transaction_id"), asked.model)
         record = (await store().recall([key], [], [])).decided.get(key)
         if record is None:
             raise UnknownTransaction
