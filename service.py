@@ -1,4 +1,4 @@
-"""The Bento: its APIs and its lifecycle.  No maths here, and nothing heavy before a worker starts.
+"""The Bento: its APIs and its lifecycle.  It computes nothing itself, and imports nothing heavy before a worker starts.
 
 `bentoml serve` imports this file twice: in its own process, to read the service, and in each worker.
 """
@@ -40,7 +40,7 @@ class FraudBento:
     @staticmethod
     @cache
     def worker() -> Worker:
-        """Return the parts of this process, made when they are first asked for: in a worker."""
+        """Return the worker of this process, made on first use."""
         from fraud.serving.worker import Worker
 
         return Worker(settings, Packed.of(FraudBento))
@@ -48,7 +48,7 @@ class FraudBento:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Fail before a worker starts: no model to serve, no key to serve it to, a store that cannot be used."""
+        """Fail before a worker starts if there is no model, no key where one is required, or no usable store."""
         from fraud.stores.opening import StoreOptions, check_store
 
         try:

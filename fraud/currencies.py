@@ -1,9 +1,9 @@
-"""Amounts of several currencies on one scale: each counts in percent of what is typical of its currency.
+"""Amounts of several currencies on one scale: percent of the currency's typical amount.
 
-States keep amounts as whole hundredths, from 0.01 to 43 million. That is made for euros: a Vietnamese amount fills the
-top, one in bitcoin the bottom. So an amount enters them as ``100 * amount / typical``, both in whole minor units of the
-currency (ISO 4217). The quotient of two whole numbers is rounded once, so it is the same wherever it is computed, and
-the same for amounts and typical amounts that are 16,000 times as large.
+States keep amounts as whole hundredths, from 0.01 to 43 million. That range suits euros: amounts in dong would exceed
+it, amounts in bitcoin would vanish. So an amount enters them as ``100 * amount / typical``, both in whole minor units
+of the currency (ISO 4217). The quotient of two whole numbers is rounded once, so it is the same wherever it is
+computed, and the same for amounts and typical amounts that are 16,000 times as large.
 """
 
 from __future__ import annotations

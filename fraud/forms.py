@@ -1,7 +1,7 @@
-"""The forms in which a value may arrive: a table's integer ids and codes, 0 and 1 for flags, times without seconds.
+"""Alternative forms of a value, converted to the canonical one: integer ids, 0 and 1 for flags, times without seconds.
 
-A row in the first form of each value (text, numbers, true and false, RFC 3339) never comes here: see `RowDecoder`.
-Each function returns the first form of a value, or the value itself, which is then refused with the usual message.
+A row whose values are all canonical (text, numbers, true and false, RFC 3339) skips this module: see `RowDecoder`. Each
+function returns the canonical form, or the value itself, which is then refused with the usual message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _decode_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 
 
 def value_of(raw: msgspec.Raw) -> Value:
-    """Return a JSON value; of an array or an object only that it is one.
+    """Return a JSON value; an array or an object comes back empty.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def value_of(raw: msgspec.Raw) -> Value:
 
 
 def id_text(value: str | int | float) -> str:
-    """Return the one text of an id, whether it arrives as text, as an integer or as a float.
+    """Return the canonical text of an id that arrives as text, an integer or a float.
 
     ``1001``, ``1001.0`` and ``"1001.0"`` are the same id, ``"1001"``. Any other text stays as it is: ``"007"`` keeps
     its zeros.
@@ -80,12 +80,10 @@ def id_text(value: str | int | float) -> str:
 
 
 def checked_id(value: str, path: str) -> str:
-    """Return the one text of an id.
-
-    Raises
+    """Return the canonical text of an id. Raises
     ------
     InvalidRequest
-        It holds a character that no id may, or stands for several ids.
+        It holds a character that is not allowed in ids, or could mean several ids.
     """
     refuse_controls(value, path)
     try:
@@ -95,18 +93,18 @@ def checked_id(value: str, path: str) -> str:
 
 
 def one_text(value: str | None) -> str | None:
-    """Return the digits of a whole number written with a decimal point, as `id_text` has it; others stay."""
+    """Return a whole number without its decimal point, as `id_text` does; other text is unchanged."""
     integral = _DECIMAL_OF_AN_INTEGER.fullmatch(value) if isinstance(value, str) else None
     return integral[1] if integral else value
 
 
 def as_id(value: Value) -> Value:
-    """A whole number is its digits, whether or not it has a decimal point."""
+    """A whole number becomes its digits, with or without a decimal point."""
     return id_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def as_category(value: Value) -> Value:
-    """A code is its digits, a flag ``true`` or ``false``, as in a table's column of them."""
+    """A code becomes its digits, a flag ``true`` or ``false``, as in a table."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return as_id(value)
@@ -145,18 +143,18 @@ def in_other_forms(
     required: Sequence[str],
     what: str = "an instance",
 ) -> T:
-    """Return an object some of whose values arrived in another form than the first.
+    """Return an object some of whose values arrived in an alternative form.
 
     Parameters
     ----------
     kind : type
         The struct to make.
     forms : mapping of str to Form
-        Of every field that is known.
+        The form of every known field.
     fields : mapping of str to msgspec.Raw
-        What arrived; unknown fields are left out.
+        The fields that arrived; unknown ones are ignored.
     path : str
-        Where it stood, such as ``$.instances[2]``.
+        Its path, such as ``$.instances[2]``.
     required : sequence of str
     what : str
         For messages.
@@ -164,7 +162,7 @@ def in_other_forms(
     Raises
     ------
     InvalidRequest
-        One of the values is of no form, or a required one is missing.
+        A value has none of the allowed forms, or a required one is missing.
     """
     arrived: dict[str, Value] = {}
     for name, form in forms.items():

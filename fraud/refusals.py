@@ -1,7 +1,7 @@
-"""How a refusal is worded: what arrived, what is allowed and where.
+"""The text of refusals: what arrived, what is allowed and where.
 
-Whatever a caller sends, a message stays short and takes microseconds: values are cut, lists of names are cut, and
-close names are looked for among a few.
+A message stays short and takes microseconds, whatever the caller sends: values and lists of names are truncated, and
+similar names are searched among a few.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOMENTS = ("event_time", "label_time")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """Return the name that is spelled most like a word, if one is.
+    """Return the name most similar to a word, if one is similar enough.
 
     Examples
     --------
@@ -39,24 +39,24 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def shown(value: str) -> str:
-    """Return a caller's text as a message shows it, cut to `SHOWN_CHARACTERS`."""
+    """Return a caller's text for a message, truncated to `SHOWN_CHARACTERS`."""
     return value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "…"
 
 
 def shown_json(raw: msgspec.Raw) -> str:
-    """Return JSON as it arrived, cut to `SHOWN_CHARACTERS`."""
+    """Return JSON as it arrived, truncated to `SHOWN_CHARACTERS`."""
     first = bytes(memoryview(raw)[: 4 * SHOWN_CHARACTERS + 4])  # a character takes up to four bytes
     return shown(first.decode("utf-8", "replace"))
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names as a message lists them, at most `SHOWN_NAMES`."""
+    """Return names for a message, at most `SHOWN_NAMES`."""
     more = len(names) - SHOWN_NAMES
     return ", ".join(map(shown, names[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def unknown_category(value: str, allowed: Sequence[str], path: str, what: str = "category") -> InvalidRequest:
-    """Return the refusal of a category, or of another named value, that is none of those allowed."""
+    """Return the refusal of a category, or another named value, that is not allowed."""
     near = closest(value, allowed)
     hint = f" (did you mean {near!r}?)" if near else ""
     return InvalidRequest(f"unknown {what} {shown(value)!r}; allowed: {listed(allowed)}{hint}", path)
@@ -70,7 +70,7 @@ def explained(
     known: Set[str],
     what: str = "an instance",
 ) -> InvalidRequest:
-    """Say of an object all that is missing at once; otherwise what the decoder found first, its `reason`."""
+    """Name all missing fields of an object at once; otherwise give the decoder's first `reason`."""
     missing = [name for name in required if name not in arrived]
     if missing:
         unknown = list(islice((shown(name) for name in arrived if name not in known), CANDIDATES))
@@ -96,12 +96,12 @@ def split_path(reason: str) -> tuple[str, str | None]:
 
 
 def shown_reason(message: str) -> str:
-    """Return msgspec's message with the name of an unknown field, which is the caller's, cut."""
+    """Return msgspec's message; the name of an unknown field comes from the caller and is truncated."""
     match = re.fullmatch(r"(Object contains unknown field )`(.*)`", message, re.DOTALL)
     return f"{match[1]}`{shown(match[2])}`" if match else message
 
 
 def refuse_controls(value: str | None, path: str) -> None:
-    """Raise `InvalidRequest` for an id that stores cannot keep (U+0000), or that looks like two (U+001F)."""
+    """Raise `InvalidRequest` for an id with U+0000, which stores cannot keep, or U+001F, which separates joined ids."""
     if value is not None and ("\0" in value or "\x1f" in value):
         raise InvalidRequest("an id may not hold the characters U+0000 and U+001F", path)

@@ -1,8 +1,8 @@
-"""What a model takes: its ordered features, and the rows of JSON that carry them.
+"""A model's input: its ordered features, and the JSON rows that carry them.
 
-A bundle says of what kind it is. A *transaction* model takes raw transactions, whose history the service
-looks up; a *features* model takes rows of ready features. Both are checked against the bundle's own
-specification, so one release of the service serves models of any columns.
+A bundle states its kind. A *transaction* model takes raw transactions, whose history the service looks up; a *features*
+model takes rows of ready features. Both are checked against the bundle's own specification, so one release of the
+service serves models of any columns.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TRANSACTION_FIELDS = ("transaction_id", "event_time", "customer_id", "amount", *
 
 
 class Feature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One column of `X`: where it comes from and what values it may take."""
+    """One column of `X`: its source and its allowed values."""
 
     name: str
     source: Literal["history", "request"]
@@ -103,7 +103,7 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Row(msgspec.Struct):
-    """One valid instance: the caller's fields, and the columns of `X` it carries itself."""
+    """One valid instance: the caller's fields, and the columns of `X` that they fill."""
 
     transaction_id: str | None
     values: tuple[float, ...]
@@ -118,7 +118,7 @@ class Row(msgspec.Struct):
 
     @property
     def history_amount(self) -> float:
-        """The amount as histories and features count it."""
+        """The amount in the unit of histories and features."""
         return self.amount if self.scaled_amount is None else self.scaled_amount
 
 
@@ -137,14 +137,14 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:
-    """Return a whole body as a decoder reads it; `example` shows the caller what it reads.
+    """Decode a whole body; `example` is shown to the caller in errors.
 
     Raises
     ------
     MalformedJson
         The body is no JSON.
     InvalidRequest
-        It is, but not of that form.
+        It is JSON of another form.
     """
     try:
         return decoder.decode(body)
@@ -158,7 +158,7 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> 
 
 
 def expect_count(n: int, name: str) -> None:
-    """Raise `InvalidRequest` unless a body carries 1 to 1000 of what it is a list of."""
+    """Raise `InvalidRequest` unless a body has 1 to 1000 elements."""
     if not 1 <= n <= MAX_INSTANCES:
         raise InvalidRequest(f"{n} {name} arrived; 1 to {MAX_INSTANCES} a call are allowed", f"$.{name}")
 
@@ -170,8 +170,8 @@ class RowDecoder:
     ----------
     spec : FeatureSpec
     max_ahead_ms : int
-        How far an event time may lie ahead of the clock, ms: a date in the far future would age a
-        customer's whole history.
+        How far an event time may lie ahead of the clock, ms: a date in the far future would push all earlier
+        transactions out of a customer's windows.
     """
 
     def __init__(self, spec: FeatureSpec, max_ahead_ms: int = 86_400_000) -> None:
@@ -214,14 +214,14 @@ class RowDecoder:
         raw : bytes
             The instance as JSON.
         path : str
-            Where it stood in the request, such as ``$.instances[2]``.
+            Its path in the request, such as ``$.instances[2]``.
         now_ms : int, optional
             The clock, ms since the epoch; event times too far ahead of it are refused.
 
         Raises
         ------
         InvalidRequest
-            What arrived, what is allowed, and the path of the field.
+            States what arrived, what is allowed, and the field's path.
         """
         said = bytes(raw)
         fields = fields_of(said, path)
@@ -267,7 +267,7 @@ class RowDecoder:
         return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
 
     def _check_ids(self, instance: Any, path: str) -> None:
-        """Give each id its one text, or refuse it."""
+        """Convert each id to its canonical text, or refuse it."""
         for name, attribute in self._ids:
             value = getattr(instance, attribute)
             if value is not None:
@@ -291,7 +291,7 @@ class RowDecoder:
 
 
 def _codes(feature: Feature) -> dict[str | None, float] | None:
-    """Return the number of each value of a categorical feature, NaN for a missing one where that is allowed."""
+    """Return the code of each value of a categorical feature; NaN for a missing value, if allowed."""
     if feature.type != "categorical":
         return None
     missing: dict[str | None, float] = {None: np.nan, "": np.nan} if feature.missing else {}
@@ -299,7 +299,7 @@ def _codes(feature: Feature) -> dict[str | None, float] | None:
 
 
 def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahead_ms: int) -> int:
-    """Return a field's moment in ms since the epoch.
+    """Return a field's time in ms since the epoch.
 
     Raises
     ------
@@ -319,12 +319,13 @@ def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahea
 
 
 def fields_of(said: bytes, path: str, what: str = "an instance") -> Mapping[str, msgspec.Raw]:
-    """Return the fields of one JSON object, each still JSON; of a name that comes twice, the last.
+    """Return the fields of one JSON object, undecoded; the last one of a repeated name counts.
 
     Raises
     ------
     InvalidRequest
-        It is longer than `MAX_OBJECT_BYTES`, no UTF-8, no object, nested too deeply, or has more than `MAX_FIELDS`.
+        It is longer than `MAX_OBJECT_BYTES`, not UTF-8, not an object, nested too deeply, or has more than
+        `MAX_FIELDS`.
     """
     if len(said) > MAX_OBJECT_BYTES:
         raise InvalidRequest(f"{what} of {len(said)} bytes arrived; {MAX_OBJECT_BYTES} are allowed", path)

@@ -82,7 +82,7 @@ def options_of(environment: Environment) -> Any:
 
 @events.init.add_listener
 def check(environment: Environment, **_: Any) -> None:
-    """Refuse before the run what would fail only in it, or at its end."""
+    """Check before the run whatever would otherwise fail during it or at its end."""
     options = options_of(environment)
     try:
         if options.features:
@@ -101,7 +101,7 @@ def check(environment: Environment, **_: Any) -> None:
 
 
 def spec_of(options: Any) -> FeatureSpec | None:
-    """The model's features, where the traffic must carry columns of its own."""
+    """The model's features, if the traffic must carry the model's own columns."""
     return msgspec.json.decode(Path(options.features).read_bytes(), type=FeatureSpec) if options.features else None
 
 
@@ -199,7 +199,7 @@ class Schedule(LoadTestShape):
 
 
 class Gathering:
-    """What the process that judges keeps of a run beside the recorder."""
+    """What the judging process collects of a run besides the recorder."""
 
     def __init__(self, environment: Environment) -> None:
         options = options_of(environment)

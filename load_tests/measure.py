@@ -1,4 +1,4 @@
-"""What a run measured: latencies from the intended send time, second by second, small enough to send to a master."""
+"""The measurements of a run: latencies from the intended send time, per second, small enough to send to a master."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def percentile(histogram: Histogram, share: float) -> float:
 
 
 class Recorder:
-    """Counts of one process, to be taken away as plain data and added up elsewhere.
+    """Counts of one process, exported as plain data and merged elsewhere.
 
     `seconds[s][what]` is the histogram of the requests meant for second `s`: of the time until their answer, by
     outcome, and under ``lag`` of how late this program sent them.
@@ -51,18 +51,18 @@ class Recorder:
         self.examples: list[str] = []
 
     def sent(self, due: float, lag: float, kind: str) -> None:
-        """A request goes out, `lag` s after its intended time `due` (s since the start)."""
+        """Count a sent request, `lag` s after its intended time `due` (s since the start)."""
         self.seconds[int(due)][LAG][bucket(lag)] += 1
         self.kinds[kind] += 1
 
     def answered(self, due: float, latency: float, outcome: str, example: str = "") -> None:
-        """Its end, `latency` s after its intended time."""
+        """Count an answer, `latency` s after the intended time of its request."""
         self.seconds[int(due)][outcome][bucket(latency)] += 1
         if example and len(self.examples) < EXAMPLES:
             self.examples.append(f"{due:.3f} s, {outcome}: {example}")
 
     def take(self) -> dict[str, Any]:
-        """All counts as plain data; the recorder is empty afterwards."""
+        """Return all counts as plain data and empty the recorder."""
         taken = {
             "seconds": {s: {what: dict(h) for what, h in of.items()} for s, of in self.seconds.items()},
             "kinds": dict(self.kinds),
@@ -74,7 +74,7 @@ class Recorder:
         return taken
 
     def add(self, taken: Mapping[str, Any]) -> None:
-        """Add what another recorder gave away."""
+        """Add the counts taken from another recorder."""
         for second, of in taken["seconds"].items():
             for what, histogram in of.items():
                 self.seconds[int(second)][what].update({int(edge): n for edge, n in histogram.items()})
@@ -134,7 +134,7 @@ def stage_measures(recorder: Recorder, scenario: Scenario, until: float = math.i
 
 
 def knee(stages: list[dict[str, float]], p99_ms: float) -> tuple[float, str]:
-    """The highest rate (requests a second) up to which every stage held, and what gave way after it.
+    """The highest rate (requests a second) up to which every stage held, and the limit exceeded after it.
 
     A stage holds when its p99 is within the limit and no more than 1% is shed or in error.
     """

@@ -28,7 +28,7 @@ COLOURS = {"ok": "#2a7f62", "refused": "#8a8a8a", "shed": "#e0a030", "wrong": "#
 
 @dataclass
 class Run:
-    """Everything a run left behind."""
+    """The results of a run."""
 
     scenario: Scenario
     host: str
@@ -107,7 +107,7 @@ def write_report(run: Run, out: Path) -> Path:
 
 
 def _plain(figures: dict[str, float]) -> dict[str, float | None]:
-    """StoreStats as JSON has them, to four digits; null for what was not measured."""
+    """Figures for JSON, to four digits; null for what was not measured."""
     return {name: None if math.isnan(value) else float(f"{value:.4g}") for name, value in figures.items()}
 
 
@@ -176,7 +176,7 @@ def _mark(axes: Axes, run: Run) -> None:
 
 
 def _tail(run: Run) -> Figure:
-    """The share of requests slower than a latency, on logarithmic axes: the tail as it is."""
+    """The share of requests slower than a latency, on logarithmic axes."""
     figure = Figure(figsize=(11, 4))
     axes = figure.subplots()
     for name, whats in (("answered", ANSWERED), ("shed", ["shed"]), ("generator's lag", [LAG])):

@@ -1,4 +1,4 @@
-"""What load is offered when: scenarios as stages of constant rates, and the arrival times drawn from them."""
+"""Load scenarios as stages of constant rates, and the arrival times drawn from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scenario:
     warmup_s : float
         Seconds at the start that are offered and drawn, but not judged.
     finds_knee : bool
-        Whether the stages climb until the service gives way, which ends the run.
+        Whether the rates climb until a stage fails, which ends the run.
     swap_at : float, optional
         When the swap command runs, as a share of the whole.
     """
@@ -102,7 +102,7 @@ def arrivals(scenario: Scenario, stream: int, streams: int, seed: int, *, endles
     Parameters
     ----------
     stream, streams : int
-        Which of how many equal streams this is.
+        The number of this stream, and the number of equal streams.
     endless : bool
         Whether the last stage goes on for ever.
     """

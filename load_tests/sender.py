@@ -102,9 +102,9 @@ class Sender:
     traffic : Traffic
     recorder : Recorder
     report : callable
-        LabelOutcome (path, latency in ms, length of the answer, error or None) of every request.
+        Called with (path, latency in ms, length of the answer, error or None) of every request.
     connections : int
-        The most requests under way; a request that has to wait for one is charged for it.
+        The most requests under way; waiting for a free connection counts as latency.
     timeout_s : float
         After which a request has failed.
     """
@@ -143,7 +143,7 @@ class Sender:
             alarm.close()
 
     def stop(self) -> None:
-        """Wait for what is under way, which a run that ends before its time has not done yet."""
+        """Wait for the requests under way, after a run that ended early."""
         self._pool.join(timeout=self._timeout_s)
         self._pool.kill()
         self._client.close()
@@ -163,7 +163,7 @@ class Sender:
         self._report(request.path, latency * 1e3, size, AnswerError(said) if said else None)
 
     def _check(self, request: Request, status: int, body: bytes) -> tuple[str, str]:
-        """The outcome of an answer, and what is wrong with it."""
+        """The outcome of an answer, and its fault."""
         try:
             if status != request.expected_status or status >= 400:
                 said = _refusals.decode(body).error
@@ -199,7 +199,7 @@ class AnswerError(Exception):
 
 
 def unreachable(host: str, timeout_s: float = 5.0) -> str:
-    """Why no server answers at a base URL; empty when one does, whatever it says."""
+    """Why no server answers at a base URL; empty when one answers with any status."""
     try:
         client = HTTPClient.from_url(host, connection_timeout=timeout_s, network_timeout=timeout_s)
         client.get("/").read()

@@ -17,7 +17,7 @@ FRAUD_RATE = 0.02
 
 
 class Pool:
-    """Simulated transactions as instances of a request, without what a request gives them: id, time and customer.
+    """Simulated transactions as request instances without id, time and customer, which are added when sent.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Pool:
         return campaigns
 
     def _instances(self, columns: Columns) -> list[Instance]:
-        """Rows as a caller sends them; where the simulator leaves a device or a position out, the customer's own."""
+        """Rows as a caller sends them; a missing device or position is filled with the customer's own."""
         world, customer, merchant = self._world, columns["customer"], columns["merchant"]
         shop_latitude, shop_longitude = world.merchants.latitude[merchant], world.merchants.longitude[merchant]
         age_days = np.maximum(columns["time_ms"] / 86_400_000 - world.opened_day[customer], 0).astype(int)

@@ -1,4 +1,4 @@
-"""Seeded traffic as a payments backend sends it: skewed customers with habits, fraud by typology, retries, mistakes."""
+"""Seeded traffic like a payments backend's: skewed customers with habits, fraud by typology, retries, mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from load_tests.simulated import CUSTOMERS, Instance, pool_of
 
 @dataclass(frozen=True)
 class Mix:
-    """What traffic is made of; shares are of all requests."""
+    """The mix of the traffic; shares are of all requests."""
 
     customers: int = 20_000
     merchants: int = 2_000
@@ -150,7 +150,7 @@ class Traffic:
             heapq.heappush(self._planned, (at, draw.getrandbits(32), typology, purchase))
 
     def _bad(self, path: str, instances: list[Instance]) -> Request:
-        """A request as a broken caller sends it; each must be refused as a whole."""
+        """A request of a faulty caller; it must be refused as a whole."""
         mistake = self._draw.choice(MISTAKES)
         body: Any = {"instances": instances}
         match mistake:

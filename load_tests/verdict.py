@@ -1,4 +1,4 @@
-"""The verdict: what a run measured against its service levels."""
+"""The verdict: a run's measures compared with its service levels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Finding:
-    """One level held against what was measured; what could not be measured is missed."""
+    """One level and its measured value; a level that could not be measured counts as missed."""
 
     level: Level
     measured: float
@@ -58,7 +58,7 @@ class Finding:
 
 
 def shown(value: float) -> str:
-    """A measure as people read it."""
+    """A measure formatted for people."""
     return "not measured" if math.isnan(value) else f"{value:.4g}"
 
 

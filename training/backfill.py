@@ -1,4 +1,4 @@
-"""Past transactions as the states they leave behind, to be loaded into a store before it serves."""
+"""Computes the states of past transactions, to be loaded into a store before it serves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def states_of(
     as_of_ms : int
         Labels whose time is later than this stay unknown, ms.
     progress : callable, optional
-        Is told the number of rows walked, again and again.
+        Called repeatedly with the number of rows walked.
     currencies : dict, optional
         The scales of the model that will read the states, `FeatureSpec.currencies`.
     labels : sequence of Label, optional

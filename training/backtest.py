@@ -1,4 +1,4 @@
-"""Train as of a moment with what was known then, and score later days as they came."""
+"""Train as of a moment with the labels known then, and score the following days in order of arrival."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def backtest(
 ) -> tuple[pd.DataFrame, Trained]:
     """Return one row for each transaction of the test days, and the model.
 
-    History moves on through the test days, labels become known only in their time; the model stays as it was
+    Histories are updated through the test days, and labels become known only at their label time; the model is the one
     trained at `train_until`, from labels known by then.
 
     Parameters
@@ -36,8 +36,8 @@ def backtest(
     test : (int, int)
         Begin and end of the test days, ms; the end is excluded.
     label_delay_ms : int, optional
-        After how long a label is known where the data does not say when, and after how long a transaction
-        without one is taken as legitimate; the mapping's or the data's own by default.
+        The time after which a label without a label time is known, and after which an unlabelled transaction counts as
+        legitimate; by default from the mapping or the data.
 
     Returns
     -------

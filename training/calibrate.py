@@ -13,7 +13,7 @@ from fraud.errors import DataError
 def fit_calibrator(raw_margin: NDArray[np.float64], y: NDArray[np.int8]) -> Calibrator:
     """Return the isotonic map from raw margins to probabilities.
 
-    The ends stay off 0 and 1 by what the window can tell: one part in its number of transactions.
+    The ends stay away from 0 and 1 by 1 / n, the resolution of a window of n transactions.
 
     Parameters
     ----------

@@ -29,17 +29,17 @@ Bools = NDArray[np.bool_]
 class Reader:
     """The columns of one table.
 
-    Problems are collected, so that one run over a file tells all of them; `finish` raises them.
+    Problems are collected, so that one run reports all of them; `finish` raises them.
 
     Parameters
     ----------
     source : str
-        What messages call the table: the name of its file.
+        The table's name in messages: its file name.
     table : pyarrow.Table
     files : sequence of (str, int)
         The files of the table in order, each with its number of rows.
     missing_values : mapping of str to sequence
-        By column, what stands for a missing value beside an empty field.
+        By column, the values that mean missing, besides an empty field.
     numbers : NumberFormat, optional
         How numbers are written in columns of text.
     """
@@ -62,12 +62,12 @@ class Reader:
             raise DataError("\n".join(self.problems))
 
     def keep(self, wanted: Bools) -> None:
-        """Leave the other rows out; those that stay keep their numbers."""
+        """Drop the other rows; the rest keep their row numbers."""
         self.table = self.table.filter(pa.array(wanted))
         self.rows = self.rows[wanted]
 
     def place(self, row: int) -> str:
-        """Return what messages call a row of the table: its number, in its file."""
+        """Return a row's name in messages: its number in its file."""
         number = int(self.rows[row])
         if len(self.files) == 1:
             return f"row {number}"
@@ -75,7 +75,7 @@ class Reader:
         return f"row {number - (int(self._ends[at - 1]) if at else 0)} of {self.files[at][0]}"
 
     def refuse(self, column: str, role: str, rule: str, bad: Bools, shown: Callable[[int], str] | None = None) -> None:
-        """Note that the rows where `bad` is true break `rule`; `shown` tells what a row holds."""
+        """Add the problem that rows where `bad` is true break `rule`; `shown` returns a row's content."""
         where = np.flatnonzero(bad)
         if len(where) == 0:
             return
@@ -87,7 +87,7 @@ class Reader:
         )
 
     def reject(self, column: str, role: str, rule: str) -> None:
-        """Note a problem of the whole column."""
+        """Add a problem of the whole column."""
         self.problems.append(f"{self.source}: column {column!r} ({role}) {rule}")
 
     def values(self, column: str) -> pa.Array:
@@ -101,7 +101,7 @@ class Reader:
         return _without(values, missing) if missing else values
 
     def cell(self, column: str, row: int) -> object:
-        """Return what stands in a row, for a message."""
+        """Return a row's value, for a message."""
         value = self.table.column(column)[row].as_py()
         return str(value) if not isinstance(value, str | int | float | bool | None) else value
 

@@ -1,4 +1,4 @@
-"""CSV files as Arrow tables of text: nothing is changed on the way, and what cannot be read is told with its place."""
+"""CSV files as Arrow tables of text: values are not changed, and unreadable ones are reported with their place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a mapping says that its CSV files are written; None is found out from the file."""
+    """The CSV dialect that a mapping states; None is detected from the file."""
 
     delimiter: str | None = None
     encoding: str | None = None
@@ -41,7 +41,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class CsvFile:
-    """One CSV file, its header read and the open questions of its dialect answered."""
+    """One CSV file with its header read and its dialect complete."""
 
     path: Path
     delimiter: str
@@ -59,7 +59,7 @@ class CsvFile:
         path : Path
         dialect : Dialect
         wanted : sequence of str
-            Columns that the file should have: of the usual delimiters, the one that shows most of them is taken.
+            Columns that the file should have; the usual delimiter that yields most of them is used.
 
         Raises
         ------
@@ -226,7 +226,7 @@ class CsvFile:
         )
 
     def _refuse_bytes(self, columns: Sequence[str], block_bytes: int) -> None:
-        """Say in which columns and rows there are bytes that are no UTF-8."""
+        """Report the columns and rows with bytes that are not UTF-8."""
         table = self._parse(self._stream(), columns, pa.large_binary(), [], block_bytes)
         problems = []
         for name in columns:

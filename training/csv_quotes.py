@@ -1,7 +1,7 @@
-"""What Arrow's CSV reader takes in silence: quotes that open or close where they may not.
+"""Detects misplaced quotes, which Arrow's CSV reader accepts silently.
 
 Arrow reads ``"Joe\\"s Diner"`` as ``Joe\\s Diner"`` and a quote that is never closed as one field up to the end of
-the file. Both change data without a word, so each file's bytes pass through `QuoteCheck` on their way to Arrow.
+the file. Both change data silently, so each file's bytes pass through `QuoteCheck` on their way to Arrow.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Place:
 
 
 class QuoteCheck:
-    """Follows the quotes of a CSV file through its bytes, piece by piece.
+    """Tracks the quotes of a CSV file through its bytes, piece by piece.
 
     Parameters
     ----------
     delimiter : str
     escape : str, optional
-        The character that takes the meaning from the next one, beside the doubled quote of RFC 4180.
+        The escape character, besides the doubled quote of RFC 4180.
     """
 
     def __init__(self, delimiter: str, escape: str | None) -> None:
@@ -58,7 +58,7 @@ class QuoteCheck:
 
     @property
     def unclosed(self) -> Place | None:
-        """Where the quote stands that is open at the end of what was fed."""
+        """The place of a quote that is still open at the end."""
         return Place(int(self._at[OPENED_ROW]), int(self._at[OPENED_FIELD])) if self._at[STATE] == QUOTED else None
 
 

@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 def minor_digits_of(code: str, spec: CurrencyColumn) -> int | None:
-    """Return the decimal places of a currency: the mapping's word, else ISO 4217's; None where neither knows it."""
+    """Return the decimal places of a currency from the mapping, else from ISO 4217; None if unknown."""
     return spec.minor_digits.get(code, iso_minor_digits(code))
 
 
@@ -28,12 +28,12 @@ def scales(table: pd.DataFrame, spec: CurrencyColumn, learn: slice) -> dict[str,
     spec : CurrencyColumn
         Typical amounts that the mapping gives are taken; of the other currencies, the lower median is.
     learn : slice
-        The rows that medians are taken of: the training window.
+        The rows for the medians: the training window.
 
     Raises
     ------
     DataError
-        A currency comes only outside of that window and has no typical amount in the mapping.
+        A currency occurs only outside that window and has no typical amount in the mapping.
     """
     known = table.iloc[learn]
     found: dict[str, Currency] = {}
@@ -60,7 +60,7 @@ def scales(table: pd.DataFrame, spec: CurrencyColumn, learn: slice) -> dict[str,
 
 
 def amounts_of(table: pd.DataFrame, currencies: dict[str, Currency]) -> Floats:
-    """Return the amounts of a table as its histories count them, (n,) float64.
+    """Return the amounts of a table in the unit of histories, (n,) float64.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A user's table of transactions, or of ready features, as the canonical table; a bad one never gets further."""
+"""A user's table of transactions, or of ready features, as the canonical table; an invalid table is refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_table(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd.Da
     Raises
     ------
     DataError
-        With the column, the rows and the count of everything that breaks the contract.
+        Names column, rows and count of everything that breaks the contract.
     """
     return (load_features if mapping.kind == "features" else load_transactions)(path, mapping, labelled=labelled)
 
@@ -153,7 +153,7 @@ def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd
 
 
 def _stake(reader: Reader, mapping: Mapping) -> dict[str, NDArray[np.float64]]:
-    """Money at stake in each row; nothing where the mapping names none, or the file to score has no such column."""
+    """Money at stake in each row; None if the mapping names no stake, or the file to score has no such column."""
     stake = mapping.stake
     if isinstance(stake, float):
         return {STAKE: np.full(reader.table.num_rows, stake)}
@@ -222,7 +222,7 @@ def _present_columns(source: str, mapping: Mapping, present: list[str], labelled
 
 
 def _tell_amounts_off_scale(source: str, column: str, amounts: NDArray[np.float64]) -> None:
-    """Say that histories cannot tell a table's amounts apart, which are not of the size of euros."""
+    """Warn that a table's amounts are outside the range that histories can resolve, which suits euros."""
     large, lost = float(np.mean(amounts > LARGE)), int(np.sum((amounts < SMALLEST / 2) | (amounts > LARGEST)))
     if large > 0.05 or lost:
         _logger.warning(

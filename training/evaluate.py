@@ -1,4 +1,4 @@
-"""How good a set of scores is, with intervals that respect whose transactions they are.
+"""Measures of a set of scores, with intervals from a bootstrap over customers.
 
 A customer's transactions resemble each other, so the bootstrap draws customers, not rows. The rows are sorted
 once; each resample only changes how often a customer counts.
@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What became of a window's transactions; arrays of shape (n_transactions,)."""
+    """The true outcomes of a window's transactions; arrays of shape (n_transactions,)."""
 
     y_true: Ints
     event_time_ms: Ints | None = None
@@ -47,7 +47,7 @@ class Outcomes(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What one model said of the same transactions, and the policy chosen for it."""
+    """One model's scores of the same transactions, and its policy."""
 
     raw_margin: Floats
     y_prob: Floats
@@ -77,7 +77,7 @@ class Samples:
         return {name: Interval(float(value), float(a), float(b)) for name, value, a, b in rows}
 
     def minus(self, other: Samples) -> dict[str, Interval]:
-        """Return what this set of scores gains over another one, measured on the same resamples.
+        """Return the gain of this set of scores over another one, on the same resamples.
 
         Both must come from the same rows, customers, `n_bootstrap` and `seed`; then resample i of both holds
         the same customers, and the interval of the difference is far narrower than the two intervals suggest.
@@ -144,7 +144,7 @@ def measure(
     policy : mapping
         As policy.json; read are `review_threshold`, `decline_threshold` and `costs`.
     customer_codes : array of int, shape (n_transactions,), optional
-        Whose transaction it is; without it every row is drawn alone.
+        The customer of each row; without it every row is drawn alone.
     event_time_ms : array of int, shape (n_transactions,), optional
         Milliseconds since the epoch, UTC.
     amount : array, shape (n_transactions,), float64, optional
@@ -215,7 +215,7 @@ def no_skill(
     event_time_ms: ArrayLike | None = None,
     amount: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Return the measures of `measure` for scores that know the fraud rate and nothing else.
+    """Return the measures of `measure` for a no-skill baseline, which knows only the fraud rate.
 
     Every transaction gets the fraud rate as its probability and is approved. Measures of ranking are their
     expectation under a random order of the transactions, for card precision of each day's customers;

@@ -74,7 +74,7 @@ class Files:
         Parameters
         ----------
         wanted : sequence of str
-            Columns that every file should have, by which the delimiter of a CSV file is found out.
+            Columns that every file should have, used to detect the delimiter of a CSV file.
         choose : callable
             Returns the columns to read from a file's name and its columns.
         dialect : Dialect
@@ -122,7 +122,7 @@ class Files:
 
 
 def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect, told: set[str]) -> pa.Table:
-    """Return the chosen columns of a file; a delimiter that was found out is said once, and added to `told`."""
+    """Return the chosen columns of a file; a detected delimiter is logged once, and added to `told`."""
     is_csv = path.name.lower().endswith(csv_files.SUFFIXES)
     try:
         if is_csv:
@@ -155,7 +155,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _widest(all_kinds: Sequence[pa.DataType]) -> pa.DataType | None:
-    """The type that holds the values of all; None where text meets numbers, or times with a zone those without."""
+    """The widest of the types; None if text meets numbers, or times with a zone meet times without."""
     kinds = list(dict.fromkeys(kind for kind in all_kinds if not pa.types.is_null(kind)))
     if len(kinds) < 2:
         return kinds[0] if kinds else pa.null()

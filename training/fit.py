@@ -1,4 +1,4 @@
-"""The booster: early stopping on a window of its own, then a refit with what that window held."""
+"""Fits the booster: early stopping on a validation window, then a refit that includes that window."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Fitted:
         return detector_files(self.text, calibrator)
 
     def gain(self) -> NDArray[np.float64]:
-        """Return how much each feature reduced the loss while the trees grew (n_features,)."""
+        """Return the total gain of each feature, (n_features,)."""
         return np.asarray(lgb.Booster(model_str=self.text).feature_importance("gain"), np.float64)
 
 
@@ -57,12 +57,12 @@ def fit_booster(
     X : (n, n_features) float64
         From the first row of the train window on.
     y : (n,) int8
-        1 fraud, 0 legitimate, -1 not known then: such a row is left out.
+        1 fraud, 0 legitimate, -1 unknown at training time: such rows are left out.
     windows : Windows
     spec : FeatureSpec
     config : Config
     progress : callable, optional
-        Told a stage, a boosting round and the most rounds there can be; these are fewer once it has stopped early.
+        Called with a stage, a boosting round and the maximum number of rounds, which falls after early stopping.
     columns : (k,) int64, optional
         Train on these columns of `X` alone, for a baseline.
 

@@ -1,4 +1,4 @@
-"""Ids and categories: columns as text, each value in its one form."""
+"""Ids and categories: columns as canonical text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WHOLE_DIGITS = {16: 11, 32: 24, 64: 53}
 
 
 def text(reader: Reader, column: str, role: str) -> pa.Array:
-    """Column as large_string, null where missing; each whole number is its digits, as `fraud.forms.id_text` has it."""
+    """Column as large_string, null where missing; whole numbers become their digits, as in `fraud.forms.id_text`."""
     values = reader.values(column)
     if pa.types.is_floating(values.type):
         return _of_floats(reader, values, column, role)
@@ -57,7 +57,7 @@ def _of_floats(reader: Reader, values: pa.Array, column: str, role: str) -> pa.A
 def joined(reader: Reader, spec: TextColumn, role: str) -> str:
     """Return the name of a column that holds the text of `spec`; several columns become one, with a name of its own.
 
-    A part that is missing is empty; where all are, so is the whole.
+    A missing part is empty; if all are missing, the value is missing.
     """
     if spec.columns is None or spec.name in reader.table.column_names:
         return spec.name

@@ -1,4 +1,4 @@
-"""What the columns of a user's table mean: the mapping file, checked before any row is read."""
+"""The mapping file, which states the roles of a table's columns; checked before any row is read."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Mapping(Part):
     @field_validator("kind", mode="before")
     @classmethod
     def _as_it_was_spelled(cls, kind: object) -> object:
-        """Take the plural too, which mappings said before bundles and mappings had one word."""
+        """Accept the plural too, as earlier releases spelled it."""
         return "transaction" if kind == "transactions" else kind
 
     @field_validator("encoding")
@@ -307,7 +307,7 @@ def _renaming(name: str) -> str:
 
 
 def _lines(error: ValidationError) -> list[str]:
-    """One line a problem, in the words of a mapping instead of pydantic's."""
+    """One line a problem, in terms of the mapping instead of pydantic's."""
     parts: dict[str, type[BaseModel]] = {
         **dict.fromkeys(TIME_ROLES, TimeColumn),
         **dict.fromkeys(_TEXT_ROLES, TextColumn),

@@ -1,4 +1,4 @@
-"""The parts of a mapping: how one column, or a few that belong together, is read."""
+"""The parts of a mapping: how one column, or a group of columns, is read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _words(value: Any) -> Any:
-    """Refuse what YAML does not read as text: a bare Yes, No, on or off is a truth value."""
+    """Refuse values that YAML does not read as text: an unquoted Yes, No, on or off is a boolean."""
     for word in value if isinstance(value, list) else []:
         if isinstance(word, bool):
             raise ValueError(f"YAML reads a bare Yes, No, on or off as {word}; put the word in quotes")
@@ -110,7 +110,7 @@ class LabelColumn(Part):
 
 
 def unknown_currency(code: str) -> str:
-    """Say that a code is not of ISO 4217, and what to write then."""
+    """Return the error for a code that is not in ISO 4217, with the remedy."""
     return (
         f"{code!r} is no code of ISO 4217; say how many decimal places its amounts have: "
         f"currency: {{minor_digits: {{{code}: 2}}}}"

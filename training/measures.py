@@ -1,4 +1,4 @@
-"""The measures, each as a function of how often each customer counts.
+"""The measures, as functions of the weight of each customer.
 
 A bootstrap draws customers. So each class sorts or adds up the rows once, and `measures(counts)` takes an
 int64 array with the number of times that each customer was drawn (all ones for the sample itself). `names`

@@ -46,7 +46,7 @@ def number(reader: Reader, column: str, role: str) -> Floats:
 
 
 def _plain(text: pa.Array, form: NumberFormat) -> pa.Array:
-    """Rewrite numbers of a format with a decimal point and digits alone; what is not of the format is no number."""
+    """Rewrite formatted numbers as plain digits with a decimal point; text in another format becomes invalid."""
     decimal, thousands = re.escape(form.decimal), re.escape(form.thousands or "")
     grouped = rf"\d{{1,3}}(?:{thousands}\d{{3}})+|" if form.thousands else ""
     sign = rf"(?:{re.escape(form.sign)})?" if form.sign else ""
@@ -85,7 +85,7 @@ def flag(
     positive: Sequence[str] | None = None,
     negative: Sequence[str] | None = None,
 ) -> NDArray[np.int8]:
-    """1, 0, or -1 where missing; `rule` says what a row must be that is no flag.
+    """1, 0, or -1 where missing; `rule` is the message for a row that is not a flag.
 
     Text may be 1, 0, true, false, t, f, yes, no, y or n in any case, and what `positive` and `negative` list.
     """

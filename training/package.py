@@ -1,4 +1,4 @@
-"""A trained model as a bundle: all of it text, all of it determined by data, configuration and seed."""
+"""Packages a trained model as a bundle: text files, determined by data, configuration and seed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _golden(spec: FeatureSpec, preprocessor: Preprocessor, detector: Detector, e
 
 
 def _golden_rows(spec: FeatureSpec, examples: pd.DataFrame) -> pd.DataFrame:
-    """Choose some rows that the model accepts, frauds among them; ids are replaced, for they may be personal."""
+    """Choose some rows that the model accepts, frauds included; ids are replaced because they may be personal."""
     accepted = np.ones(len(examples), bool)
     for feature in spec.requested:
         column = examples[feature.name]

@@ -65,7 +65,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @mpl.rc_context(STYLE)
 def roc(y_true: Ints, scores: Scores) -> Figure:
-    """ROC curve as a whole, and its left edge on a logarithmic axis, where a fraud team works."""
+    """The whole ROC curve, and its low false-positive range on a logarithmic axis."""
     figure, (whole, edge) = _figure(11, 4.6, columns=2)
     for colour, (name, (margin, _, _)) in zip(COLOURS, scores.items(), strict=False):
         fpr, tpr, _ = roc_curve(y_true, margin)

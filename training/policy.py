@@ -1,7 +1,7 @@
-"""What a decision costs, and the thresholds that cost least; or, where money is not known, a share to review.
+"""The costs of decisions and the cheapest thresholds; or, without known money, a share to review.
 
-In every policy the three answers of a score say one thing: ``approve`` is risk level low or medium and prediction
-false, ``review`` is high and true, ``decline`` is critical and true.
+In every policy decision, risk level and prediction agree: ``approve`` is risk level low or medium and prediction false,
+``review`` is high and true, ``decline`` is critical and true.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def choose_policy(
 def review_the_riskiest(y_true: ArrayLike, y_prob: ArrayLike, review_rate: float) -> dict[str, Any]:
     """Return the policy that reviews a share of the transactions and declines none: for tables without money.
 
-    What a wrong decline costs is not known there, so a person decides. The threshold lies halfway between two
+    The cost of a wrong decline is unknown there, so a person decides. The threshold lies halfway between two
     neighbouring probabilities, where the share at or above it is nearest to `review_rate`; equal probabilities are
     reviewed together or not at all, and 1.0 reviews (next to) none.
 

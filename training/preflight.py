@@ -1,4 +1,4 @@
-"""What would fail after the work, found before it: windows without a label, categories that nothing knows, names."""
+"""Checks before training: windows without labels, unknown categories, names that are not allowed."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def _when(table: pd.DataFrame, value: int) -> str:
 
 
 def check_features(table: pd.DataFrame, windows: Windows, spec: FeatureSpec) -> list[str]:
-    """Raise a DataError where the service could answer no row as the test window has them; return warnings.
+    """Raise a DataError if the service could answer no row of the test window; return warnings.
 
-    A bundle carries golden rows that each load scores again, so there must be rows that its features accept.
+    A bundle needs golden rows, which each load scores again, so its features must accept some rows.
     """
     problems = [
         f"the feature {feature.name!r} has a quotation mark, a backslash or a control character in its name; "

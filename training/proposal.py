@@ -1,4 +1,4 @@
-"""A first mapping for files that nobody has described yet: what their columns look like, and what is doubtful."""
+"""Proposes a first mapping for a file from its columns, and marks what is doubtful."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _sample(files: Files) -> tuple[pd.DataFrame, str | None]:
 
 
 def _texts(values: pa.Array) -> pd.Series[str]:
-    """Return the values as text; those that have none, such as lists, as missing."""
+    """Return the values as text; values without a text form, such as lists, become missing."""
     try:
         text = pc.cast(values, pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -152,7 +152,7 @@ def _texts(values: pa.Array) -> pd.Series[str]:
 
 
 def _by_name(columns: Sequence[str]) -> dict[str, str]:
-    """Role → the column whose name is most like one of it."""
+    """Role → the column whose name is most similar to the role's usual names."""
     plain = {re.sub(r"[^a-z0-9]", "", column.lower()): column for column in reversed(columns)}
     found: dict[str, str] = {}
     for role, names in _ROLES.items():
@@ -259,7 +259,7 @@ def _amount(proposal: Proposal, column: str) -> None:
 
 
 def _further(proposal: Proposal) -> None:
-    """Add the other columns by what they hold; those that would tell the label are left out."""
+    """Add the other columns by their content; columns that would leak the label are left out."""
     groups: dict[str, list[str]] = {"numeric": [], "boolean": [], "categorical": []}
     left_out = []
     columns = [column for column in proposal.sample.columns if column not in proposal.taken]
@@ -319,7 +319,7 @@ def _yaml(value: object) -> str:
 
 
 def _series(columns: Sequence[str]) -> dict[str, list[str]]:
-    """Prefix → its columns, where several are a prefix and a number and no other column begins so."""
+    """Prefix → its columns, if several are the prefix and a number, and no other column has the prefix."""
     found: dict[str, list[str]] = {}
     for column in columns:
         match = re.fullmatch(r"(\D*[A-Za-z_])\d+", column)

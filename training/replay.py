@@ -1,4 +1,4 @@
-"""From the canonical table to `X`: the feature specification, and the walk through time that fills it."""
+"""The replay: from the canonical table to `X` by a walk in order of arrival, and the feature specification."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MONEY = re.compile(
 
 @dataclass(frozen=True)
 class Arrays:
-    """A table as the kernel reads it, and the states it walks through."""
+    """A table as arrays for the kernel, with the states that it updates."""
 
     transactions: Records
     customer_of: Ints
@@ -104,8 +104,8 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
 def _may_be_missing(table: pd.DataFrame, mapping: Mapping, role: str) -> bool:
     """Whether a request may lack a role.
 
-    A text role that is missing is one that nothing is known of, as a new one. A position is not: a distance that no
-    training row lacked would count as 0 km.
+    A missing text role is treated like a new value. A missing position is not: if no training row lacked a distance, a
+    missing one would count as 0 km.
     """
     lenient = role in TEXT_ROLES and not mapping.is_strict(role)
     return lenient or bool(table[role].isna().any())
@@ -144,15 +144,15 @@ def _categories(column: pd.Series[Any], learn: slice, allowed: Sequence[str] | N
 def arrays_of(
     table: pd.DataFrame, currencies: dict[str, Currency] | None = None, labels: Sequence[Label] | None = None
 ) -> Arrays:
-    """Return the canonical table as arrays, with states of whom nothing is known.
+    """Return the canonical table as arrays, with empty states.
 
     Parameters
     ----------
     currencies : dict, optional
         The scales of the model that will read the states, `FeatureSpec.currencies`.
     labels : sequence of Label, optional
-        All that was ever said of the table's transactions, in any order, instead of its columns label and
-        label_time_ms, which say one thing of each. Labels of other transactions are left out.
+        All labels of the table's transactions, in any order, instead of its columns label and label_time_ms, which hold
+        one label each. Labels of other transactions are ignored.
     """
     n = len(table)
     transactions = np.zeros(n, TRANSACTION)
@@ -187,7 +187,7 @@ def arrays_of(
 
 
 def _frauds_of(table: pd.DataFrame) -> tuple[Ints, Ints, Ints]:
-    """Return the labels that a table has of its transactions, and what each does: it tells of a fraud."""
+    """Return the fraud labels in a table's columns, and the effect of each."""
     frauds = np.flatnonzero(table["label"].to_numpy() == 1)
     label_times = table["label_time_ms"].to_numpy(np.int64)[frauds]
     order = np.argsort(label_times, kind="stable")
@@ -195,7 +195,7 @@ def _frauds_of(table: pd.DataFrame) -> tuple[Ints, Ints, Ints]:
 
 
 def _labels_of(table: pd.DataFrame, labels: Sequence[Label]) -> tuple[Ints, Ints, Ints]:
-    """Return the labels that change a history, in the order in which they become known, and what each does."""
+    """Return the labels that change a history, in order of label time, and the effect of each."""
     place = {str(name): i for i, name in enumerate(table["transaction_id"])}
     known = sorted((label for label in labels if label.transaction_id in place), key=lambda label: label.order)
     kept, does = label_effects([place[x.transaction_id] for x in known], [x.is_fraud for x in known])
@@ -223,11 +223,11 @@ def replay(
         The canonical table.
     featurizer : Featurizer
     wanted : slice
-        Rows of the table; the others only make history.
+        Rows of the table; the others only update histories.
     progress : callable, optional
-        Told the number of rows walked, again and again.
+        Called repeatedly with the number of rows walked.
     labels : sequence of Label, optional
-        See `arrays_of`; each is told when its label time has come.
+        See `arrays_of`; each is applied at its label time.
 
     Returns
     -------
@@ -265,7 +265,7 @@ def replay(
 
 
 def requested_columns(table: pd.DataFrame, spec: FeatureSpec, X: Matrix) -> None:
-    """Fill the columns of `X` that a caller sends, in the codes of the specification; unknown is missing."""
+    """Fill the columns of `X` that a caller sends, in the specification's codes; unknown categories become missing."""
     for j, feature in enumerate(spec.requested):
         column = table[feature.name]
         if feature.type == "categorical":

@@ -1,4 +1,4 @@
-"""What a person reads of a training: the model card, and the report with its plots and tables."""
+"""The model card, and the report of a training with its plots and tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.tables import Explained, Window, meaning
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the model card says; nothing in it may depend on when or where the model was trained.
+    """The facts of the model card; they must not depend on when or where the model was trained.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ def _interval(name: str, interval: Interval) -> str:
 
 
 def _plain(value: object) -> str:
-    """Return a fact for a reader: six digits of a float, thousands apart in a count."""
+    """Return a fact as text: floats with six digits, counts with thousands separators."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
     if isinstance(value, int | np.integer):
@@ -144,7 +144,7 @@ def _plain(value: object) -> str:
 
 
 def _verdict(name: str, difference: Interval) -> str:
-    """Return `better`, `worse` or `` for a difference to the baseline that the interval does not make sure of."""
+    """Return `better` or `worse` than the baseline, or `` if the interval includes no difference."""
     better = MEASURES[name].better
     if better == 0 or difference.low <= 0 <= difference.high:
         return ""
@@ -152,7 +152,7 @@ def _verdict(name: str, difference: Interval) -> str:
 
 
 def limits(facts: ModelFacts) -> list[str]:
-    """Return what a reader must know before trusting the model, as far as the facts tell it."""
+    """Return the model's limits that follow from the facts."""
     test, found = facts.windows[-1], []
     few = " With so few, only large differences show." if test.frauds < 200 else ""
     found.append(f"The test window holds {test.frauds:,} frauds among {test.rows:,} transactions.{few}")
@@ -189,7 +189,7 @@ def limits(facts: ModelFacts) -> list[str]:
 
 
 def by_rate(facts: ModelFacts) -> str:
-    """Return how the policy was chosen where no money is known, or nothing."""
+    """Return how the policy was chosen without known money, or nothing."""
     if facts.policy["costs"]:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Windows in time: what may be learnt from, stopped on, calibrated on and tested on, as of a moment."""
+"""The train, validation, calibration and test windows in time, as of a moment."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BURN_IN_MS = 30 * MS_PER_DAY
 class Windows:
     """Slices of a table in the order of arrival, each apart from the next by the gap.
 
-    `train` is learnt from with early stopping on `validation`, `refit` covers both, `calibration` is seen by
-    the calibrator alone, `test` by nobody.
+    `train` is fitted with early stopping on `validation`, `refit` covers both, `calibration` is used by the calibrator
+    alone, `test` for evaluation alone.
     """
 
     train: slice
@@ -34,7 +34,7 @@ class Windows:
 
     @property
     def all(self) -> slice:
-        """From the first row that is learnt from to the last that is tested."""
+        """From the first row of training to the last of the test."""
         return slice(self.train.start, self.test.stop)
 
     def within(self, window: slice) -> slice:
@@ -56,8 +56,8 @@ def split_by_time(
     times : (n,) int64
         Arrival of each row, ms, ascending.
     label_delay_ms : int
-        How long after the event a label is taken as known; the gap between two windows, which would be
-        learnt from with labels that are not there yet otherwise. At most a twentieth of the span.
+        The time from an event until its label is taken as known. It is also the gap between two windows, at most a
+        twentieth of the span; without a gap, training would use labels that are not known yet.
     as_of : int
         When the model is trained, ms; rows of the last `label_delay_ms` before it have no label yet.
     test : (int, int)
@@ -68,7 +68,7 @@ def split_by_time(
     Raises
     ------
     DataError
-        There is too little before `as_of`, or nothing to test on.
+        There is too little data before `as_of`, or none to test on.
     """
     start, known = int(times[0]), as_of - label_delay_ms
     span = known - start
@@ -115,10 +115,10 @@ def known_labels(
     label_delay_ms: int,
     as_of: int,
 ) -> NDArray[np.int8]:
-    """Return the labels as they stood at a moment: 1, 0, or -1 where nothing was known.
+    """Return the labels as known at a moment: 1, 0, or -1 for unknown.
 
-    A fraud counts from its label time. Anything else counts as legitimate once the label delay is over, a
-    fraud that is reported later included: that is how it looked.
+    A fraud counts from its label time. Anything else counts as legitimate once the label delay is over, including a
+    fraud reported later: that was the knowledge at that moment.
     """
     known = np.full(len(label), -1, np.int8)
     known[(label >= 0) & (event_time_ms + label_delay_ms <= as_of)] = 0

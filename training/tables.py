@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Explained:
-    """Some test transactions with their contributions, and what the booster gained from each feature.
+    """Some test transactions with their contributions, and the booster's gain by feature.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ def windows(split: Sequence[Window]) -> pd.DataFrame:
 
 
 def meaning(feature: Feature) -> str:
-    """Return what a feature says, in words."""
+    """Return the meaning of a feature, in words."""
     if feature.meaning or feature.source == "request":
         return feature.meaning or "as the caller sends it"
     return HISTORY_FEATURES[feature.name].meaning
@@ -94,7 +94,7 @@ def features(listed: Sequence[Feature], explained: Explained) -> pd.DataFrame:
 
 
 def decisions(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
-    """What each policy approves, reviews and declines, and, where money is known, what that costs."""
+    """The decisions of each policy, and their costs if money is known."""
     y = outcomes.y_true
     amount = np.ones(len(y)) if outcomes.amount is None else outcomes.amount
     rows = []

@@ -119,7 +119,7 @@ def _parsed_ms(reader: Reader, text: pa.Array, spec: TimeColumn, role: str, day_
 
 
 def _stamps(text: pa.Array, spec: TimeColumn, zoned: bool) -> pd.Series[Any]:
-    """Timestamps, NaT where `text` is no time; arrow reads well-formed ISO 8601 many times faster than pandas."""
+    """Timestamps, NaT where `text` is not a time; Arrow reads well-formed ISO 8601 many times faster than pandas."""
     if spec.format is None:
         try:
             stamps = pc.cast(text, pa.timestamp("ns", tz="UTC" if zoned else None))

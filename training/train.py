@@ -45,7 +45,7 @@ DEFAULT_LABEL_DELAY_MS = 7 * 86_400_000
 
 @dataclass
 class StageTimer:
-    """What took how long, seconds a stage."""
+    """Times each stage, seconds."""
 
     timings_s: dict[str, float] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class StageTimer:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A table with its windows and features, and the labels as they stood when the model is trained."""
+    """The data of one training: a table with its windows, features, and labels as known at training time."""
 
     table: pd.DataFrame
     windows: Windows
@@ -102,9 +102,9 @@ class Run:
 
 
 def label_delay_of(table: pd.DataFrame, mapping: Mapping) -> int:
-    """Return after how long a transaction without a label may be taken as legitimate, ms.
+    """Return the time after which an unlabelled transaction counts as legitimate, ms.
 
-    The mapping's fixed delay, or else the time by which 90% of the frauds had become known.
+    The mapping's fixed delay, or else the delay within which 90% of the frauds became known.
     """
     if mapping.label_delay_ms is not None:
         return mapping.label_delay_ms
@@ -125,9 +125,9 @@ def prepare_transactions(
     *,
     packaged: bool = True,
 ) -> PreparedData:
-    """Check a table of transactions, replay it and return what a training needs.
+    """Check a table of transactions, replay it and return the data of a training.
 
-    A model that is not `packaged`, as a backtest's, needs no labels in the test window and no row to be golden.
+    A model that is not `packaged`, as in a backtest, needs no labels in the test window and no golden rows.
     """
     spec = transaction_spec(table, mapping, windows.train)
     part = table.iloc[windows.all]
@@ -165,7 +165,7 @@ def _prepare(
 
 
 def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> PreparedData:
-    """Return what a training needs from a table of ready features, in the order of its rows."""
+    """Return the data of a training on a table of ready features, in row order."""
     if "stake" not in table and "costs" in config.model_fields_set:
         raise DataError(
             "the configuration gives costs in money, but the mapping does not say what money is at stake in a row; "
@@ -183,7 +183,7 @@ def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> P
 
 
 def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Return the money at stake in each row: a transaction's amount, or what the mapping of ready features names."""
+    """Return the money at stake in each row: a transaction's amount, or the stake column of ready features."""
     column = "stake" if "stake" in table else "amount" if "customer_id" in table else None
     return None if column is None else table[column].to_numpy(np.float64)
 
@@ -248,7 +248,7 @@ def train(
     name : str
         The model's.
     dataset : dict
-        What identifies the file that the table was read from: its name and digest.
+        Name and digest of the file that the table was read from.
     runs : Path
         Where the run folder is made.
     """
@@ -369,7 +369,7 @@ def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:
 
 
 def measure_window(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64] | None, config: Config) -> Samples:
-    """Measure the scores of labelled rows, drawing customers where the rows name them."""
+    """Measure the scores of labelled rows; the bootstrap draws customers if the rows name them."""
     return measure(
         test["label"],
         scored.y_prob,

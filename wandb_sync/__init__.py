@@ -1,1 +1,1 @@
-"""What W&B and the Bento store know of the models: runs, artifacts, aliases, and the way back."""
+"""Synchronization with W&B: runs, artifacts and aliases, in both directions."""

@@ -1,7 +1,7 @@
-"""Ask W&B something through its SDK, in a process of its own that can be ended.
+"""Calls W&B through its SDK in a child process that can be killed.
 
-The SDK retries for minutes and can hang on a silent server, so no call runs in this process: each has a
-limit, after which its whole process group is killed.
+The SDK retries for minutes and can hang on a silent server, so every call runs in a child process with a time limit,
+after which its process group is killed.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from wandb_sync.settings import WandbSettings
 
 
 class WandbError(FraudError):
-    """W&B did not do what was asked; `what` is kept and can be sent later."""
+    """W&B did not do what was asked; the change `what` stays queued and can be sent later."""
 
     http_status = 503
     code = "wandb"
 
 
 class WandbOffline(WandbError):
-    """No key, WANDB_MODE=offline, or the SDK is not installed: nothing was asked."""
+    """No key, WANDB_MODE=offline, or no SDK installed: no call was made."""
 
 
 class WandbUnreachable(WandbError):
-    """No answer, a late answer, or a server's error."""
+    """No answer, a late answer, or a server error."""
 
 
 class WandbRefused(WandbError):
-    """The key, its permissions or the request were refused: asking again will not help."""
+    """The key, its permissions or the request were refused: a retry will not help."""
 
 
 class WandbMissing(WandbError):
@@ -71,7 +71,7 @@ class WandbClient:
         return self._call(operation, self.settings.transfer_timeout_s, arguments, root, "offline")
 
     def request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What the SDK's process reads."""
+        """The request that the SDK's process reads."""
         return {
             "operation": operation,
             "arguments": arguments,
@@ -104,7 +104,7 @@ class WandbClient:
 
 
 def run_bounded(environment: dict[str, str], text: str, timeout_s: float) -> tuple[int | None, str, str]:
-    """Run the SDK's process; (exit code, stdout, stderr), an exit code of None when it was killed at its limit."""
+    """Run the SDK's process; return (exit code, stdout, stderr), exit code None if it was killed at its limit."""
     with sdk_process(environment) as process:
         try:
             output, errors = process.communicate(text, timeout=timeout_s)
@@ -115,7 +115,7 @@ def run_bounded(environment: dict[str, str], text: str, timeout_s: float) -> tup
 
 @contextmanager
 def sdk_process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """The SDK's process in a group of its own, which ends with this block and with this process."""
+    """The SDK's process in its own process group, which is ended with this block or this process."""
     child_end, own_end = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "wandb_sync.sdk", str(child_end)],

@@ -1,4 +1,4 @@
-"""One look at W&B on behalf of a running service, which holds neither the SDK nor this package in its process.
+"""Looks up W&B once for a running service, which imports neither the SDK nor this package.
 
 ``python -m wandb_sync.look NAME …`` does for each model what ``fraud follow NAME --once`` does and prints one word:
 ``asked``, or ``off`` where there is no key. How each look went is in the registry, as always.

@@ -1,7 +1,7 @@
-"""The life of a model version, as W&B is told of it.
+"""The lifecycle of model versions, synchronized with W&B.
 
-Each action is done on this machine first (`fraud.models.lifecycle`), and W&B is told afterwards; what it cannot be told
-now waits in the outbox, in order.
+Each action is done on this machine first (`fraud.models.lifecycle`) and sent to W&B afterwards; what cannot be sent now
+waits in the outbox, in order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sent:
-    """What W&B was told, and what still waits and why."""
+    """The changes sent to W&B, and those still queued, with the reason."""
 
     delivered: list[Pending]
     waiting: list[Pending]
@@ -39,7 +39,7 @@ class Sent:
 
 
 class Models(Lifecycle):
-    """The models of one machine, and W&B, which is told of what happens to them where there is a key."""
+    """The models of one machine; with a key, their changes are sent to W&B."""
 
     def __init__(self, settings: WandbSettings) -> None:
         super().__init__(settings.bentoml_home)
@@ -74,14 +74,14 @@ class Models(Lifecycle):
         self.registry.pend_run(run.bundle.manifest.name, payload)
 
     def record_use(self, name: str, reference: str, job_type: str, facts: dict[str, Any]) -> None:
-        """Queue a run for W&B that used a version of this machine: a backtest, say, with what came of it."""
+        """Queue the record of a run that used a version of this machine, such as a backtest with its results."""
         self.registry.record_use(name, reference, job_type, facts, who=who_am_i())
 
     def send_pending(self, within_s: float = math.inf) -> Sent:
-        """Tell W&B what waits, oldest first, each once; what is not begun within that time waits on.
+        """Send the queue to W&B, oldest first, each change once; what is not begun within the time limit stays queued.
 
-        Nothing overtakes an earlier change of the same model, except that a run may pass a move that waits for
-        it, and that nothing waits for the record of a use; where W&B does not answer, all the rest waits.
+        Changes of one model keep their order, with two exceptions: a run may pass a move that waits for it, and no
+        change waits for the record of a use. If W&B does not answer, the rest stays queued.
         """
         until = time.monotonic() + within_s
         delivered: list[Pending] = []

@@ -1,4 +1,4 @@
-"""From W&B into the Bento store and the registry of this machine: once, or again and again."""
+"""Brings versions from W&B into the local Bento store and registry: once, or by polling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Pulling:
-    """Brings versions in; whatever fails, what was in store and registry stays."""
+    """Imports versions; on any failure, store and registry stay as they were."""
 
     def __init__(self, settings: WandbSettings, local: Lifecycle, client: WandbClient) -> None:
         self.settings = settings
@@ -32,8 +32,8 @@ class Pulling:
     def pull(self, name: str, reference: str) -> str:
         """Bring a version into the Bento store and the local registry; returns its store tag.
 
-        `reference` is an alias, ``vN`` or a digest: W&B's where it answers, else the local registry's. Nothing
-        is downloaded that the store has already, and a digest that it has is not even asked for.
+        `reference` is an alias, ``vN`` or a digest: W&B's where it answers, else the local registry's. A version in the
+        store is not downloaded again; for a digest in the store W&B is not asked.
         """
         if DIGEST.fullmatch(reference) and (tag := self._held(name, reference)):
             return tag
@@ -51,11 +51,10 @@ class Pulling:
         return f"{name}:{short(digest)}"
 
     def follow(self, name: str, alias: str = "production") -> str:
-        """Learn where `alias` points now, on W&B or here, and bring that version in; returns its store tag.
+        """Look up the current version of `alias`, on W&B or here, and import it; returns its store tag.
 
-        For a running service: bounded, and whatever it raises, what was in store and registry stays and the
-        registry knows what went wrong. A change made here that W&B has not been told yet is newer than what
-        W&B says.
+        For a running service: the time is bounded, and on any error store and registry stay as they were and the
+        registry records the error. A local change not yet sent to W&B takes precedence over W&B.
         """
         try:
             tag, unanswered = self._follow(name, alias)
@@ -66,7 +65,7 @@ class Pulling:
         return tag
 
     def _follow(self, name: str, alias: str) -> tuple[str, str]:
-        """The store tag to serve, and why W&B was not heard; empty when it was."""
+        """The store tag to serve, and why W&B gave no answer; empty if it did."""
         unanswered = ""
         if not any(item.name == name and item.kind == "alias" for item in self.registry.pending()):
             try:
@@ -121,7 +120,7 @@ class Pulling:
         return found
 
     def _take(self, name: str, found: dict[str, Any], downloads: Path) -> None:
-        """Import a downloaded version, unless the store has it, and register what W&B says of it."""
+        """Import a downloaded version unless the store has it, and register its W&B metadata."""
         digest, metadata = found["bundle_digest"], found["metadata"]
         if not isinstance(digest, str):
             raise BundleError(f"{name}:{found['version']} on W&B was not pushed by this project: no bundle digest")

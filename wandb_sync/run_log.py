@@ -1,4 +1,4 @@
-"""A finished run folder as a W&B run: what the dashboard shows of it. Imports wandb, so only the SDK's process may."""
+"""Logs a finished run folder as a W&B run. Imports wandb, so only the SDK's process may import this module."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Run folders: read what training wrote, watch a training, and wait in the outbox until W&B has everything.
+"""The outbox of run folders: training runs wait here until W&B has everything.
 
-An entry of the outbox is a folder of our own: ``run/`` is a copy of the run folder, ``sdk/`` is what the SDK
-wrote of it offline. It goes when the server, asked afterwards, has the run and its artifacts.
+An entry of the outbox is a folder: ``run/`` is a copy of the run folder, ``sdk/`` the SDK's offline run. It is deleted
+once the server confirms the run and its artifacts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARRIVAL_WAIT_S = 10.0
 
 
 class Outbox:
-    """What W&B has not got yet, in files; its order is the registry's.
+    """The files not yet sent to W&B, in the registry's order.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Outbox:
         self.client = client
 
     def keep(self, run: RunFolder) -> None:
-        """Take a copy of a run folder; a killed copy is never taken for a whole one."""
+        """Copy a run folder; an interrupted copy is never taken for a complete one."""
         target = self.folder / run.run_id / "run"
         if target.is_dir():
             return
@@ -54,9 +54,9 @@ class Outbox:
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
-        """Let the SDK measure this process and machine while it trains; any trouble leaves the training alone.
+        """Let the SDK measure this process and machine during a training; its failures do not affect the training.
 
-        Where the SDK is not installed nothing is measured.
+        Without the SDK nothing is measured.
 
         Example
         -------
@@ -88,7 +88,7 @@ class Outbox:
                     self.drop(run_id)
 
     def deliver(self, run_id: str, aliases: list[str]) -> str:
-        """Bring a kept run with its artifacts up, and return the model's version on the server.
+        """Upload a kept run with its artifacts, and return the model's version on the server.
 
         Every step asks the server first, so it may be repeated after an interruption at any point.
         """
@@ -128,7 +128,7 @@ class Outbox:
         return str(found["version"])
 
     def _logged(self, run: RunFolder) -> Path:
-        """The run as the SDK wrote it offline, written now unless a watch did it to the end."""
+        """The SDK's offline run, written now unless a watch completed it."""
         sdk = self.folder / run.run_id / "sdk"
         if not (sdk / "staged").is_dir():
             shutil.rmtree(sdk, ignore_errors=True)
@@ -139,7 +139,7 @@ class Outbox:
 
 
 class Watch:
-    """A training under the eye of the SDK."""
+    """A training watched by the SDK."""
 
     def __init__(self, outbox: Outbox, process: subprocess.Popen[str] | None, run_id: str) -> None:
         self.outbox = outbox
@@ -169,7 +169,7 @@ class Watch:
 
 
 def seal(sdk: Path) -> None:
-    """Mark an offline run as whole, by a copy of what its synchronisation would delete."""
+    """Mark an offline run as complete, by copying the file that its synchronization would delete."""
     (sdk / "data").mkdir(exist_ok=True)
     shutil.rmtree(sdk / "staging", ignore_errors=True)
     shutil.copytree(sdk / "data", sdk / "staging")

@@ -1,4 +1,4 @@
-"""Folders for unfinished things, that a killed process does not leave behind for good."""
+"""Temporary folders, which are cleaned up even after a killed process."""
 
 from __future__ import annotations
 

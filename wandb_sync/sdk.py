@@ -1,4 +1,4 @@
-"""The one module that imports wandb; run as a process of its own: ``python -m wandb_sync.sdk``.
+"""The child process that uses the SDK: ``python -m wandb_sync.sdk``.
 
 It reads one request as JSON from standard input and answers with one line of JSON on standard output. The
 environment (WandbSettings.environment) holds its limits, set before wandb is imported.
@@ -31,7 +31,7 @@ REFUSED = re.compile(r"\b(401|403)\b|not logged in|permission|api key")
 
 
 class Missing(Exception):
-    """The server answered that it has no such thing."""
+    """The server answered that this does not exist."""
 
 
 class Sdk:
@@ -80,7 +80,7 @@ class Sdk:
     def push_run(
         self, run_id: str, offline: str, media: list[str], artifacts: dict[str, Any], wait_s: float
     ) -> dict[str, Any]:
-        """Bring an offline run and its artifacts up, and return the model's version as the server has it.
+        """Upload an offline run and its artifacts, and return the model's version on the server.
 
         Success is decided by asking the server, before and after each step: a step that it has already is not
         repeated, since a second synchronisation would double the run's history.
@@ -110,7 +110,7 @@ class Sdk:
         subprocess.run(command, check=False)
 
     def run_state(self, run_id: str, wait_s: float) -> dict[str, Any]:
-        """What the server has of a run, asked again for up to `wait_s` while its history is missing."""
+        """The server's state of a run; polled for up to `wait_s` while its history is missing."""
         until = time.monotonic() + wait_s
         while True:
             state = self._run_state(run_id)
@@ -278,7 +278,7 @@ class Sdk:
 
 
 def quiet() -> wandb.Settings:
-    """Add nothing of this machine to a run: it may have been trained on another one."""
+    """Add no data about this machine to a run: it may have been trained on another one."""
     return wandb.Settings(x_disable_stats=True, x_disable_meta=True, x_save_requirements=False)
 
 
@@ -309,7 +309,7 @@ def lineage(artifact: Any) -> dict[str, Any]:
 
 
 def kind_of(error: Exception) -> str:
-    """What an error of the SDK means to the caller: "unreachable", "refused", "missing" or "failed".
+    """Classify an error of the SDK for the caller: "unreachable", "refused", "missing" or "failed".
 
     The SDK reports a server that does not answer as an AuthenticationError too, so its text decides.
     """
@@ -324,7 +324,7 @@ def kind_of(error: Exception) -> str:
 
 
 def end_with_parent(lifeline: int) -> None:
-    """End this process group when the parent's end of the pipe closes: nothing is sent behind a killed parent."""
+    """End this process group when the parent's end of the pipe closes: nothing is sent after the parent was killed."""
     os.read(lifeline, 1)
     os.killpg(0, signal.SIGKILL)
 

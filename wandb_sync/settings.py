@@ -1,4 +1,4 @@
-"""Where W&B is, and how long it may take. Read once, passed down."""
+"""Settings of W&B: server, credentials and time limits. Read once, passed down."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ they are asked for again, so these are not passed on."""
 
 
 class Variables(BaseSettings):
-    """The variables that W&B and this package read, as they are given: nothing else of the environment is looked at."""
+    """The environment variables that W&B and this package read, unparsed; no others are read."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
@@ -66,17 +66,17 @@ class Variables(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read what `of` is given, and not this process's environment behind it."""
+        """Read only what `of` is given, not this process's environment."""
         return (init_settings,)
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Variables:
-        """Return those of an environment; one that is empty counts as none.
+        """Return the variables of an environment; an empty one counts as unset.
 
         Raises
         ------
         SettingsError
-            A limit is no number above zero.
+            A limit is not a number above zero.
         """
         names = [str(setting.validation_alias) for setting in cls.model_fields.values()]
         given: dict[str, Any] = {name: environ[name] for name in names if environ.get(name)}
@@ -195,7 +195,7 @@ class WandbSettings:
 
 
 class SdkSettings(BaseSettings):
-    """What `WandbSettings.environment` told the process that uses the SDK."""
+    """The settings that `WandbSettings.environment` passes to the SDK's process."""
 
     model_config = SettingsConfigDict(env_prefix="WANDB_", extra="ignore", frozen=True)
 
@@ -206,7 +206,7 @@ class SdkSettings(BaseSettings):
 
 
 def _saved(given: Variables) -> dict[str, str]:
-    """What `wandb login --host` and `wandb init` saved: of the user, then of the working folder, which wins.
+    """The settings saved by `wandb login --host` and `wandb init`: the user's, overridden by the working folder's.
 
     A file that cannot be read counts as empty, as it does for W&B's own commands.
     """

@@ -1,4 +1,4 @@
-"""What can be asked of the decision log: is it whole, what does it say, does it come out the same again."""
+"""Checks of the decision log: verify its chain, export its decisions, replay them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPLAY_AT_ONCE = 1000
 
 @dataclass
 class Verified:
-    """How far the chain holds: `rows` of it, up to `head`."""
+    """The result of a walk: `rows` valid rows, up to `head`."""
 
     rows: int
     head: Anchor
@@ -42,8 +42,8 @@ def verify_chain(log: DecisionLog, key: bytes = b"", known: Anchor | None = None
     key : bytes
         What the service was started with; see `fraud.decisions.chain.audit_key_of`.
     known : Anchor, optional
-        A place and link noted down earlier, which the chain has to come through: shows a log that was cut off
-        at its end, or computed anew by someone who has the key.
+        A place and link noted earlier, which the chain must contain: detects a log that was truncated, or rewritten by
+        someone who has the key.
     """
     end, start = log.head(), log.anchor()
     verifier = Verifier(start, key)
@@ -88,7 +88,7 @@ def verify_chain(log: DecisionLog, key: bytes = b"", known: Anchor | None = None
 
 
 def _broken_labels(log: DecisionLog, key: bytes) -> str | None:
-    """Walk the chain of labels; return what is wrong with it, if anything is."""
+    """Walk the chain of labels; return the first fault, or None."""
     end = log.place("labels").anchor
     verifier = Verifier(Anchor(), key)
     for logged, row_key in log.labels():
@@ -119,7 +119,7 @@ def exported(log: DecisionLog, from_ms: int | None = None, until_ms: int | None 
 
 @dataclass
 class Difference:
-    """One field of one decision that came out otherwise."""
+    """One field of one decision that the replay computed differently."""
 
     sequence: int
     transaction_id: str | None
@@ -130,7 +130,7 @@ class Difference:
 
 @dataclass
 class Replayed:
-    """How a replay went, by model digest; what could not be replayed says why."""
+    """The result of a replay by model digest, with the reasons for decisions that could not be replayed."""
 
     rows: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -148,7 +148,7 @@ def replay(
     scorer_of : callable
         Returns the scorer of (name, digest), or raises a `FraudError` that says why it cannot.
     last : int, optional
-        Only so many of the latest decisions.
+        Replay only this many of the latest decisions.
     at_most : int
         Differences that are kept.
     """

@@ -1,4 +1,4 @@
-"""`fraud verify batching`: many callers at once, some of them bad, slow or huge, and each gets his own answer."""
+"""`fraud verify batching`: concurrent callers, some bad, slow or huge; each must get its own answer."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def batching(
 ) -> None:
     """Compare every answer given under load with the answer that the same row gets alone.
 
-    Rows carry no common customer, so that the score of a row depends on nothing but the row. Among the callers
-    are some whose bodies arrive byte by byte, and some who send 1,000 rows. Only bad rows may be refused, each
-    with its own path.
+    No two rows share a customer, so a row's score depends on the row alone. Some callers send their bodies byte by
+    byte, and some send 1,000 rows. Only bad rows may be refused, each with its own path.
     """
     with sandbox(model, workers) as box:
         result = asyncio.run(measure_batching(box, users, bad, requests, seed))

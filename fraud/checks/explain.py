@@ -31,7 +31,7 @@ out = Console(soft_wrap=True)
 
 @dataclass(frozen=True)
 class Explained:
-    """How well the explanations of a model's answers hold."""
+    """How exact the explanations of a model's answers are."""
 
     rows: int
     refused: int

@@ -70,7 +70,7 @@ class Fuzzed:
 
 
 class Mutator:
-    """Makes requests that are nearly right; the same seed makes the same ones.
+    """Makes nearly valid requests; the same seed makes the same requests.
 
     Parameters
     ----------
@@ -212,17 +212,17 @@ class Mutator:
 
 
 def processor_s(pid: int) -> float:
-    """Return the processor time that the first thread of a process, that of its event loop, has had, seconds."""
+    """Return the processor time used by a process's first thread, which runs its event loop, seconds."""
     return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 async def fuzz_server(port: int, pid: int, mutator: Mutator, calls: int, secret: str) -> Fuzzed:
-    """Call a server one request after the other and note what should not be.
+    """Send a server one request after the other and record every violation.
 
     Parameters
     ----------
     port, pid : int
-        Of the one worker.
+        Port and process id of the one worker.
     secret : str
         An API key with every scope.
     """
@@ -266,7 +266,8 @@ def _has_the_shape(answered: bytes) -> bool:
 
 
 def routes_of(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return method and path of every route of an OpenAPI document; those that take a body come more often."""
+    """Return method and path of every route of an OpenAPI document; those with a body are repeated, to be drawn
+    more."""
     return [
         (method.upper(), path)
         for path, item in document["paths"].items()
@@ -281,7 +282,7 @@ def fuzz(
     model: Annotated[str, typer.Option(help="A bundle folder, or NAME[:REF].")] = "fraud-transaction",
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
-    """Send requests that are nearly right to every route of a server of their own.
+    """Start a server and send nearly valid requests to each of its routes.
 
     Unknown, broken, many, deep and long fields, headers, paths and queries: no answer may be a 500, no error may have
     another shape than the one, and no call may take more than 50 ms of the event loop's processor time.

@@ -55,7 +55,7 @@ Seed = Annotated[int, typer.Option("--seed")]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the service's rows are from the offline replay's."""
+    """The differences between the service's features and the offline replay's."""
 
     rows: int
     late: int
@@ -118,7 +118,7 @@ def shuffled_arrival(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def scorer_for(table: pd.DataFrame, spec: FeatureSpec) -> Scorer:
-    """Return a scorer with a quickly trained booster; what it finds out does not matter here."""
+    """Return a scorer with a quickly trained booster; its quality does not matter here."""
     import lightgbm
 
     featurizer = Featurizer(spec, QUANTILES)
@@ -150,9 +150,9 @@ async def measure_parity(
     Parameters
     ----------
     table : DataFrame
-        The canonical table, of whose customers and transactions the store knows nothing.
+        The canonical table; its customers and transactions must be new to the store.
     repeat_share : float
-        How many transactions are sent again, at some time after their first.
+        The share of transactions that are sent a second time, later.
     """
     pipeline = Pipeline({scorer.name.name: scorer}, store)
     rng = np.random.default_rng(seed)
@@ -218,7 +218,7 @@ async def recorded_features(store: Store, ids: Iterable[str], n_features: int) -
 
 @app.command()
 def idempotency(rows: Rows = 2_000, store: StoreUrl = "sqlite", seed: Seed = 1) -> None:
-    """Send every transaction up to four times, through two workers at once, and count what the history knows.
+    """Send every transaction up to four times through two workers at once; count decisions and history updates.
 
     Exits with 1 unless each transaction has one decision and each history one update a transaction.
     """
@@ -237,7 +237,7 @@ def idempotency(rows: Rows = 2_000, store: StoreUrl = "sqlite", seed: Seed = 1) 
 
 @dataclass(frozen=True)
 class Idempotency:
-    """How often transactions were sent, and what came of them."""
+    """How often transactions were sent, and how many decisions and updates resulted."""
 
     transactions: int
     sent: int

@@ -1,4 +1,4 @@
-"""`fraud verify hostile`: no bundle, however it was made, ends the process that loads it."""
+"""`fraud verify hostile`: no bundle can end the process that loads it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ out = Console(soft_wrap=True, highlight=False)
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of one load in a process of its own."""
+    """The result of one load in a child process."""
 
     outcome: Outcome
     message: str
@@ -59,7 +59,7 @@ class Tried:
 
 @dataclass
 class Tally:
-    """What came of all."""
+    """The results of all loads."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Tally:
     largest_bytes: int = 0
 
     def add(self, what: str, tried: Tried, allowed: tuple[Outcome, ...]) -> None:
-        """Count one load; an outcome that is not `allowed` is kept with what led to it."""
+        """Count one load; an outcome that is not `allowed` is kept with the change that caused it."""
         self.outcomes[tried.outcome] += 1
         self.slowest_s = max(self.slowest_s, tried.seconds)
         self.largest_bytes = max(self.largest_bytes, tried.peak_bytes)
@@ -123,7 +123,7 @@ def hostile(
 
 
 def try_bundle(folder: Path, load: Load = Scorer.load) -> Tried:
-    """Load a bundle in a child process, and say what came of it.
+    """Load a bundle in a child process and return the result.
 
     The child may take `LIMIT_BYTES` more address space than it starts with.
     """

@@ -1,4 +1,4 @@
-"""`fraud verify audit`, `replay` and `chaos`: what was answered is in the decision log, whatever was killed."""
+"""`fraud verify audit`, `replay` and `chaos`: every answered decision is in the decision log, also after a kill."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Workers = Annotated[int, typer.Option(min=1)]
 
 @dataclass
 class Kept:
-    """What was acknowledged, against what the log holds."""
+    """The acknowledged decisions, compared with the log."""
 
     acknowledged: dict[str, float] = field(default_factory=dict)
     failed: int = 0
@@ -119,7 +119,7 @@ def chaos(
     users: Annotated[int, typer.Option(min=1, help="Callers that ask without a pause.")] = 8,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
-    """Kill a worker, or the whole server, at random moments under load; nothing acknowledged may be missing."""
+    """Kill a worker or the whole server at random moments under load; no acknowledged decision may be missing."""
     started = time.monotonic()
     with sandbox(model, workers, {"FRAUD_AUDIT_KEY": AUDIT_KEY}) as box:
         kept = asyncio.run(killed(box, kills, users, seed))
@@ -128,7 +128,7 @@ def chaos(
 
 
 def _judge(kept: Kept, log: Path, flips: int, seed: int) -> None:
-    """Find what was acknowledged in the log, then change bytes of it; exit with 1 unless both came out."""
+    """Look up every acknowledged decision in the log, then change bytes of it; exit with 1 if either check fails."""
     kept.compare(log)
     named = flipped(log, flips, seed)
     kept.tell()
@@ -138,7 +138,7 @@ def _judge(kept: Kept, log: Path, flips: int, seed: int) -> None:
 
 
 async def filled(box: Sandbox, rows: int, *, swap_at: int | None = None, at_once: int = 50) -> Kept:
-    """Start the server and have it make decisions, from one place on by the other version."""
+    """Start the server and let it make decisions, the later ones with the other version."""
     await box.start()
     kept = Kept()
     async with connected(box.port) as client:

@@ -1,4 +1,4 @@
-"""Bundles gone wrong: some by hand, each for a fault that was met or feared, and any number at random."""
+"""Faulty bundles: some made by hand, one for each known kind of fault, and any number made at random."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Hostile:
 
 
 def resign(folder: Path) -> None:
-    """Let the manifest name the files as they are now, as one who may write the folder can."""
+    """Recompute the manifest's digests from the current files, as an attacker with write access could."""
     path = folder / MANIFEST
     manifest = json.loads(path.read_bytes())
     digests = {name: sha256((folder / name).read_bytes()) for name in manifest["files"] if (folder / name).is_file()}
@@ -44,7 +44,7 @@ def resign(folder: Path) -> None:
 
 
 def mutate(folder: Path, rng: random.Random) -> str:
-    """Change a bundle's files at random, mostly with digests to match; returns what was done."""
+    """Change a bundle's files at random, mostly with matching digests; return a description of the change."""
     names = sorted(path.name for path in folder.iterdir())
     done = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -257,7 +257,7 @@ def _another_kind(text: str) -> str:
 
 
 def _chain_of_splits(text: str, n: int = 10_000) -> str:
-    """Put in the place of the first tree one whose depth would end LightGBM's recursion, or take all memory."""
+    """Replace the first tree by one so deep that LightGBM's recursion would overflow, or take all memory."""
 
     def joined(values: range) -> str:
         return " ".join(map(str, values))

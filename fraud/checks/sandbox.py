@@ -1,4 +1,4 @@
-"""A server of its own for the checks that swap, break and kill: real `bentoml serve`, on copies, on this machine."""
+"""A private server for the checks that swap, break and kill: a real `bentoml serve` on copies of the model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROOT = Path(fraud.__file__).parent.parent
 
 @dataclass
 class Sandbox:
-    """A server on a free port, with a Bento store, a registry and a state folder that go when it goes.
+    """A server on a free port, with its own Bento store, registry and state folder, all removed at the end.
 
     The store holds two versions of one model, which differ in calibrator and policy; the first is in production.
     """
@@ -114,7 +114,7 @@ class Sandbox:
         return [child.pid for child in children if any("worker" in part for part in child.cmdline())]
 
     def kill(self) -> None:
-        """End all processes of the server at once, as a power cut would; its workers outlive it otherwise."""
+        """Kill all processes of the server at once, as a power cut would; workers survive the kill of their parent."""
         if self.process is None or self.process.poll() is not None:
             return
         server = psutil.Process(self.process.pid)
@@ -153,7 +153,7 @@ def sandbox(model: str, workers: int = 2, environment: Mapping[str, str] | None 
 
 
 def harsher(bundle: Bundle) -> Bundle:
-    """Return a bundle whose answers can be told from this one's: lower probabilities, lower thresholds."""
+    """Return a bundle whose answers differ from this one's: lower probabilities, lower thresholds."""
     files = bundle.algorithm.vary(bundle.detector_files)
     detector = bundle.algorithm.load(files, len(bundle.spec.features))
     golden = tuple(
@@ -194,7 +194,7 @@ def write_again(bundle: Bundle, folder: Path) -> None:
 
 
 def fresh(instance: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """Return an instance as a transaction of its own: another id, and a customer and merchant without history."""
+    """Return an instance as a new transaction: another id, and a customer and merchant without history."""
     identity = uuid.uuid4().hex
     changed = {**instance, "transaction_id": f"t-{identity}"}
     for name in ("customer_id", "merchant_id"):

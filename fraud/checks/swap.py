@@ -1,4 +1,4 @@
-"""`fraud verify swap`: models change under load, and nobody notices but by the version in his answer."""
+"""`fraud verify swap`: models change under load, and callers see no change but the version in the answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ out = Console(soft_wrap=True, highlight=False)
 
 @dataclass
 class Load:
-    """What came of the requests of one kind of minute."""
+    """The results of the requests sent with swaps, or without."""
 
     requests: int = 0
     failed: list[str] = field(default_factory=list)
@@ -72,8 +72,8 @@ def swap(
 ) -> None:
     """Swap the model in production back and forth under load, with a broken one in the middle.
 
-    Starts a server of its own on a copy of the model and on another calibrator and policy. Every answer must
-    come, be made of one version alone, and within 1.2 times the 99th percentile of answers without swaps.
+    Starts a server of its own on a copy of the model and on another calibrator and policy. Every request must be
+    answered, by one version alone, with a p99 of at most 1.2 times that without swaps.
     """
     with sandbox(model, workers) as box:
         result = asyncio.run(measure_swaps(box, cycles, rate, connections))
@@ -183,7 +183,7 @@ async def one(client: Client, box: Sandbox, scorers: dict[str, Scorer], load: Lo
 
 
 def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
-    """Tell whether all parts of an explained answer are of one version: model, calibrator and policy."""
+    """Return whether all parts of an explained answer come from one version: model, calibrator and policy."""
     base = scorer.contributions(np.full((1, len(scorer.spec.features)), np.nan))[0, -1]
     margin = row["raw_margin"]
     probability = float(scorer.detector.probability(np.array([margin]))[0])
@@ -210,7 +210,7 @@ async def seen_by_all(box: Sandbox, digest: str) -> float:
 
 
 async def refused_by_all(box: Sandbox) -> bool:
-    """Wait until every worker says that it could not load the version it should."""
+    """Wait until every worker reports that it could not load the wanted version."""
     started = time.monotonic()
     waiting = set(await asyncio.to_thread(box.worker_pids))
     while waiting and time.monotonic() - started < SWAP_LIMIT_S:
@@ -222,7 +222,7 @@ async def refused_by_all(box: Sandbox) -> bool:
 
 
 async def readiness(box: Sandbox) -> Any:
-    """Return what one of the workers says of itself; a new connection may reach another worker."""
+    """Return the readiness of one worker; a new connection may reach another worker."""
     async with connected(box.port) as client:
         status, body = await client.ask("GET", "/readyz")
     assert status == 200, body

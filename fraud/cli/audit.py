@@ -81,8 +81,8 @@ def retain(
 ) -> None:
     """Remove the oldest decisions; the chain begins after them from then on.
 
-    A transaction that is forgotten counts as a new one when it comes again, and its fraud can no longer be
-    told to the history: keep more days than chargebacks take.
+    A removed transaction counts as new when it comes again, and can no longer be labelled: keep more days than
+    chargebacks take.
     """
     log = log_of(Settings.read())
     before = datetime.now(UTC) - timedelta(days=days)
@@ -99,7 +99,7 @@ def replay_(
     everything: Annotated[bool, typer.Option("--all", help="Every decision in the log.")] = False,
     last: Annotated[int, typer.Option(min=1, help="So many of the latest decisions.")] = 1000,
 ) -> None:
-    """Score recorded decisions again from record and bundle; exit 1 if a single bit differs, saying which field."""
+    """Score recorded decisions again from record and bundle; if a single bit differs, name the field and exit 1."""
     from fraud.checks.audit import replay
     from fraud.models.bento_store import BentoStore
     from fraud.models.bundle import short
@@ -133,7 +133,7 @@ def log_of(settings: Settings) -> DecisionLog:
     Raises
     ------
     StoreError
-        That store keeps no log, or is not there.
+        That store keeps no log, or cannot be reached.
     """
     audit_key = audit_key_of(settings.privacy.audit_key.get_secret_value())
     return open_log(settings.store.cold_url or settings.store.url, settings.process.state_dir, audit_key)

@@ -1,4 +1,4 @@
-"""The `fraud` command. Each module of this package holds the commands of one room; here they meet."""
+"""The `fraud` command. Each module of this package defines the commands of one area; this one joins them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fraud.cli import audit, decisions, history, inspecting, keys, registry, ser
 
 
 class Verify(TyperGroup):
-    """`fraud verify`, whose checks need training and serving both and are read only when asked for."""
+    """`fraud verify`: its checks import both training and serving, so they are imported on first use."""
 
     ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz")
 

@@ -1,4 +1,4 @@
-"""`fraud inspect`: a first mapping for files that nobody has described yet."""
+"""`fraud inspect`: propose a first mapping for a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def inspect(
     data: Annotated[list[Path], typer.Argument(help="CSV or Parquet files, a folder, or a pattern in quotes.")],
     file: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the mapping; shown if none.")] = None,
 ) -> None:
-    """Propose a mapping for a file: what its columns look like, each doubt as a comment to be answered.
+    """Propose a mapping for a file; a comment marks each guess that you should check.
 
     [bold]fraud inspect payments.csv --out payments.yaml[/bold]
     """

@@ -1,4 +1,4 @@
-"""Where the `fraud` command begins and ends: whatever goes wrong, its user reads one message and no traceback."""
+"""The entry point of the `fraud` command: every error is shown as one message, never as a traceback."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _refused(error: OSError) -> str:
-    """Return what the operating system refused, of which file, and the next step where there is one."""
+    """Return the message of an operating system error: what failed, for which file, and the next step if known."""
     what = error.strerror or str(error)
     where = "".join(f"{name}: " for name in (error.filename, error.filename2) if name is not None)
     step = {

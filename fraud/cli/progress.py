@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one progress bar a stage; what is yielded takes the stage, how much is done and of how much."""
+    """Show one progress bar a stage; yields a function of the stage, the amount done and the total."""
     columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=Console(stderr=True)) as bars:

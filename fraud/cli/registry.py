@@ -43,7 +43,7 @@ RunFolder = Annotated[
 def import_(run: RunFolder) -> None:
     """Put a finished run's model into the Bento store and the registry, and queue it for W&B.
 
-    Checks every digest and scores the golden rows first. Twice changes nothing.
+    Checks every digest and scores the golden rows first. Importing again changes nothing.
     """
     show_version("imported", models().publish(run))
 
@@ -57,7 +57,7 @@ def push(
 ) -> None:
     """Send runs, models and moved aliases to W&B, oldest first, each once.
 
-    What cannot be sent waits; `fraud push --pending` sends it later. Exit code 75 says that something waits.
+    What cannot be sent is queued; `fraud push --pending` sends it later. Exit code 75: something is still queued.
     """
     if (run is None) != pending:
         raise typer.BadParameter("give a run folder, or --pending")
@@ -71,7 +71,7 @@ def push(
 def pull(what: NameReference) -> None:
     """Bring a version from W&B into the Bento store: download, verify, import.
 
-    What the store has already, by digest, is not downloaded; without W&B the registry of this machine answers.
+    A digest that the store already holds is not downloaded; without W&B the local registry is used.
     """
     out.print(models().pull(*split(what)))
 
@@ -88,7 +88,7 @@ def promote(
 ) -> None:
     """Move production to a version, keeping the one before as previous.
 
-    Refused when the version is worse than production by more than its interval, or does not fit it.
+    Refused when the version is worse than production by more than the interval, or incompatible with it.
     """
     all_models = models()
     name, reference = split(what)
@@ -126,11 +126,11 @@ def follow(
     every_s: Annotated[float, typer.Option(min=5, help="Seconds between looks, a fifth more or less.")] = 60.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and exit.")] = False,
 ) -> None:
-    """Take over where W&B's production alias points, again and again; run it beside a service.
+    """Poll W&B's production alias and bring its version to this machine; run it beside a service.
 
     Each version is downloaded, verified and imported before the registry names it; the service follows the
-    registry. What fails is shown, kept for the service's /readyz and metrics, and tried again. Each time round it
-    also sends what waits for W&B, such as that a version serves here; with --once it only looks.
+    registry. A failure is shown, reported in the service's /readyz and metrics, and retried. Each round also sends what
+    is queued for W&B, such as the record that a version serves here; with --once it only polls.
     """
     all_models, last = models(), {"look": "", "send": ""}
     while True:
@@ -215,7 +215,7 @@ def show_version(what: str, version: Version) -> None:
 
 
 def tell(all_models: Models, needed: bool = True) -> None:
-    """Send what waits, and say what was sent; where it was `needed`, end with exit code 75 if something waits."""
+    """Send what is queued, and print what was sent; if `needed`, exit with 75 when something is still queued."""
     sent = all_models.send_pending()
     for line in as_told(sent):
         out.print(line)

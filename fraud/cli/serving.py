@@ -52,7 +52,7 @@ def try_(
 
 
 def _is_this_machine(url: str) -> bool:
-    """Whether a URL names this machine, which no proxy of the environment (HTTP_PROXY) can reach."""
+    """Whether a URL names this machine, so that a proxy from the environment (HTTP_PROXY) must be bypassed."""
     import httpx
 
     host = httpx.URL(url).host

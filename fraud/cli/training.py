@@ -30,7 +30,7 @@ DROPPED = ("dropped_zero_amounts", "dropped_negative_amounts")
 
 
 def _kind(text: str) -> Kind:
-    """Return what a row is, by its name; the plural of an earlier release is taken too."""
+    """Return the kind of row by its name; the plural of an earlier release is accepted too."""
     kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)} | {"transactions": "transaction"}
     if text not in kinds:
         raise typer.BadParameter(f"{text!r}; allowed are {' and '.join(get_args(Kind))}")
@@ -150,7 +150,7 @@ def backtest(
     config: ConfigFile = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
 ) -> None:
-    """Train as of a day with what was known then, and score later days as they came.
+    """Train as of a day with the labels known then, and score the following days in order of arrival.
 
     One row a transaction: transaction_id, event_time, customer_id, label, raw_margin, fraud_probability.
     """
@@ -230,7 +230,7 @@ def explain(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many reasons.")] = 10,
 ) -> None:
-    """Say why a transaction of a file scores as it does: what each feature adds to the log-odds."""
+    """Explain the score of a transaction of a file: what each feature adds to the log-odds."""
     import numpy as np
 
     _, rows, X, scorer = _scored(data, mapping, model)
@@ -280,7 +280,7 @@ def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, 
 def _record_backtest(
     data: list[Path], table: pd.DataFrame, scores: pd.DataFrame, scorer: Scorer, *, registered: bool
 ) -> None:
-    """Measure the scores of the labelled rows, show it, and let W&B know of it if the model is `registered`."""
+    """Measure the scores of the labelled rows, print them, and record them in W&B if the model is `registered`."""
     import msgspec
 
     from fraud.cli.registry import models, tell
@@ -362,7 +362,7 @@ def _moment(text: str) -> int:
 
 
 def _writable(file: Path) -> None:
-    """Refuse what scores cannot be written to, before they are made."""
+    """Refuse an output file that cannot be written, before scoring."""
     from training.preflight import check_folder
 
     if file.suffix not in (".csv", ".parquet"):

@@ -1,9 +1,8 @@
-"""The chain that makes a changed, missing or moved row of the decision log show.
+"""The hash chain of the decision log: it detects a changed, missing or moved row.
 
 Each row is kept as the bytes that were recorded, with a link: a hash of those bytes and of the link before.
-Whoever writes rows does so one after another, under the store's own write lock, which is what makes one
-chain of the work of several processes. A key kept outside the database makes the links impossible to
-compute again for one who may write to the database but does not know it.
+Processes append one at a time, under the store's write lock, so all rows form one chain. The links are keyed: someone
+who can write to the database but does not have the key cannot recompute them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ GENESIS = bytes(LINK_BYTES)
 
 
 class Logged(NamedTuple):
-    """One row as it stands in the log; `sequence` counts from 1 without a gap."""
+    """One row of the log; `sequence` counts from 1 without a gap."""
 
     sequence: int
     record: bytes
@@ -33,19 +32,19 @@ class Anchor(NamedTuple):
 
 
 class Break(NamedTuple):
-    """The first row that is not what was recorded."""
+    """The first row that differs from what was recorded."""
 
     sequence: int
     reason: str
 
 
 def audit_key_of(secret: str) -> bytes:
-    """Return the key that a setting's text stands for; empty for none."""
+    """Return the bytes of the audit key that a setting holds; empty for none."""
     return blake2b(secret.encode()).digest() if secret else b""
 
 
 def link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
-    """Return the 32 bytes that bind a record to all records before it.
+    """Return the 32-byte hash that links a record to all records before it.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ def link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
 
 
 def first_link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
-    """Return the link that the first release computed, of rows that it wrote; no row is written with it any more.
+    """Return the link as the first release computed it; used only to verify rows of that release.
 
     As the two differ, a log with marks (`fraud.decisions.marks`) cannot pass for one of the first release, which
     had none.
@@ -69,7 +68,7 @@ def first_link_of(before: bytes, record: bytes, key: bytes = b"") -> bytes:
 
 
 def extend(anchor: Anchor, records: Iterable[bytes], key: bytes = b"") -> Iterator[Logged]:
-    """Yield records with their place and link after `anchor`, the last row that stands."""
+    """Yield records with their place and link after `anchor`, the last row of the chain."""
     sequence, link = anchor
     for record in records:
         sequence, link = sequence + 1, link_of(link, record, key)
@@ -77,7 +76,7 @@ def extend(anchor: Anchor, records: Iterable[bytes], key: bytes = b"") -> Iterat
 
 
 class Verifier:
-    """Walks a log from its anchor on; after the first break nothing more is believed.
+    """Walks a log from its anchor; stops at the first break.
 
     A log may begin with rows of the first release; `in_first_release` is true up to the last of them.
     """
@@ -88,7 +87,7 @@ class Verifier:
         self._key = key
 
     def check(self, row: Logged) -> Break | None:
-        """Take the next row; return what is wrong with it, if anything is."""
+        """Check the next row; return its break, or None."""
         expected = self.head.sequence + 1
         if row.sequence != expected:
             return Break(expected, f"row {expected} is missing: row {row.sequence} follows {expected - 1}")

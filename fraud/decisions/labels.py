@@ -1,11 +1,11 @@
-"""What people say became of a transaction, and which of several labels stands.
+"""Labels of a transaction, and which of several is in effect.
 
-Labels are told by many: a chargeback file, an analyst, a customer's call. Each says fraud, legitimate, or that what was
-said before is taken back, and since when that is known. None is ever removed. Of a transaction's labels the one with
-the greatest (label time, arrival, digest) stands, whoever told it and in whatever order they came.
+Labels come from several sources: a chargeback file, an analyst, a customer's call. Each says fraud, legitimate, or
+withdrawn, and since when that is known. No label is removed. Of a transaction's labels the one with the greatest (label
+time, arrival, digest) is in effect, whatever its source and the order of arrival.
 
-A fraud is known since the first label of the row of fraud labels that leads to the one that stands: to say the same
-again changes nothing, to say otherwise in between begins anew.
+A fraud is known since the first of the consecutive fraud labels that end with the one in effect: repeating a label
+changes nothing, and a different label in between starts a new period.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
     ----------
     transaction_id : str
     is_fraud : bool or None
-        None takes back what was said before.
+        None withdraws the earlier labels.
     label_time_ms : int
         Since when it is known, ms since the epoch.
     arrived_ms : int
-        When it was told, ms since the epoch.
+        When it arrived, ms since the epoch.
     source : str
-        What it came by, such as ``http``, ``file``, ``case`` or ``stream``.
+        Where it came from, such as ``http``, ``file``, ``case`` or ``stream``.
     actor : str
-        Who told it: the id of the API key, or a user's name.
+        Who sent it: the id of the API key, or a user's name.
     model : str or None
         The features model that decided, whose transaction ids are its own; None for transactions with a history.
     """
@@ -54,7 +54,7 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Under what its decision is kept."""
+        """The key of its decision."""
         return decision_key_of(self.transaction_id, self.model)
 
     @property
@@ -63,13 +63,13 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def order(self) -> tuple[int, int, bytes]:
-        """By what labels of one transaction are ordered; the greatest stands."""
+        """The sort key of the labels of one transaction; the greatest is in effect."""
         said = msgspec.msgpack.encode((self.is_fraud, self.source, self.actor))
         return self.label_time_ms, self.arrived_ms, blake2b(said, digest_size=8).digest()
 
 
 def standing(labels: Iterable[Label]) -> Label | None:
-    """Return the label of a transaction that stands."""
+    """Return the label of a transaction that is in effect."""
     return max(labels, key=lambda label: label.order, default=None)
 
 
@@ -85,7 +85,7 @@ def known_since(labels: Iterable[Label]) -> int | None:
 
 
 def outcome_of(label: Label, before: Sequence[Label]) -> LabelOutcome:
-    """Return what a label changes of those told before it."""
+    """Return the outcome of a label, given the earlier labels of its transaction."""
     stood = standing(before)
     if (stood.verdict if stood is not None else "none") == label.verdict:
         return "known"
@@ -99,7 +99,7 @@ TELL, NOTE = -1, -2
 def label_effects(
     transaction_of: Sequence[int], verdicts: Sequence[bool | None]
 ) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Return which of many labels change a history, and what each of these does.
+    """Return which labels change a history, and the effect of each.
 
     Parameters
     ----------
@@ -110,9 +110,9 @@ def label_effects(
     Returns
     -------
     kept : list of int, k
-        The labels that change something.
+        Indices of the labels that change something.
     does : (k,) int64
-        `TELL`, `NOTE`, or the place among the kept of the label whose fraud is taken back.
+        `TELL`, `NOTE`, or the index in `kept` of the label whose fraud is withdrawn.
     """
     told_by: dict[int, int] = {}
     kept: list[int] = []

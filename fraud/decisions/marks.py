@@ -1,15 +1,15 @@
-"""Keyed marks beside the chain: on each record before it is linked, and on the places where the chain stands.
+"""Keyed marks beside the chain: on each record before it is linked, and on the chain's anchor and head.
 
-The links of `fraud.decisions.chain` protect rows that have their place. Marks protect the rest against someone who may
-write to the database and does not know the key:
+The links of `fraud.decisions.chain` protect rows that are in the chain. Marks protect the rest against someone who can
+write to the database but does not have the key:
 
 - A record that is linked behind its commit carries the mark of its *writer*, one run of one worker, which counts its
-  records without a gap. What carries no valid mark is never linked; what was linked is not linked again; a record that
-  was deleted before it was linked leaves a gap in its writer's count.
+  records without a gap. A record without a valid mark is never linked; a linked record is not linked again; a record
+  deleted before it was linked leaves a gap in its writer's count.
 - The head of the chain carries a mark over its place, its link and how far each writer has been linked, and the anchor
   over its place and link: neither can be set back to a place that the service did not write.
 
-What marks cannot show is a database that was put back as a whole to an earlier state of itself. For that, note down
+Marks cannot detect a database that was restored as a whole to an earlier state. For that, note
 the head that ``fraud audit verify`` prints and give it to a later run.
 """
 
@@ -46,7 +46,7 @@ class Writer:
         self.renew()
 
     def renew(self) -> None:
-        """Begin a new count: after a failure, when it is not known what was committed."""
+        """Begin a new count after a failure, when it is unknown which records were committed."""
         self.began_ms = time.time_ns() // 1_000_000
         self.name = WRITER.pack(self.began_ms, secrets.token_bytes(8))
         self.number = 0
@@ -70,19 +70,19 @@ def record_mark(writer: bytes, number: int, found_by: str, record: bytes, key: b
 
 
 def void_mark(writer: bytes, number: int, key: bytes) -> bytes:
-    """Return the mark of a number whose record was not written, as another worker had recorded the transaction."""
+    """Return the mark of a number without a record, because another worker had recorded the transaction."""
     numbered = NUMBERED.pack(writer, number)
     return numbered + _hash(numbered, b"fraud-void", key)
 
 
 def place_mark(place: str, anchor: Anchor, key: bytes, writers: bytes = b"") -> bytes:
-    """Return the 32 bytes that say of a place of the chain, ``anchor`` or ``head``, that the service wrote it."""
+    """Return the 32-byte mark which proves that the service wrote a place of the chain, ``anchor`` or ``head``."""
     said = msgspec.msgpack.encode((place, anchor.sequence, anchor.link, writers))
     return _hash(said, b"fraud-place", key)
 
 
 def is_marked(place: str, anchor: Anchor, mark: bytes | None, key: bytes, writers: bytes = b"") -> bool:
-    """Tell whether the service wrote a place of the chain; the place before the first row needs no mark."""
+    """Return whether the service wrote a place of the chain; the place before the first row needs no mark."""
     if anchor == Anchor() and not writers:
         return True
     return mark is not None and compare_digest(mark, place_mark(place, anchor, key, writers))
@@ -123,7 +123,7 @@ class Turns:
         return msgspec.msgpack.encode((self.floor_ms, self.numbers))
 
     def refused(self, row: Unlinked, voids: Collection[bytes], key: bytes) -> str | None:
-        """Take a record in its turn, or say why it may not be linked.
+        """Accept a record in its turn, or return why it may not be linked.
 
         Parameters
         ----------
@@ -147,19 +147,19 @@ class Turns:
         return None
 
     def passed(self, writer: bytes, voids: Collection[bytes], key: bytes) -> int:
-        """Return up to which number a writer's records are linked, or stand for none."""
+        """Return the last number of a writer whose record is linked or void."""
         last = self.numbers.get(writer, 0)
         while voids and void_mark(writer, last + 1, key) in voids:
             last += 1
         return last
 
     def has_passed(self, mark: bytes) -> bool:
-        """Tell whether a writer has been linked past the number of a mark, or is forgotten."""
+        """Return whether a writer has been linked past the number of a mark, or is forgotten."""
         writer, number = NUMBERED.unpack_from(mark)
         return bool(number <= self.numbers.get(writer, 0) or WRITER.unpack(writer)[0] < self.floor_ms)
 
     def forget(self, now_ms: int) -> None:
-        """Forget the writers that ended long ago; only while nothing waits to be linked."""
+        """Forget writers that ended long ago; only while no record waits to be linked."""
         floor_ms = now_ms - WRITER_KEPT_MS
         old = [writer for writer in self.numbers if WRITER.unpack(writer)[0] < floor_ms]
         if old:
@@ -171,7 +171,7 @@ class Turns:
 def in_turn(
     rows: Iterable[Unlinked], turns: Turns, voids: Collection[bytes], key: bytes
 ) -> tuple[list[Unlinked], Mapping[int, str]]:
-    """Return the records that may be linked, in order, and of the others why not, by their row's number."""
+    """Return the records that may be linked, in order, and the reason for each of the others, by row number."""
     taken: list[Unlinked] = []
     refused: dict[int, str] = {}
     for row in rows:

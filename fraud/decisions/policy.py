@@ -1,4 +1,4 @@
-"""The thresholds of a model version; `fraud.decisions.verdict` makes verdicts of them."""
+"""The thresholds of a model version; `fraud.decisions.verdict` applies them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RiskLevels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What is done at which probability, `policy.json` of a bundle; costs say how it was chosen."""
+    """The thresholds of a bundle, from its `policy.json`; `costs` are those they were chosen by."""
 
     review_threshold: float
     decline_threshold: float

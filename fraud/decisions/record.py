@@ -1,4 +1,4 @@
-"""What is recorded of a scored transaction, and told again when it comes a second time."""
+"""The decision record: what is stored of a scored transaction and returned when it is sent again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fraud.schema import Row
 
 
 class DecisionRecord(msgspec.Struct):
-    """One decision: enough to repeat the answer, to replay the score and to tell the history.
+    """One decision: enough to repeat the answer, replay the score and update the history.
 
     `reasons` are the features that moved the score most, each with its contribution in log-odds.
-    `features` is the row of `X` as it was scored, float64 little-endian; `fingerprint` tells whether the
-    same transaction id came with the same contents. `transaction` is the JSON that was sent, with hashes in
-    the place of what is personal; empty in records of the first release.
+    `features` is the row of `X` as it was scored, float64 little-endian; `fingerprint` detects a transaction id that
+    comes again with other contents. `transaction` is the JSON that was sent, with hashes in place of personal fields;
+    empty in records of the first release.
     """
 
     transaction_id: str | None
@@ -48,28 +48,28 @@ class DecisionRecord(msgspec.Struct):
 
     @property
     def key(self) -> str:
-        """Under what this decision is kept; only one with a transaction id is."""
+        """The key of this decision; only a decision with a transaction id is recorded."""
         if self.transaction_id is None:
             raise ValueError("a decision without a transaction id is not kept")
         return decision_key_of(self.transaction_id, None if self.customer_id else self.model_name)
 
     def said_the_same(self, fingerprint: bytes, model_digest: str) -> bool:
-        """Tell whether a row is this transaction again.
+        """Return whether a row is this transaction again.
 
-        What another model version reads of a transaction may differ; time, customer and amount may not,
-        nor may ready features.
+        Another model version may read other fields of a transaction; time, customer, amount and ready features must be
+        the same.
         """
         whole = model_digest == self.model_digest
         return fingerprint == self.fingerprint if whole else fingerprint[:8] == self.fingerprint[:8]
 
 
 def decision_key_of(transaction_id: str, model_name: str | None) -> str:
-    """Return under what a decision is kept: its transaction id, among those of one features model."""
+    """Return the key of a decision: its transaction id, prefixed by the model's name for a features model."""
     return transaction_id if model_name is None else f"{model_name}\x1f{transaction_id}"
 
 
 def fingerprint(row: Row) -> bytes:
-    """Return 16 bytes that stand for what a row says, however its JSON was written."""
+    """Return a 16-byte digest of a row's values, whatever the formatting of its JSON."""
     core = (row.event_time_ms, row.customer_id, row.amount) if row.customer_id else row.values
     rest = (list(row.roles.values()), row.values)
     return b"".join(blake2b(msgspec.msgpack.encode(said), digest_size=8).digest() for said in (core, rest))

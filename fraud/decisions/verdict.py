@@ -1,4 +1,4 @@
-"""The verdict on a transaction: whether it is called fraud, how risky it is, and what is done with it.
+"""The verdict on a transaction: prediction, risk level and decision.
 
 Every verdict is made here: by the pipeline, a shadow, a replay of the decision log, the checks of `fraud verify`,
 and the evaluation of a policy in training.
@@ -18,7 +18,7 @@ ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
 
 
 class Verdict(NamedTuple):
-    """What is made of one transaction; `prediction` says whether it is called fraud."""
+    """The verdict on one transaction; `prediction` is true when it is called fraud."""
 
     prediction: bool
     risk_level: RiskLevel
@@ -31,9 +31,9 @@ _VERDICTS: dict[tuple[RiskLevel, Action], Verdict] = {
 
 
 def verdict_of(policy: Policy, probability: float) -> Verdict:
-    """Return the verdict on one calibrated probability; a threshold is included in what begins there.
+    """Return the verdict on one calibrated probability; a probability equal to a threshold reaches it.
 
-    A transaction is called fraud from the review threshold on: someone or something acts on it.
+    A transaction is called fraud from the review threshold on.
     """
     levels = policy.risk_levels
     level: RiskLevel = "low"

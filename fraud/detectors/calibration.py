@@ -23,7 +23,7 @@ class Calibrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises
         ------
         BundleError
-            They are no calibration.
+            The knots are not a valid calibration.
         """
         x, y = np.asarray(self.x, np.float64), np.asarray(self.y, np.float64)
         if not (x.ndim == 1 and x.shape == y.shape and x.size and np.isfinite(x).all() and (np.diff(x) > 0).all()):

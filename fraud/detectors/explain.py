@@ -1,4 +1,4 @@
-"""From contributions, in the unit of a detector, to reasons in words."""
+"""Reasons in words, made from contributions in the detector's unit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOP_REASONS = 5
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """Why a score is what it is: one feature, its value, and what it adds to the raw score."""
+    """One reason for a score: a feature, its value, and what it adds to the raw score."""
 
     feature: str
     value: float | bool | str | None
@@ -45,7 +45,7 @@ class Explainer:
     def strongest(
         self, contributions: np.ndarray[Any, np.dtype[np.float64]], top: int = TOP_REASONS
     ) -> list[list[tuple[str, float]]]:
-        """Return the largest contributions by size of each of (n, n_features + 1) rows, by feature name."""
+        """Return the largest contributions by magnitude of each of (n, n_features + 1) rows, by feature name."""
         rows = zip(contributions.tolist(), _ranked(contributions, top), strict=True)
         return [[(self._names[i], row[i]) for i in order if row[i]] for row, order in rows]
 
@@ -72,7 +72,7 @@ class Explainer:
         contributions: np.ndarray[Any, np.dtype[np.float64]],
         top: int = TOP_REASONS,
     ) -> list[Reason]:
-        """Return the largest contributions of one row by size, those of no effect left out.
+        """Return the largest contributions of one row by magnitude, without those that are 0.
 
         Parameters
         ----------
@@ -97,13 +97,13 @@ class Explainer:
 
 
 def _ranked(contributions: np.ndarray[Any, np.dtype[np.float64]], top: int) -> list[list[int]]:
-    """Return for each row the places of its `top` largest contributions by size; of equal ones the first."""
+    """Return for each row the columns of its `top` largest contributions by magnitude; ties go to the first."""
     order: list[list[int]] = np.argsort(-np.abs(contributions[:, :-1]), axis=1, kind="stable")[:, :top].tolist()
     return order
 
 
 def readable(feature: Feature, number: float) -> float | bool | str | None:
-    """Return a number of `X` as its caller knows it: a category by name, a flag as a boolean."""
+    """Return a value of `X` as the caller sent it: a category by name, a flag as a boolean."""
     if math.isnan(number):
         return None
     if feature.type == "categorical":

@@ -1,8 +1,8 @@
-"""What a detector is: all that a bundle, a scorer, an explanation and training need of it.
+"""The protocol of a detector: what bundles, scorers, explanations and training use of it.
 
-A detector is a trained model that gives each row a raw score, which its features' contributions add up to, and a
-probability. An algorithm makes detectors of one kind. It is written in a folder beside this file, and registered by one
-line of `fraud.detectors.registered`; its fitting is found there too, by name, and imported by training alone.
+A detector is a trained model that gives each row a raw score, equal to the sum of its features' contributions, and a
+probability. An algorithm makes detectors of one kind. It is a folder beside this file, registered by one line in
+`fraud.detectors.registered`, which also names its fitting function; only training imports that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 
 
 class Unit(NamedTuple):
-    """What the raw score and the contributions are measured in, and what a contribution does, in words."""
+    """The unit of the raw score and of the contributions, and the words that describe a contribution."""
 
     name: str
     raises: str
@@ -36,22 +36,22 @@ class Detector(Protocol):
 
     @property
     def contributions_fallback(self) -> str | None:
-        """Why contributions come from the slow way; None where there is none, or the fast way is in use."""
+        """Why contributions use the slow method; None where there is only one, or the fast one is used."""
 
     def raw_margin(self, X: Matrix) -> Vector:
-        """Return raw scores (n,) float64 in the algorithm's unit for `X` (n, n_features), of which NaN is missing.
+        """Return raw scores (n,) float64 in the algorithm's unit for `X` (n, n_features); NaN is a missing value.
 
-        A row has the same bits alone and in any batch. A ValueError says that `X` has another shape.
+        A row's score has the same bits alone and in any batch. Raises ValueError if `X` has another shape.
         """
 
     def probability(self, raw_margin: Vector) -> Vector:
-        """Return calibrated probabilities (n,) float64 in [0, 1], which never fall where the raw score rises."""
+        """Return calibrated probabilities (n,) float64 in [0, 1], non-decreasing in the raw score."""
 
     def contributions(self, X: Matrix) -> Matrix:
         """Return (n, n_features + 1) float64 in the same unit, the base value last; rows sum to the raw score."""
 
     def verify_contributions(self, X_golden: Matrix) -> None:
-        """Prove the contributions on golden rows (n, n_features), or use the slow way.
+        """Verify the contributions on golden rows (n, n_features); fall back to the slow method if they differ.
 
         Raises
         ------
@@ -60,7 +60,7 @@ class Detector(Protocol):
         """
 
     def warm_up(self) -> None:
-        """Load and compile what the first rows would otherwise wait for."""
+        """Load and compile everything, so that the first rows do not wait."""
 
 
 Load = Callable[[Mapping[str, bytes], int], Detector]
@@ -77,13 +77,12 @@ class Algorithm:
         As the manifest of a bundle names it.
     unit : Unit
     files : mapping of str to int
-        The files of a bundle that are its own, and how many bytes each may have.
+        Its files in a bundle, and how many bytes each may have.
     load : callable
-        Makes a detector from the content of its files and the number of features of the specification. Raises
-        `BundleError` for whatever is no detector, without trusting anything in it.
+        Makes a detector from the content of its files and the number of features of the specification. Treats the files
+        as untrusted; raises `BundleError` if they hold no valid detector.
     vary : callable
-        Returns files of a detector whose probabilities differ from those of these files: `fraud verify` tells two
-        versions apart by them.
+        Returns files of a detector with other probabilities: `fraud verify` uses them as a second version.
     fitting : str
         ``module:function`` of training that fits it.
     """
@@ -96,7 +95,7 @@ class Algorithm:
     fitting: str
 
     def fit(self) -> Callable[..., Any]:
-        """Return the function that fits it, as `training.fit` says; imports what training needs."""
+        """Return its fitting function, described in `training.fit`; imports the training dependencies."""
         module, _, function = self.fitting.partition(":")
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return found

@@ -15,7 +15,7 @@ def algorithm_of(name: str) -> Algorithm:
     Raises
     ------
     BundleError
-        None is called so.
+        No algorithm has this name.
     """
     if name not in ALGORITHMS:
         raise BundleError(f"no algorithm {name[:100]!r}; this release has {', '.join(ALGORITHMS)}")

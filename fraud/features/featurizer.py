@@ -1,4 +1,4 @@
-"""Which features there are, and the rows of `X` made from requests and histories."""
+"""The list of features, and the rows of `X` made from requests and histories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class HistoryFeature:
-    """What a feature means; `requires` names the optional roles without which it is always missing."""
+    """A history feature and its meaning; without the optional roles in `requires` it is always missing."""
 
     meaning: str
     requires: frozenset[str] = frozenset()
@@ -142,7 +142,7 @@ class Histories:
 
     @classmethod
     def new(cls, rows: Iterable[Row]) -> Histories:
-        """Return the states of customers and merchants of whom nothing is known."""
+        """Return empty states of customers and merchants."""
         customer_ids, merchant_ids = keys_of(rows)
         return cls(
             customer_ids,
@@ -213,13 +213,13 @@ class Featurizer:
         return np.array([row.values for row in rows], dtype=np.float64).reshape(len(rows), len(self.spec.features))
 
     def advance(self, rows: Sequence[Row], histories: Histories) -> Matrix:
-        """Featurize transactions one after another, each with the ones before it in mind.
+        """Featurize transactions in order; each one updates the histories for the next.
 
         Parameters
         ----------
         rows : sequence of Row, n of them
         histories : Histories
-            Must hold every customer and merchant of the rows; knows the transactions afterwards.
+            Must hold every customer and merchant of the rows; updated in place.
 
         Returns
         -------
@@ -262,7 +262,7 @@ class Featurizer:
     ) -> int:
         """Run the kernel `fraud.features.kernels.advance` over arrays; its docstring says what they hold.
 
-        Labels tell of frauds if nothing else is said of what they do.
+        Without `label_does`, every label marks a fraud.
         """
         if not hasattr(self._local, "scratch"):
             row = np.zeros(1, ROW)

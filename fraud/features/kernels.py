@@ -1,7 +1,7 @@
 """The kernels that compute features from the two states of `fraud.history.state`.
 
 One of them, `advance`, serves both flows: offline it walks a whole table with its labels, online the few
-transactions of a request. A row that is trained on is therefore computed by the code that serves it.
+transactions of a request. So training rows are computed by the code that serves.
 Amounts inside are in minor units and times in ms; what is written to a row is in the units of
 `fraud.features.featurizer.HISTORY_FEATURES`.
 """
@@ -40,7 +40,7 @@ from fraud.history.state import (
 
 NEW_CUSTOMER_BELOW = 20
 EARTH_RADIUS_KM = 6371.0088
-COUNT_CAP = 200.0  # beyond, a count only tells how long the data has been collected
+COUNT_CAP = 200.0  # beyond, a count only measures how long the data has been collected
 AGE_CAP_DAYS = 60.0
 NAN = math.nan
 
@@ -82,7 +82,7 @@ def _hours(m: Any, hour: Any, hours: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _deviations(value: Any, mean: Any, variance: Any, floor: Any) -> Any:
-    """Return (value - mean) / deviation, the deviation being at least `floor` so that a habit is no spike."""
+    """Return (value - mean) / deviation; the deviation is at least `floor`, so near-constant habits give no spikes."""
     return (value - mean) / max(math.sqrt(max(variance, 0.0)), floor)
 
 
@@ -99,7 +99,7 @@ def _log_zscore(state: Any, log: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def distance_km(latitude: Any, longitude: Any, to_latitude: Any, to_longitude: Any) -> Any:
-    """Return the great-circle distance (haversine formula), rounded to metres; NaN if a position is."""
+    """Return the great-circle distance (haversine formula), rounded to metres; NaN if a position is NaN."""
     if math.isnan(latitude + longitude + to_latitude + to_longitude):
         return NAN
     a, b = math.radians(latitude), math.radians(to_latitude)
@@ -113,7 +113,7 @@ def distance_km(latitude: Any, longitude: Any, to_latitude: Any, to_longitude: A
 def _percentile(c: Any, minor: Any) -> Any:
     """Return the share of a customer's transactions below an amount, ties counted half.
 
-    Exact while the ring holds them all, then from the histogram, whose own bin counts half.
+    Exact while the ring holds them all, then from the histogram; the amount's own bin counts half.
     """
     below = 0.0
     if c.count <= c.ring_size:
@@ -145,7 +145,7 @@ def _transaction_features(t: Any, amount_quantiles: Any, row: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _customer_recent(c: Any, t: Any, minor: Any, mean: Any, row: Any) -> Any:
-    """Features of the transactions that stand in the ring one by one."""
+    """Features computed from the individual transactions in the ring."""
     n_1h, n_1d, high_7d, high_14d, same = 0, 0, 0, 0, 0
     sum_1h, sum_1d, max_1d, min_1d = np.int64(0), np.int64(0), np.int64(0), np.int64(2**62)
     in_category, category_sum, at_device, merchants_1d = 0, np.int64(0), 0, 0
@@ -320,7 +320,7 @@ def featurize(c: Any, m: Any, t: Any, amount_quantiles: Any, row: Any) -> Any:
 
 TELL = -1
 NOTE = -2
-"""What a label does: tell of a fraud, or repeat what stands. A number from 0 on takes back what that label told."""
+"""The effect of a label: mark a fraud, or repeat the current state. A number from 0 on withdraws that label's fraud."""
 
 
 @njit(cache=True, nogil=True)
@@ -337,10 +337,10 @@ def apply_labels(
     begin: Any,
     end: Any,
 ) -> Any:
-    """Tell labels, those from `begin` to `end`, to the states; `in_effect` says of each label so far whether it counts.
+    """Apply the labels from `begin` to `end` to the states; `in_effect` marks the labels that count so far.
 
-    A fraud that is taken back is taken from its states by telling them all others anew: the state alone does not know
-    which fraud was the last before. `advance` says what the arrays hold.
+    A fraud is withdrawn by applying all other frauds again to its cleared states: a state alone does not know which
+    fraud came before. See `advance` for the arrays.
     """
     for j in range(begin, end):
         i = label_of[j]
@@ -393,7 +393,7 @@ def advance(
     places: Any,
     X: Any,
 ) -> Any:
-    """Walk transactions in the order of their arrival: tell what is known by then, featurize, remember.
+    """Walk transactions in order of arrival: apply the labels known by then, featurize, update the states.
 
     Parameters
     ----------
@@ -409,17 +409,17 @@ def advance(
     label_does : (f,) int64
         `TELL`, `NOTE`, or the number of the label whose fraud it takes back.
     in_effect : (f,) uint8
-        Which labels stand, changed in place.
+        Which labels are in effect, changed in place.
     told : int
-        How many of the labels have been told before.
+        How many of the labels have been applied before.
     begin, end : int
         Which transactions to walk; a long table is walked in pieces.
     amount_quantiles : (q,) float64
     columns : (k,) int64
         The fields of `ROW` wanted, in the order of the first k columns of `X`.
     scratch : tuple of 1-element arrays
-        A `CUSTOMER` and a `MERCHANT` record to work on, a `MERCHANT` of whom nothing is known, for transactions
-        without one, a `ROW` record, and the row as float64.
+        A `CUSTOMER` and a `MERCHANT` work record, an empty `MERCHANT` for transactions without one, a `ROW` record, and
+        the row as float64.
     places : (n,) int64
         The line of `X` for each transaction, or -1 where its features are not needed.
     X : (m, >= k) float64
@@ -428,7 +428,7 @@ def advance(
     Returns
     -------
     told : int
-        How many labels have been told now.
+        How many labels have been applied now.
     """
     c_then, m_then, nobody, row, values = scratch
     for i in range(begin, end):

@@ -1,4 +1,4 @@
-"""A customer's state in words and units that a person reads."""
+"""A customer's state as a readable profile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fraud.history.state import CATEGORY_SLOTS, DAYS, MS_PER_DAY, NEVER
 
 @dataclass
 class Profile:
-    """All that is kept of one customer."""
+    """One customer's state, its number of transactions and decoded arrays."""
 
     customer_id: str
     state: np.ndarray[Any, np.dtype[np.void]]
@@ -25,7 +25,7 @@ Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 
 
 class ProfileWindow(TypedDict):
-    """What is known of some days up to the last transaction's."""
+    """Counts and amounts of some days, ending with the day of the last transaction."""
 
     transactions: int
     amount_mean: float | None
@@ -41,7 +41,7 @@ class RecentTransaction(TypedDict):
 
 
 class ReadableProfile(TypedDict):
-    """What is kept of a customer: amounts in currency units, times in UTC."""
+    """A customer's profile: amounts in currency units, times in UTC."""
 
     customer_id: str
     transactions: int

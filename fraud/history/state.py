@@ -1,8 +1,8 @@
-"""What is remembered of a customer and of a merchant, and how one transaction or label changes it.
+"""The states of a customer and of a merchant, and how a transaction or label updates them.
 
 Both states are records of fixed size, all counters whole numbers (money in minor units, logarithms in
-1/65536), so that a state depends on the set of what it was told and not on the order: concurrent
-writers, retries after a fault and a serial run end in the same bytes.
+1/65536), so a state depends on the set of updates and not on their order: concurrent writers, retries after a fault and
+a serial run end in the same bytes.
 
 A state keeps
 
@@ -11,10 +11,10 @@ A state keeps
 - totals and habits since the first transaction;
 - the known frauds, by the day they happened and by the day they became known.
 
-Out of order. A transaction that arrives after a later one is added to everything that still covers its
-time. It is scored on `*_as_of` its own time: what was told before it, less the transactions later than
-it, which are exact as long as they still stand in the ring. A known fraud counts from the moment it is
-told until it is taken back. Offline replay tells a state the same things in the order of their arrival.
+Late transactions. A transaction that arrives after a later one is added to everything that still covers its time. It is
+scored on the state `*_as_of` its own time: the state without the later transactions, exact while these are still in the
+ring. A fraud counts from the moment its label is applied until it is withdrawn. Offline replay applies the same updates
+in order of arrival.
 """
 
 from __future__ import annotations
@@ -121,21 +121,21 @@ MERCHANT = np.dtype(
 
 
 def fresh_token(text: str) -> int:
-    """Return the 32-bit number, never 0, that stands for an id in a state."""
+    """Return the 32-bit hash of an id, never 0, that states hold."""
     return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little") or 1
 
 
 @lru_cache(maxsize=1 << 12)
 def token(text: str | None) -> int:
-    """Return `fresh_token` of an id that comes again and again, or 0 for None.
+    """Return `fresh_token` of an id, cached, or 0 for None.
 
-    More would spare a microsecond for ids that come seldom, and hold 200 bytes for each.
+    A larger cache would save 1 µs for rare ids, and take 200 bytes for each.
     """
     return 0 if text is None else fresh_token(text)
 
 
 def new_states(dtype: np.dtype[np.void], n: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    """Return `n` states of customers or merchants of whom nothing is known yet."""
+    """Return `n` empty states of customers or merchants."""
     return np.frombuffer(bytearray(_nobody(dtype) * n), dtype)  # np.repeat takes eight times as long
 
 
@@ -152,26 +152,26 @@ def _nobody(dtype: np.dtype[np.void]) -> bytes:
 
 
 def encode(state: np.void, told: int | None = None) -> bytes:
-    """Return one state as bytes: the encoding's version, how many things the state was told, then the record.
+    """Return one state as bytes: the encoding's version, the number of updates, then the record.
 
     Parameters
     ----------
     told : int, optional
-        Grows with whatever is told to a state, a label taken back as well, so that of two copies of a state the later
-        one is known. Its transactions and frauds by default.
+        The number of updates, withdrawn labels included; it grows with each one, so the newer of two copies is known.
+        By default the number of transactions and frauds.
     """
     told = int(state["count"]) + int(state["fraud_count"]) if told is None else told
     return _HEADER.pack(ENCODING_VERSION, told & 0xFFFFFFFF) + state.tobytes()
 
 
 def told_of(blob: bytes) -> int:
-    """Return how many things an encoded state of a version known here was told."""
+    """Return the number of updates of an encoded state of a version known here."""
     told: int = _HEADER.unpack_from(upgraded(blob))[1]
     return told
 
 
 def upgraded(blob: bytes) -> bytes:
-    """Return an encoded state in the encoding of this release; one of a later release as it is."""
+    """Return an encoded state in this release's encoding; one of a later release is unchanged."""
     while blob[0] in UPGRADERS:
         blob = UPGRADERS[blob[0]](blob)
     return blob
@@ -180,17 +180,17 @@ def upgraded(blob: bytes) -> bytes:
 def decode(
     blobs: Sequence[bytes | None], dtype: np.dtype[np.void], unread: list[int] | None = None
 ) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    """Return the states in `blobs`, None standing for a customer or merchant nobody has seen.
+    """Return the states in `blobs`; None is a new customer or merchant.
 
     Parameters
     ----------
     unread : list of int, optional
-        Receives the places of blobs that a later release wrote; their states are those of nobody.
+        Receives the indices of blobs that a later release wrote; their states come back empty.
 
     Raises
     ------
     StoreError
-        A blob that no release before this one wrote, where `unread` is not given; a damaged one in any case.
+        A blob was written by a later release and `unread` is not given, or it is damaged.
     """
     nobody = _nobody(dtype)
     parts = []
@@ -213,18 +213,18 @@ def decode(
 
 
 def is_readable(blob: bytes) -> bool:
-    """Tell whether this release or one before it wrote an encoded state."""
+    """Return whether this release or an earlier one wrote an encoded state."""
     return blob[0] <= ENCODING_VERSION
 
 
 def last_time_of(blob: bytes) -> int:
-    """Return the event time of the latest transaction that an encoded state was told, ms."""
+    """Return the event time of the latest transaction in an encoded state, ms."""
     at = _HEADER.size + _TIME_AT
     return int.from_bytes(upgraded(blob)[at : at + 8], "little", signed=True)
 
 
 def _from_version_1(blob: bytes) -> bytes:
-    """The first release wrote the record alone; what it had been told is in its counters, of both kinds alike."""
+    """The first release wrote the record alone; the number of updates follows from its counters."""
     count, frauds = (int.from_bytes(blob[1 + at : 5 + at], "little") for at in _COUNTS_AT)
     return _HEADER.pack(2, (count + frauds) & 0xFFFFFFFF) + blob[1:]
 
@@ -242,7 +242,7 @@ UPGRADERS: dict[int, Callable[[bytes], bytes]] = {1: _from_version_1}
 
 @njit(cache=True, nogil=True)
 def minor_units(amount: Any) -> Any:
-    """Return an amount in minor units as the states keep it, from 1 to 2**32 - 1."""
+    """Return an amount in minor units as states store it, from 1 to 2**32 - 1."""
     return np.int64(min(max(math.floor(amount * 100.0 + 0.5), 1.0), 4294967295.0))
 
 
@@ -271,13 +271,13 @@ def weekday_of(time: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _add(counts: Any, at: Any, step: Any, top: Any) -> Any:
-    """Add to one counter, which stops at `top` rather than wrap."""
+    """Add to one counter, which saturates at `top`."""
     counts[at] = min(max(np.int64(counts[at]) + step, 0), top)
 
 
 @njit(cache=True, nogil=True)
 def _day_slot(state: Any, day: Any) -> Any:
-    """Return where `day` is counted, opening it if it is new, or -1 if it is too old to be kept."""
+    """Return the slot of `day`, cleared if it is new, or -1 if the day is too old."""
     if day > state.last_day:
         for d in range(max(np.int64(state.last_day) + 1, day - DAYS + 1), day + 1):
             slot = d % DAYS
@@ -301,7 +301,7 @@ def _hour_slot(m: Any, hour: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _ring_position(state: Any, time: Any, identity: Any) -> Any:
-    """Return where (time, id) belongs in the ring, which is ordered by them."""
+    """Return the position of (time, id) in the ring, which is sorted by them."""
     at = np.int64(state.ring_size)
     while at > 0 and (
         state.ring_time[at - 1] > time or (state.ring_time[at - 1] == time and state.ring_id[at - 1] > identity)
@@ -312,7 +312,7 @@ def _ring_position(state: Any, time: Any, identity: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _insert(ring: Any, at: Any, size: Any, value: Any) -> Any:
-    """Put `value` at its place in a ring of `size` entries; a full ring loses its oldest."""
+    """Insert `value` at its position in a ring of `size` entries; a full ring drops its oldest."""
     if size < len(ring):
         for i in range(size, at, -1):
             ring[i] = ring[i - 1]
@@ -333,7 +333,7 @@ def _count_totals(state: Any, minor: Any, step: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _count_habits(c: Any, time: Any, minor: Any, merchant: Any, category: Any, step: Any) -> Any:
-    """Add (step 1) or take back (step -1) one transaction's part in a customer's totals and habits."""
+    """Add (step 1) or remove (step -1) one transaction in a customer's totals and habits."""
     _count_totals(c, minor, step)
     square = np.uint64(minor) * np.uint64(minor)
     c.amount_sum += step * minor
@@ -360,7 +360,7 @@ def _count_day(state: Any, time: Any, minor: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def update_customer(c: Any, t: Any) -> Any:
-    """Tell a customer's state one transaction."""
+    """Apply one transaction to a customer's state."""
     minor = minor_units(t.amount)
     c.first_time = min(c.first_time, t.time)
     c.last_time = max(c.last_time, t.time)
@@ -382,7 +382,7 @@ def update_customer(c: Any, t: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def update_merchant(m: Any, t: Any) -> Any:
-    """Tell a merchant's state one transaction."""
+    """Apply one transaction to a merchant's state."""
     minor = minor_units(t.amount)
     m.first_time = min(m.first_time, t.time)
     m.last_time = max(m.last_time, t.time)
@@ -401,9 +401,9 @@ def update_merchant(m: Any, t: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def note_fraud(state: Any, time: Any, label_time: Any) -> Any:
-    """Take note that a label called a transaction of `time` fraud, be it that another label overrules it.
+    """Record that a label called a transaction of `time` fraud, even if another label overrules it.
 
-    Opens the days that the label counts for, so that these depend on the labels told and not on their order.
+    Opens the days that the label counts for, so that these depend on the set of labels and not on their order.
     """
     state.last_label_time = max(state.last_label_time, label_time)
     _day_slot(state, label_time // MS_PER_DAY)
@@ -412,7 +412,7 @@ def note_fraud(state: Any, time: Any, label_time: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def tell_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
-    """Tell a customer's or a merchant's state that its transaction of `time` and `amount` was fraud."""
+    """Mark a transaction of `time` and `amount` as fraud in a customer's or a merchant's state."""
     note_fraud(state, time, label_time)
     minor = minor_units(amount)
     if (time, minor) > (state.last_fraud_time, np.int64(state.last_fraud_amount)):
@@ -435,16 +435,16 @@ def _count_fraud(state: Any, time: Any, label_time: Any, step: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def take_back_fraud(state: Any, time: Any, label_time: Any) -> Any:
-    """Take back a fraud that the state was told and that `needs_frauds` says is neither its last nor uncountable."""
+    """Withdraw a fraud that the state contains; `needs_frauds` must be false for it."""
     state.fraud_count -= min(state.fraud_count, 1)
     _count_fraud(state, time, label_time, -1)
 
 
 @njit(cache=True, nogil=True)
 def needs_frauds(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
-    """Tell whether a fraud can be taken back only by telling the state all its other frauds anew.
+    """Return whether a fraud can be withdrawn only by applying all other frauds of the state again.
 
-    It is the last one, behind which the state does not know the one before, or it stands in a counter that is full.
+    It is the last one, and the state does not hold the one before, or its counter is saturated.
     """
     if (time, minor_units(amount)) == (state.last_fraud_time, np.int64(state.last_fraud_amount)):
         return True
@@ -455,7 +455,7 @@ def needs_frauds(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def forget_frauds(state: Any) -> Any:
-    """Forget all known frauds, to be told them anew; the days that were opened stay open."""
+    """Clear all known frauds, to apply them again; the days that were opened stay open."""
     state.fraud_count = 0
     state.last_fraud_time = NEVER
     state.last_fraud_amount = 0
@@ -466,7 +466,7 @@ def forget_frauds(state: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _pop_latest(state: Any) -> Any:
-    """Take the latest transaction out of the ring and of its day; return its time, amount and old place."""
+    """Remove the latest transaction from the ring and its day; return its time, amount and old position."""
     at = np.int64(state.ring_size) - 1
     time, minor = state.ring_time[at], np.int64(state.ring_amount[at])
     state.ring_size = at
@@ -486,7 +486,7 @@ def _pop_latest(state: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def customer_as_of(c: Any, time: Any) -> Any:
-    """Take back from a copy of a customer's state the transactions later than `time`."""
+    """Remove from a copy of a customer's state the transactions later than `time`."""
     while c.ring_size > 0 and c.ring_time[c.ring_size - 1] > time:
         then, minor, at = _pop_latest(c)
         _count_habits(c, then, minor, c.ring_merchant[at], c.ring_category[at], -1)
@@ -494,7 +494,7 @@ def customer_as_of(c: Any, time: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def merchant_as_of(m: Any, time: Any) -> Any:
-    """Take back from a copy of a merchant's state the transactions later than `time`."""
+    """Remove from a copy of a merchant's state the transactions later than `time`."""
     while m.ring_size > 0 and m.ring_time[m.ring_size - 1] > time:
         then, minor, _ = _pop_latest(m)
         _count_totals(m, minor, -1)

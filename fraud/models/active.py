@@ -1,8 +1,8 @@
 """Which models are served: named by a setting, versioned by the registry, kept in the Bento store.
 
-Every worker follows the registry by itself. A new version is loaded, verified and warmed in a thread beside
-the one that answers, which is then replaced in one step; a request is answered to its end by the version
-it found, and a version that nobody refers to any more is freed.
+Every worker polls the registry. A new version is loaded, verified and warmed in a thread while the old one answers,
+then swapped in atomically; a request is answered entirely by the version it began with, and an unreferenced version is
+freed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_PAST = 2
 
 @dataclass(frozen=True)
 class Swap:
-    """One attempt to serve another version; `error` says why the old one stays, `seconds` how long it took."""
+    """One attempt to swap in another version; `error` says why it failed, `seconds` how long it took."""
 
     name: str
     role: Role
@@ -72,9 +72,9 @@ class ActiveModels:
     ----------
     settings : Settings
     packed : Packed, optional
-        What the Bento that runs holds.
+        The models packed in the running Bento.
     on_swap : callable
-        Is told of every `Swap`, those at start included.
+        Called with every `Swap`, also at start.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ActiveModels:
         Raises
         ------
         BundleError, RegistryError
-            A champion cannot be served. A challenger that cannot be is only reported.
+            A champion cannot be served. A challenger that fails is only reported.
         """
         for key, tag in (await self._in_thread(self._wanted)).items():
             try:
@@ -119,18 +119,18 @@ class ActiveModels:
                     raise
 
     def follow(self, install: Install) -> None:
-        """Hand the scorers to `install`, now and after every change, in one call on the event loop."""
+        """Pass the scorers to `install`, now and after every change, in one call on the event loop."""
         self._install = install
         install(self.champions, self.challengers)
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def check(self, *, now: bool = False) -> None:
-        """Serve what the registry names; a version that cannot be served leaves the old one.
+        """Serve the versions that the registry names; on a failure the old version stays.
 
         Parameters
         ----------
         now : bool
-            Also try again what failed a moment ago.
+            Also retry what failed a moment ago.
         """
         async with self._lock:
             try:
@@ -157,7 +157,7 @@ class ActiveModels:
                 self._install(self.champions, self.challengers)
 
     async def load_past(self, name: str, digest: str) -> None:
-        """Put a version that is not served any more into `past`, from the Bento store, if that has it still."""
+        """Load a version that is no longer served into `past`, if the Bento store still has it."""
         async with self._past_lock:
             if digest in self.past:
                 return
@@ -172,9 +172,9 @@ class ActiveModels:
             self.past[digest] = scorer
 
     async def refresh(self) -> str:
-        """Serve what the registry names, then what W&B names; returns what came of asking W&B.
+        """Serve what the registry names, then what W&B names; returns the outcome of the W&B poll.
 
-        The registry comes first: a swap that needs no network waits for none.
+        The registry comes first, so a local swap does not wait for the network.
         """
         await self.check(now=True)
         asked = await self.following.look()
@@ -183,7 +183,7 @@ class ActiveModels:
         return f"failed: {'; '.join(errors)}" if asked == ASKED and errors else asked
 
     def describe(self) -> dict[str, Any]:
-        """Return what is served and what could not be, for ``/readyz``; no text of an error, which is in the log."""
+        """Return what is served and what failed, for ``/readyz``; error texts are only logged."""
         failed = [
             {
                 "name": name,
@@ -208,7 +208,7 @@ class ActiveModels:
         }
 
     async def close(self) -> None:
-        """Stop following."""
+        """Stop polling."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -234,7 +234,7 @@ class ActiveModels:
         return failure is None or time.monotonic() >= failure.retry_at
 
     async def _swap(self, key: Key, tag: str) -> None:
-        """Replace one scorer by that of `tag`, or leave it and raise what is wrong with the new one."""
+        """Replace one scorer by that of `tag`; on a fault keep it and raise."""
         name, role = key
         before, started = self._tags.get(key), time.perf_counter()
         try:
@@ -252,7 +252,7 @@ class ActiveModels:
         self._on_swap(Swap(name, role, before, tag, seconds))
 
     def _load_in_turn(self, tag: str) -> Scorer:
-        """Load while no other worker of this server does: answering and loading on all cores at once would be felt."""
+        """Load while no other worker of this server does, so that cores stay free for requests."""
         if self._task is None:  # at start there is nobody to answer
             return self._load(tag)
         self._settings.process.state_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How BentoML writes a model into a store of our choice: the one use of its private parts.
+"""Writes a BentoML model into a given store folder: the only use of BentoML's private modules.
 
 BentoML's public calls write into the store of BENTOML_HOME alone, file after file: a killed import would leave half a
 model there. tests/test_private_parts.py fails when an upgrade of BentoML moves what is used here.
@@ -24,7 +24,7 @@ def write_model(
         ``name:version``.
     files : mapping of str to bytes
     labels, metadata : mapping
-        What ``bentoml models get`` shows of it.
+        Shown by ``bentoml models get``.
     """
     # bentoml takes over a second to import, and a bundle that the store holds already needs none of it
     import bentoml

@@ -1,4 +1,4 @@
-"""Bundles in the Bento store: two models each, put there by one rename so that no half of one is ever seen."""
+"""Bundles in the Bento store: two models each, written by an atomic rename, so a partial one is never visible."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class BentoStore:
     Parameters
     ----------
     bentoml_home : Path
-        Its ``models`` folder is the store; ``fraud/staging`` beside it holds what is not finished.
+        Its ``models`` folder is the store; ``fraud/staging`` beside it holds unfinished imports.
     models : Path, optional
-        The store where it is another folder: a Bento's own.
+        Another store folder: the one inside a Bento.
     """
 
     def __init__(self, bentoml_home: Path, models: Path | None = None) -> None:
@@ -58,7 +58,7 @@ class BentoStore:
         Raises
         ------
         RegistryError
-            The store does not hold the model, or not its preprocessor.
+            The store lacks the model or its preprocessor.
         """
         model = self._folder(tag)
         if not (model / MANIFEST).is_file():
@@ -73,8 +73,8 @@ class BentoStore:
     def read(self, tag: str, digest: str | None = None) -> Bundle:
         """Return the audited bundle of a tag, whose name and digits it must have, and this `digest` if one is given.
 
-        Every file was compared with the manifest; here the manifest is compared with what was asked for, since
-        whoever can write the store could put another consistent bundle there.
+        Every file was compared with the manifest; here the manifest is compared with the tag, because someone with
+        write access could replace the folder by another consistent bundle.
 
         Raises
         ------
@@ -98,11 +98,11 @@ class BentoStore:
         return bundle
 
     def has_folder(self, tag: str) -> bool:
-        """Whether there is anything under this tag, whole or not."""
+        """Whether a folder exists under this tag, complete or not."""
         return self._folder(tag).is_dir()
 
     def names(self) -> list[str]:
-        """Models in the store, without what stands beside them."""
+        """Models in the store, without their preprocessors."""
         if not self.models.is_dir():
             return []
         return sorted(path.name for path in self.models.iterdir() if path.is_dir() and is_name(path.name))
@@ -113,7 +113,7 @@ class BentoStore:
         return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def holds(self, name: str, digest: str) -> bool:
-        """Whether the store has the bundle whole and unchanged; reads every byte of it, needs no network."""
+        """Whether the store has the complete, unchanged bundle; reads every byte of it, needs no network."""
         tag = f"{name}:{short(digest)}"
         if not self._folder(tag).is_dir():
             return False
@@ -123,14 +123,14 @@ class BentoStore:
             return False
 
     def import_bundle(self, bundle: Path, facts: Mapping[str, str], preprocessor: Path | None = None) -> str:
-        """Put an audited bundle into the store and return its tag; twice changes nothing.
+        """Import an audited bundle into the store and return its tag; importing again changes nothing.
 
         Parameters
         ----------
         bundle : Path
-            A whole bundle, or its model part. What goes into the store are the bytes whose digests are compared here.
+            A whole bundle, or its model part. The bytes whose digests are compared here are the bytes that are stored.
         facts : mapping of str to str
-            Labels that lead back: run, wandb (the version's path) and so on.
+            Labels for lineage: run, wandb (the version's path) and so on.
         preprocessor : Path, optional
             The preprocessor part where it lies in another folder.
         """
@@ -156,7 +156,7 @@ class BentoStore:
         return tag
 
     def label(self, tag: str, facts: Mapping[str, str]) -> None:
-        """Add labels to a model in the store: what W&B called it, once that is known."""
+        """Add labels to a model in the store, such as its W&B version once known."""
         with self._alone():
             path = self._folder(tag) / MODEL_YAML
             description = yaml.safe_load(read_plain(path, MAX_MODEL_YAML_BYTES))
@@ -182,7 +182,7 @@ class BentoStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Be the one process that changes the store; what a killed one left in staging is removed."""
+        """Hold the store's write lock; the leftovers of a killed process in staging are removed."""
         self.staging.mkdir(parents=True, exist_ok=True)
         with FileLock(self.staging.parent / "import.lock"):
             for leftover in self.staging.iterdir():

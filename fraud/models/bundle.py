@@ -6,8 +6,8 @@ as W&B and the Bento store keep them.
 
 To change the format: raise `FORMAT_VERSION`, keep reading the older ones here with a test for each.
 
-A bundle may come from anywhere. Each file is read once, if it is plain and no larger than it may be, and everything is
-made from the bytes whose digest was compared.
+A bundle is untrusted. Each file is read once, if it is a plain file within its size limit, and everything is built from
+the bytes whose digest was compared.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class Preprocessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the features need from the training data.
+    """Statistics of the training data that the features need.
 
     `amount_quantiles` are the 0 to 99% quantiles of the training amounts, ascending, in currency units;
     empty for a features model.
@@ -61,7 +61,7 @@ class Preprocessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One request with all that must come out of it, bit for bit; None stands for a missing value.
+    """One request with its exact results, bit for bit; None is a missing value.
 
     Golden requests of a transaction model follow one another from an empty history.
     """
@@ -74,7 +74,7 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DetectorPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The detector in a bundle: its algorithm, as it is registered, and the files that are its own."""
+    """The detector in a bundle: its registered algorithm and its files."""
 
     algorithm: str
     files: list[str]
@@ -85,7 +85,7 @@ class DetectorPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a bundle is and where it came from."""
+    """The contents and origin of a bundle."""
 
     name: str
     kind: Kind
@@ -102,7 +102,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been audited and parsed; nothing has been scored with it yet."""
+    """A bundle whose files have been audited and parsed, but not yet verified by scoring."""
 
     digest: str
     manifest: Manifest
@@ -131,7 +131,7 @@ def sha256(data: bytes) -> str:
 
 
 def canonical_json(value: object) -> bytes:
-    """Return JSON with sorted keys and a final newline, the same for the same value."""
+    """Return canonical JSON: sorted keys and a final newline."""
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=1) + b"\n"
 
 
@@ -199,7 +199,7 @@ def read_manifest(model_dir: Path) -> tuple[str, Manifest]:
     Raises
     ------
     BundleError
-        There is none, or it is of another format, or names no bundle's files.
+        It is missing, of another format, or does not list a bundle's files.
     """
     content, manifest = _manifest(model_dir)
     return sha256(content), manifest
@@ -235,7 +235,7 @@ def read_files(model_dir: Path, preprocessor_dir: Path | None = None) -> tuple[s
     Raises
     ------
     BundleError
-        A file is missing, changed, foreign, a link, not plain or too large.
+        A file is missing, changed, unexpected, a link, not plain or too large.
     """
     raw, manifest = _manifest(model_dir)
     most_bytes = most_bytes_of(algorithm_of(manifest.detector.algorithm))
@@ -263,8 +263,8 @@ def read_bundle(model_dir: Path, preprocessor_dir: Path | None = None) -> Bundle
     Raises
     ------
     BundleError
-        A file is missing, changed, foreign, a link or too large, the format is another one, or what the files say
-        does not fit together.
+        A file is missing, changed, unexpected, a link or too large, the format is unknown, or the files are
+        inconsistent.
     """
     digest, manifest, content = read_files(model_dir, preprocessor_dir)
     algorithm = algorithm_of(manifest.detector.algorithm)
@@ -330,7 +330,7 @@ def _some(names: list[str], most: int = 5) -> str:
 
 
 def _upgraded(manifest: dict[str, Any], path: Path) -> Manifest:
-    """Return a manifest of any format that was ever written as one of today's.
+    """Return a manifest of any earlier format in the current one.
 
     Format 2 names the detector; in format 1 it was always LightGBM's.
     """

@@ -1,4 +1,4 @@
-"""From what a person calls a model to its files: a folder, or a name and version of the registry."""
+"""Find a model's files from a folder, or from a name and version in the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bundle_folders(model: str) -> tuple[Path, Path | None]:
 
 
 def bundle_folder(model: str) -> Path | None:
-    """Return the bundle's folder where `model` is one, or a run's; None where it names a version."""
+    """Return the bundle's folder if `model` is a bundle or run folder; None if it names a version."""
     if not model:
         return None
     return next((folder for folder in (Path(model), Path(model) / "bundle") if (folder / MANIFEST).is_file()), None)

@@ -1,7 +1,7 @@
-"""What a worker and W&B tell each other by way of the registry: how W&B is followed, and what is served here.
+"""How a worker follows W&B's aliases through the registry, and reports the versions it serves.
 
-The service holds no SDK. `fraud follow` beside it, or a process that is started for one look, brings versions in;
-that a version serves here waits in the registry until `fraud follow` or `fraud push --pending` sends it.
+The service does not load the W&B SDK. `fraud follow` beside it, or a process started for one look, imports versions.
+The report that a version serves here is queued in the registry until `fraud follow` or `fraud push --pending` sends it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SOURCES = Path(__file__).parents[2]
 
 
 class AliasFollower:
-    """One worker's share in the following of W&B.
+    """Follows W&B's aliases for one worker.
 
     Parameters
     ----------
     registry : Registry
     names : sequence of str
-        Models whose version the registry says, neither pinned nor packed.
+        Models whose version comes from the registry, neither pinned nor packed.
     limit_s : float
         How long one look may take, seconds.
 
@@ -57,14 +57,14 @@ class AliasFollower:
         self._asking: asyncio.Task[str] | None = None
 
     def read(self, names: Iterable[str]) -> None:
-        """Read how the last looks went; raises what the registry raises."""
+        """Read the status of the last looks from the registry; its errors are raised."""
         looks = {name: self._registry.following(name) for name in names}
         self.looks = {name: look for name, look in looks.items() if look is not None}
 
     def tell_served(self, digests: Mapping[str, str]) -> None:
-        """Queue, for each model's digest, a run that says that this host serves it: one, whoever asks and how often.
+        """Queue, for each model's digest, one run that records that this host serves it; repeated calls add none.
 
-        Where the registry cannot take it, the log says so, and nothing else happens.
+        If the registry fails, the error is logged.
         """
         for name, digest in digests.items():
             if (name, digest) in self._told:
@@ -80,16 +80,16 @@ class AliasFollower:
                 logger.log(level, "W&B will not be told that %s %s serves on %s: %s", name, digest, host, error)
 
     async def look(self) -> str:
-        """Look once where W&B's aliases point, and bring in what they name; returns ``asked``, or why it was not.
+        """Look up W&B's aliases once and import the versions they name; returns ``asked``, or why it was not asked.
 
-        Whoever asks meanwhile waits for the same look.
+        Concurrent calls share one look.
         """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.get_running_loop().create_task(self._look())
         return await asyncio.shield(self._asking)
 
     async def close(self) -> None:
-        """End a look that is under way."""
+        """Cancel a look in progress."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])

@@ -1,4 +1,4 @@
-"""May this version go into production? Compared with the one that is there, and with what is installed here."""
+"""The promotion gate: compares a version with the one in production and with the installed libraries."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def check(
 ) -> list[str]:
     """Reasons to refuse `candidate`; empty when it passes.
 
-    It is refused when it is worse on `metric` than the interval of the model in production, when it was
-    trained with another release (major.minor) of a library than is installed, or when kind or feature
-    specification differ, which callers would notice.
+    It is refused when its `metric` is worse than the interval of the model in production, when it was
+    trained with another release (major.minor) of a library than is installed, or when kind or feature specification
+    differ, which would break callers.
     """
     reasons = [
         f"trained with {name} {trained}, installed is {installed.get(name, 'none')}"
@@ -50,7 +50,7 @@ def check(
 
 
 def worse(candidate: Version, production: Version, metric: str) -> str | None:
-    """Say by how much `candidate` lies outside the interval of `production`, or None when it does not."""
+    """Return how far `candidate` lies outside the interval of `production`, in words, or None."""
     if metric not in candidate.metrics or metric not in production.metrics:
         lacking = candidate if metric not in candidate.metrics else production
         return f"{lacking} has no metric {metric!r} to compare (it has {', '.join(sorted(lacking.metrics)) or 'none'})"
@@ -66,7 +66,7 @@ def worse(candidate: Version, production: Version, metric: str) -> str | None:
 
 
 def mismatches(trained: Mapping[str, str], installed: Mapping[str, str]) -> dict[str, str]:
-    """Libraries that scoring depends on and whose installed version differs from training's."""
+    """Scoring libraries whose installed version differs from training's."""
     return {name: trained[name] for name in LIBRARIES if name in trained and trained[name] != installed.get(name)}
 
 

@@ -1,4 +1,4 @@
-"""The life of a model version on this machine: imported, promoted, challenged, rolled back; no network is asked."""
+"""The life of a model version on this machine: imported, promoted, challenged, rolled back; works without a network."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Lifecycle:
         self.store = BentoStore(bentoml_home)
 
     def import_run(self, run: RunFolder) -> None:
-        """Verify a finished run's bundle and put it into the store; twice changes nothing.
+        """Verify a finished run's bundle and import it into the store; repeating changes nothing.
 
         Raises
         ------
         BundleError
-            It is damaged, or scores otherwise than in training.
+            It is damaged, or scores differently than in training.
         """
         manifest = run.bundle.manifest
         if not self.store.holds(manifest.name, run.bundle.digest):
@@ -45,7 +45,7 @@ class Lifecycle:
             self.store.import_bundle(run.bundle_path, {"run": run.run_id})
 
     def register_run(self, run: RunFolder, aliases: tuple[str, ...]) -> Version:
-        """Make an imported bundle a version that these aliases name; an unchanged one makes no new version."""
+        """Register an imported bundle as a version with these aliases; an unchanged one makes no new version."""
         manifest = run.bundle.manifest
         return self.registry.register(
             manifest.name,
@@ -59,12 +59,12 @@ class Lifecycle:
         )
 
     def import_parts(self, name: str, digest: str, model: Path, preprocessor: Path, labels: Mapping[str, str]) -> None:
-        """Verify a bundle whose parts lie in two folders, which must be `digest` of `name`, and put it into the store.
+        """Verify a bundle in two folders, which must be `digest` of `name`, and import it into the store.
 
         Raises
         ------
         BundleError
-            It is damaged, another one, or scores otherwise than in training.
+            It is damaged, another bundle, or scores differently than in training.
         """
         arrived, manifest = read_manifest(model)
         if arrived != digest or manifest.name != name:
@@ -73,18 +73,18 @@ class Lifecycle:
         self.store.import_bundle(model, labels, preprocessor)
 
     def challenge(self, name: str, reference: str, *, why: str) -> Version:
-        """Let ``challenger`` name a version: the one to compare with production next."""
+        """Let ``challenger`` name the version to compare with production."""
         return self.registry.move(name, reference, "challenger", who=who_am_i(), why=why)
 
     def promote(
         self, name: str, reference: str, *, why: str, force: bool = False, metric: str = "average_precision"
     ) -> Version:
-        """Move ``production`` to a version of this machine that passes the gate, or is forced for a reason.
+        """Move ``production`` to a local version that passes the gate, or is forced with a reason.
 
         Raises
         ------
         GateFailed
-            The version is worse than the one in production, or does not fit it or this machine.
+            The version is worse than the one in production, or incompatible with it or with this machine.
         """
         candidate = self.registry.resolve(name, reference)
         if not self.store.holds(name, candidate.digest):
@@ -102,7 +102,7 @@ class Lifecycle:
         )
 
     def rollback(self, name: str, *, why: str) -> Version:
-        """Put the version before back into production; it must be in the Bento store, whole."""
+        """Put the previous version back into production; it must be complete in the Bento store."""
         digest = self.registry.digest_of(name, "previous")
         if digest is not None and not self.store.holds(name, digest):
             previous = self.registry.resolve(name, digest)
@@ -115,7 +115,7 @@ class Lifecycle:
 
 
 def who_am_i() -> str:
-    """Name whoever moves an alias: user and host; the user's number where no name belongs to it, as in a container."""
+    """Return who moves an alias: user and host; the user's number if it has no name, as in a container."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""What a model, a version and a file may be called, wherever one is named: checked here and nowhere else.
+"""The rules for names of models, versions and files, checked here and nowhere else.
 
 A name becomes a folder of the Bento store, a tag of BentoML (63 characters, lower case), a collection of W&B
 (128 characters) and a row of the registry; the name of the preprocessor beside it is 13 characters longer.
@@ -77,5 +77,5 @@ def checked_tag(tag: str) -> Tag:
 
 
 def is_name(text: str) -> bool:
-    """Whether a model may be called so."""
+    """Whether this is a valid model name."""
     return _NAME.fullmatch(text) is not None and not text.endswith(PARTS)

@@ -1,4 +1,4 @@
-"""Files from elsewhere: read once, by their size, and only where they are plain."""
+"""Untrusted files: read once, with a size limit, and only if they are plain files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
     Raises
     ------
     BundleError
-        It is missing, a link, no plain file (a folder, pipe or device), or larger than `most_bytes`.
+        It is missing, a link, not a plain file (a folder, pipe or device), or larger than `most_bytes`.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -40,7 +40,7 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
 
 
 def expect_plain_tree(folder: Path, most_bytes: int) -> None:
-    """Raise `BundleError` where a folder holds a link or no plain file, or more than `most_bytes` altogether."""
+    """Raise `BundleError` if a folder holds anything but plain files, or more than `most_bytes` in total."""
     total = 0
     for directory, folders, files in os.walk(folder):
         for name in (*folders, *files):

@@ -1,8 +1,8 @@
 """The local registry: which versions of a model exist, and which of them each alias names.
 
-It means the same as W&B's registry of artifacts (one alias names one version, an unchanged bundle makes no
-new version), works without a network, and is what a running service reads. One SQLite file, safe under
-several processes and a kill at any point: each public call is one transaction.
+It has the semantics of W&B's artifact registry (one alias names one version, an unchanged bundle makes no new version),
+works without a network, and is read by running services. One SQLite file, safe under several processes and a kill at
+any point: each public call is one transaction.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Registry:
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         """A connection to read from, or None where nothing was ever registered.
 
-        It may write, since what a killed writer left half done is first taken back by whoever opens it next.
+        It may write: SQLite rolls back a killed writer's transaction when the file is next opened.
         """
         if not self.path.is_file():
             yield None
@@ -147,7 +147,7 @@ class Registry:
         Raises
         ------
         RegistryError
-            Nothing, or more than one version, answers to it.
+            No version, or more than one, matches it.
         """
         with self._reading() as db:
             found = [] if db is None else rows.find(db, name, reference)
@@ -167,7 +167,7 @@ class Registry:
             return None if row is None else str(row["digest"])
 
     def digest_beginning(self, name: str, version: str) -> str | None:
-        """Digest of the bundle of a model whose first hexadecimal digits are `version`, or None where it is unknown.
+        """Digest of a model's bundle that begins with the hexadecimal digits `version`, or None if unknown.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class Registry:
     ) -> Version:
         """Let `alias` name the version of `reference`; moving ``production`` keeps the old one as ``previous``.
 
-        Nothing changes, and nothing is recorded, when it names that version already.
+        If it already names that version, nothing changes and nothing is recorded.
         """
         if alias not in ALIASES or alias == "previous":
             raise RegistryError(f"alias {alias!r} cannot be set; allowed: candidate, challenger, production")
@@ -235,7 +235,7 @@ class Registry:
             return rows.read(db, name, version)
 
     def rollback(self, name: str, *, who: str, why: str) -> Version:
-        """Put the version that was in production before back, and ``previous`` on the one before that.
+        """Put the previous version back into production; ``previous`` then names the one before it.
 
         Raises
         ------
@@ -257,10 +257,9 @@ class Registry:
             return rows.read(db, name, version)
 
     def adopt(self, name: str, targets: dict[str, str | None], *, who: str, why: str) -> bool:
-        """Take over where W&B's aliases point: ``{alias: digest or None}``, digests registered before.
+        """Move the aliases as W&B has them: ``{alias: digest or None}``, of registered digests.
 
-        Does nothing while a local move still waits to be sent, which is then the newer one. Returns whether
-        anything moved.
+        Does nothing while a local move, which is newer, still waits to be sent. Returns whether anything moved.
         """
         with self._transaction() as db:
             if db.execute("select 1 from pending where name = ? and kind = 'alias'", (name,)).fetchone():
@@ -304,7 +303,7 @@ class Registry:
             db.execute("insert or replace into following values (?, ?, ?)", (name, rows.now(), error))
 
     def following(self, name: str) -> FollowStatus | None:
-        """The last look at W&B's aliases of this model, or None when nobody follows."""
+        """The last look at W&B's aliases of this model, or None if there was none."""
         with self._reading() as db:
             if db is None or not db.execute("select 1 from sqlite_master where name = 'following'").fetchone():
                 return None
@@ -332,12 +331,12 @@ class Registry:
         Parameters
         ----------
         key : str
-            What is recorded once in the life of this registry, however often it is told; empty: each time anew.
+            Recorded only once per registry under this key; empty: recorded each time.
 
         Returns
         -------
         bool
-            Whether it was not known yet.
+            Whether it is new.
 
         Raises
         ------
@@ -357,7 +356,7 @@ class Registry:
             return True
 
     def pending(self) -> list[Pending]:
-        """What waits, in the order to send it."""
+        """The queued changes, in the order to send them."""
         with self._reading() as db:
             found = [] if db is None else db.execute("select * from pending order by id").fetchall()
         return [

@@ -1,4 +1,4 @@
-"""The rows of the local registry: their SQL, and what each table means to the code."""
+"""The rows of the local registry: their SQL and their types."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Pending:
-    """A change that W&B has not been told yet."""
+    """A change that has not been sent to W&B yet."""
 
     id: int
     name: str
@@ -90,7 +90,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class FollowStatus:
-    """How the last look at W&B's aliases went: when, and what was wrong (empty when nothing was)."""
+    """The last look at W&B's aliases: its time and its error (empty if it succeeded)."""
 
     checked: str
     error: str
@@ -176,7 +176,7 @@ def pend(db: sqlite3.Connection, name: str, kind: str, payload: dict[str, Any]) 
 
 
 def production_stack(db: sqlite3.Connection, name: str) -> list[int]:
-    """The versions that production came through and has not gone back from, oldest first."""
+    """The stack of production versions that a rollback goes back through, oldest first."""
     rows = db.execute(
         "select kind, version, before from events where name = ? and alias = 'production' order by id",
         (name,),

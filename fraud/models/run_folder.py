@@ -1,4 +1,4 @@
-"""The folder that a finished training leaves, read with as much care as the bundle in it."""
+"""The folder of a finished training; read as untrusted, like the bundle in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Measured(msgspec.Struct):
 
 
 class RunFacts(msgspec.Struct):
-    """What `run.json` must say; it may say more, which the dashboard shows."""
+    """The required fields of `run.json`; further fields are shown on the dashboard."""
 
     bundle_digest: str
     name: str
@@ -55,7 +55,7 @@ class RunFolder:
     Attributes
     ----------
     run_id : str
-        Its W&B run id: the one under which the training was watched, else made from its contents.
+        Its W&B run id: that of the watched training, or else derived from its contents.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""One verified model version: from checked rows to margins, probabilities, decisions and reasons."""
+"""One verified model version: scores and explains checked rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Scorer:
         Raises
         ------
         BundleError
-            The bundle is damaged or foreign, or scores a golden row otherwise than in training.
+            The bundle is damaged or invalid, or scores a golden row differently than in training.
         """
         return cls.of(read_bundle(model_dir, preprocessor_dir), max_ahead_ms)
 
@@ -98,7 +98,7 @@ class Scorer:
             )
 
     def score(self, X: Matrix) -> tuple[Vector, Vector]:
-        """Return raw scores (log-odds of LightGBM) and calibrated probabilities, both (n,) float64."""
+        """Return raw scores in the detector's unit and calibrated probabilities, both (n,) float64."""
         margins = self.detector.raw_margin(X)
         return margins, self.detector.probability(margins)
 

@@ -1,4 +1,4 @@
-"""Which models a service serves, and where their bundles lie."""
+"""Which models a service serves, and the location of their bundles."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fraud.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Packed:
-    """What the Bento that runs holds: versions by the name of the model, and the folder of its own store, if any."""
+    """The models packed in the running Bento: versions by model name, and the folder of the Bento's store, if any."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     store: Path | None = None
 
     @classmethod
     def of(cls, service: Any) -> Packed:
-        """Return what a service's Bento holds; nothing where the service runs from its source."""
+        """Return the models packed in a service's Bento; none if the service runs from source."""
         bento = service.bento
         if bento is None:
             return cls()
@@ -57,9 +57,9 @@ class Served:
 
     @property
     def names(self) -> dict[str, str]:
-        """Names of the models with the version that settings or Bento say, or "" where the registry does.
+        """Names of the models with their version from the settings or the Bento, or "" if the registry decides.
 
-        Decided once: another model that goes into production later does not change what a running service is asked for.
+        Decided once: a model promoted later does not change which names a running service serves.
 
         Raises
         ------
@@ -76,13 +76,13 @@ class Served:
         return self._names
 
     def hand_down(self) -> None:
-        """Let the workers below this process, also those started again later, serve what was decided here."""
+        """Let the workers of this process, also restarted ones, serve what was decided here."""
         self._settings.hand_down(self._settings.names or ",".join(self.names))
 
     def champions(self) -> dict[str, str]:
         """Return the tags to serve, by the name a request may ask for; the first is the default.
 
-        A name without a version is the one in production by the registry, else the only one that the store has.
+        A name without a version means the registry's production version, or else the only version in the store.
 
         Raises
         ------
@@ -106,7 +106,7 @@ class Served:
         return {name: tag for name, tag in tags.items() if tag != champions[name]}
 
     def followed(self) -> list[str]:
-        """Return the models whose version the registry says, neither pinned nor packed."""
+        """Return the models whose version comes from the registry, neither pinned nor packed."""
         return [name for name, version in self.names.items() if not version]
 
     def folders(self, tag: str) -> tuple[Path, Path]:
@@ -120,14 +120,14 @@ class Served:
         return self._store_of(tag).bundle_paths(tag)
 
     def read(self, tag: str, digest: str | None = None) -> Bundle:
-        """Return the audited bundle of a tag: with this `digest`, or the one by which the registry knows the tag.
+        """Return the audited bundle of a tag; its digest must be `digest`, or else the one in the registry.
 
         Raises
         ------
         RegistryError
             No store has it.
         BundleError
-            It is damaged, or another one.
+            It is damaged, or another bundle.
         """
         name, version = checked_tag(tag)
         return self._store_of(tag).read(tag, digest or self.registry.digest_beginning(name, version))
@@ -160,7 +160,7 @@ class Served:
 
 
 def pack(service: Any, settings: ModelSettings) -> None:
-    """Name the models that `bentoml build` puts into the Bento; none while there is none to serve."""
+    """Return the models that `bentoml build` packs into the Bento; none if there is none to serve."""
     import bentoml
 
     served = Served(settings)

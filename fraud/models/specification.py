@@ -1,4 +1,4 @@
-"""Is a feature specification one that this release can decode, featurize and score by?"""
+"""Checks that this release supports a feature specification."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def expect_specification(spec: FeatureSpec, path: Path) -> None:
     Raises
     ------
     BundleError
-        Says the feature or role, what is wrong with it, and the file.
+        Names the feature or role, the fault and the file.
     """
     names, roles = [feature.name for feature in spec.features], [role.name for role in spec.roles]
     checks: list[tuple[Callable[[], bool], str]] = [
@@ -67,7 +67,7 @@ def _currencies_hold(spec: FeatureSpec) -> bool:
 
 
 def expect_preprocessor(spec: FeatureSpec, amount_quantiles: Sequence[float], path: Path) -> None:
-    """Check that the amounts' quantiles are some, ascending, where amounts are ranked; raises `BundleError`."""
+    """Check that the amount quantiles are present and ascending if a feature ranks amounts; raises `BundleError`."""
     n = len(amount_quantiles)
     rising = all(a <= b for a, b in pairwise(amount_quantiles))
     if n > MAX_QUANTILES or not rising or (spec.kind != "features" and n == 0):

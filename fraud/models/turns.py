@@ -1,4 +1,4 @@
-"""The interpreter's switch interval, which is one for the whole process, shared by whoever asks for short turns."""
+"""The interpreter's switch interval: one value per process, shared by all users of short turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _usual_s = 0.0
 
 
 def set_usual_turns(seconds: float) -> None:
-    """Set the interval that holds while nobody asks for short turns, seconds."""
+    """Set the interval used outside of short turns, seconds."""
     global _usual_s
     with _lock:
         _usual_s = seconds
@@ -27,11 +27,10 @@ def set_usual_turns(seconds: float) -> None:
 def short_turns() -> Iterator[None]:
     """Let threads take turns 50 times as often, so that requests are answered while a model loads in another thread.
 
-    A request changes threads several times, and would wait for the usual interval each time. Loading at a lower
-    priority of the system instead makes it worse: a thread that holds the interpreter must not be made to wait.
-
-    Those who ask may overlap, in coroutines and in threads: the interval is shortened for the first of them, and the
-    last one to end gives back what it was before the first, or what `set_usual_turns` was told meanwhile.
+    A request changes threads several times, and would wait for the usual interval each time. A lower operating system
+    priority for the loading thread makes it worse, because that thread then waits while it holds the interpreter lock.
+    Uses may overlap, in coroutines and in threads: the first shortens the interval, and the last one restores it, or
+    the value set by `set_usual_turns` meanwhile.
     """
     global _asking, _usual_s
     with _lock:

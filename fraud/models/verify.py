@@ -1,4 +1,4 @@
-"""Does a bundle score here as it did in training, and with which libraries?"""
+"""Verifies that a bundle scores here as in training, and with which libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def verify(bundle: Path, preprocessor: Path | None = None) -> None:
     Raises
     ------
     BundleError
-        A file is missing, changed or foreign, or a golden row comes out otherwise than in training.
+        A file is missing, changed or unexpected, or a golden row scores differently than in training.
     """
     from fraud.models.scorer import Scorer  # takes a second to import, and a rollback needs none of it
 

@@ -1,8 +1,8 @@
-"""The micro-batcher: the requests of one moment are scored in one call, and no caller waits for another.
+"""The micro-batcher: requests that arrive together are scored in one call.
 
 A request that finds the scorer idle is scored on the next turn of the event loop, together with whatever else
-arrived in the same turn.  While a batch is being scored the next one gathers, so batches grow with the load and
-there is no waiting time to tune.  Requests of many rows have a queue of their own, so that they hold up no small one.
+arrived in the same turn.  While a batch is scored, the next one gathers, so batches grow with the load and there is no
+waiting time to tune. Requests of many rows have their own queue, so they do not delay small ones.
 """
 
 from __future__ import annotations
@@ -40,20 +40,19 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
     Parameters
     ----------
     run : callable
-        ``async run(requests) -> outcomes``, one outcome per request in the same order; one that is an exception is
-        raised to this caller alone.  For a request of many rows it is expected to give the event loop a turn
-        now and then.
+        ``async run(requests) -> outcomes``, one outcome per request in the same order; an outcome that is an exception
+        is raised to its caller alone. For a request of many rows it should yield to the event loop regularly.
     max_batch_rows : int
-        Rows scored in one call of `run`; the rest waits for the next one.
+        Rows scored in one call of `run`; the rest waits for the next call.
     bulk_rows : int
         A request of more rows than this is scored by itself in the bulk queue, beside the small ones.
     max_queued_rows : int
         Rows that may wait in each queue; a request beyond it is refused at once.
     max_wait_s : float
-        A small request is refused at once when more rows are before it than were lately scored in this time, or
-        when the oldest one waits longer than this. Both are measured under load, not guessed.
+        A small request is refused at once when more rows are queued before it than were lately scored in this time, or
+        when the oldest request has waited longer than this.
     clock : callable
-        Seconds that only grow.
+        Seconds, monotonic.
 
     Raises
     ------
@@ -92,9 +91,9 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
         return self._small.refuses(1)
 
     def submit(self, request: RequestT) -> asyncio.Future[OutcomeT]:
-        """Queue a request; the future gives its outcome, or raises the error meant for it.
+        """Queue a request; the future returns its outcome or raises its error.
 
-        Cancelling the future withdraws the request when it has not been taken yet, and touches no other.
+        Cancelling the future withdraws the request if it is still queued, and affects no other request.
 
         Raises
         ------
@@ -105,7 +104,7 @@ class MicroBatcher(Generic[RequestT, OutcomeT]):
         return queue.put(request)
 
     async def close(self) -> None:
-        """Stop scoring; callers still waiting get `Overloaded` and may try another worker."""
+        """Stop scoring; waiting callers get `Overloaded` and may try another worker."""
         await self._small.close()
         await self._bulk.close()
 
@@ -178,7 +177,7 @@ class _BatchQueue(Generic[RequestT, OutcomeT]):
             self._under_way = 0
 
     def _note(self, row_s: float) -> None:
-        """Keep what a row took; a small batch spends more on each, so it only tells that a row takes no longer."""
+        """Update the time per row; a small batch spends more on each row, so it only gives an upper bound."""
         if self._under_way > BACKLOG_ROWS:
             self._row_s += 0.3 * (row_s - self._row_s) if self._row_s else row_s
         else:
@@ -221,7 +220,7 @@ class _BatchQueue(Generic[RequestT, OutcomeT]):
                 caller.set_result(outcome)
 
     async def _isolate(self, batch: list[_Waiting[RequestT, OutcomeT]], error: Exception) -> None:
-        """A batch broke as a whole, which `run` should never let happen: only its culprit may fail."""
+        """Run a batch that failed as a whole one request at a time, so that only the faulty request fails."""
         if len(batch) == 1:
             caller = batch[0][1]
             if not caller.done():

@@ -10,15 +10,15 @@ from fraud.pipeline.rows import PendingRow
 
 
 def in_canary(customer_id: str, share: float) -> bool:
-    """Tell whether a customer is among the share whom the challenger answers: always the same ones."""
+    """Return whether a customer is in the canary share; the same customers always are."""
     return int.from_bytes(blake2b(customer_id.encode(), digest_size=8).digest(), "big") < share * 2**64
 
 
 def for_canary(request: ScoreRequest, challenger: Scorer, share: float) -> ScoreRequest:
-    """Return the request as the challenger reads it, or unchanged where the champion is to answer.
+    """Return the request read by the challenger, or unchanged if the champion answers it.
 
-    One version answers a whole request. It is the challenger's when all of its rows are of one customer (ready
-    features: of one transaction id) who is in the canary, and when the challenger can read every one of them.
+    One version answers a whole request. The challenger answers if all rows belong to one customer (ready features: one
+    transaction id) in the canary, and it can read every row.
     """
     if not request.is_read:
         return request

@@ -1,8 +1,8 @@
 """The pipeline: from pending rows to decisions, in the stages recall, featurize, score, explain, decide and record.
 
-Every transport calls it: it decodes what arrived into pending rows before, and encodes the outcomes after. Rows of
-several models and callers may come in one call. Each stands for itself: one that fails is rejected alone, and a
-transaction that was decided before gets the decision it had.
+Every transport calls it: the transport decodes pending rows before, and encodes the outcomes after. Rows of
+several models and callers may come in one call. Rows are independent: a failing row is rejected alone, and a repeated
+transaction gets its earlier decision.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ class Pipeline:
     Parameters
     ----------
     scorers : mapping of str to Scorer
-        By the name a request may ask for; the first is the default. A swap assigns `scorers` anew; rows read before
-        are decided by the version they were read for.
+        By model name; the first is the default. A swap replaces `scorers`; rows read earlier are decided by the version
+        that read them.
     store : Store
     on_stage : callable, optional
         Is called with a stage (``recall``, ``featurize``, ``score``, ``record``, ``explain``) and the seconds that a
         batch spent in it.
     on_decided : callable, optional
-        Is called on the event loop with the decisions that a batch made, those it only repeated left out.
+        Is called on the event loop with the new decisions of a batch, without repeated ones.
     canary_share : float
-        Share of the customers whom the model's challenger answers, where `challengers` has one.
+        Share of customers answered by the model's challenger, if `challengers` has one.
     shadow : Shadow, optional
-        Where challengers score what champions answered.
+        Scores the champions' requests with the challengers.
     record_reasons : bool
         Whether a recorded decision carries its strongest contributions.
     record_unnamed : bool
         Whether rows without a transaction id are given one and recorded.
     past : mapping of str to Scorer, optional
-        Versions by digest that are served no more and may still explain what they decided.
+        Versions by digest that are no longer served, kept to explain their decisions.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class Pipeline:
         Parameters
         ----------
         model : str, optional
-            The name of the model that is to decide; the default model's if none.
+            The model's name; the default model if None.
         now_ms : int, optional
             When they arrived, ms since the epoch; the clock by default.
 
@@ -133,7 +133,7 @@ class Pipeline:
         return request if challenger is None else for_canary(request, challenger, self.canary_share)
 
     def _read_some(self, request: ScoreRequest) -> None:
-        """Read the next rows, and count those that lie ahead of the clock: when it is slow, that is most of them."""
+        """Read the next rows, and count those ahead of the clock: if most are, this machine's clock is slow."""
         read = len(request.rows)
         request.read_some()
         errors = [row.error for row in request.rows[read:] if isinstance(row, Rejection)]
@@ -164,10 +164,10 @@ class Pipeline:
         return answered
 
     async def decide(self, rows: Sequence[PendingRow]) -> list[Outcome]:
-        """Decide on rows in the order they come, each by itself; return as many outcomes in the same order.
+        """Decide on rows independently; return one outcome per row in the same order.
 
-        What cannot be decided is rejected with its own error: a transaction id that came before with other contents,
-        an explanation that only a version served no more can give (`PastVersion`), a store that failed.
+        A rejected row carries its error: a transaction id that came before with other contents, an explanation that
+        needs a version no longer served (`PastVersion`), a store that failed.
         """
         self.counts["extra_fields"] += sum([row.row.n_extra for row in rows])
         if not self.record_unnamed and are_plain(rows):
@@ -232,7 +232,7 @@ class Pipeline:
             self._timed("recall", started)
 
     def _score(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
-        """Give every row its decision record; the histories know its transaction afterwards."""
+        """Give every row its decision record, and add its transaction to the histories."""
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
             some = list(group)
             challenger = self.challengers.get(scorer.name.name) if self.shadow is not None else None
@@ -262,7 +262,7 @@ class Pipeline:
         return X
 
     def _explain(self, scorer: Scorer, rows: Sequence[RowInFlight], X: Matrix) -> None:
-        """Explain the rows that ask for it, and keep the strongest reasons of those they are recorded of."""
+        """Explain the rows that ask for it, and keep the strongest reasons of those that are recorded."""
         wanted = [i for i, row in enumerate(rows) if row.asks_explanation or (self.record_reasons and row.key)]
         if not wanted:
             return
@@ -284,7 +284,7 @@ class Pipeline:
         self._timed("explain", started)
 
     async def _record(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
-        """Record decisions and tell the histories; another worker's decision counts where it was first."""
+        """Record decisions and update the histories; if another worker recorded first, its decision counts."""
         with_history = [row for row in rows if row.row.customer_id]
         without = [row for row in rows if not row.row.customer_id]
         for some in (with_history, without):
@@ -305,7 +305,7 @@ class Pipeline:
                     row.repeat(record)
 
     async def _explain_recorded(self, rows: Sequence[RowInFlight]) -> None:
-        """Explain decisions that were on record as they were scored then, by the version that did."""
+        """Explain recorded decisions from their recorded features, by the version that decided."""
         by_digest: dict[str, list[RowInFlight]] = {}
         for row in rows:
             if row.record is not None and row.explanation is None:
@@ -333,7 +333,7 @@ class Pipeline:
         self._timed("explain", started)
 
     def _decide_plain(self, rows: Sequence[PendingRow]) -> list[Decision]:
-        """Decide on plain rows with nothing on the way but the score."""
+        """Decide on plain rows: score only."""
         decisions: list[Decision] = []
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
             X = scorer.featurizer.ready([row.row for row in group])
@@ -348,7 +348,7 @@ class Pipeline:
         return decisions
 
     async def _in_turn(self, rows: Sequence[object], stage: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Run a stage on the event loop, or in the thread where it has many rows."""
+        """Run a stage on the event loop, or in the thread if it has many rows."""
         if len(rows) <= INLINE_ROWS:
             return stage(*arguments, **named)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: stage(*arguments, **named))
@@ -369,7 +369,7 @@ def _decided(
     probability: float,
     degraded: Sequence[str],
 ) -> DecisionRecord:
-    """Decide on one row, as it is recorded."""
+    """Return the decision record of one row."""
     scorer, said, pending = row.scorer, row.row, row.pending
     prediction, risk_level, decision = verdict_of(scorer.policy, probability)
     return DecisionRecord(

@@ -1,4 +1,4 @@
-"""One row on its way through the pipeline: under which key it is decided once, and what has come of it so far."""
+"""One row on its way through the pipeline: its idempotency key and its outcome so far."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RowInFlight:
     ----------
     pending : PendingRow
     name_it : bool
-        Whether a row without a transaction id is given one, to be recorded under.
+        Whether a row without a transaction id gets one, so that it is recorded.
     """
 
     __slots__ = (
@@ -65,7 +65,7 @@ class RowInFlight:
         self.error: FraudError | None = None
 
     def repeat(self, record: DecisionRecord) -> None:
-        """Take the decision on record, if it was made on the same row; otherwise the row is in conflict with it."""
+        """Take the recorded decision if it was made on the same row; otherwise reject the row with a conflict."""
         self.record = self.explanation = None
         self.is_repeat = True
         if record.said_the_same(self.fingerprint, self.scorer.name.digest):
@@ -75,7 +75,7 @@ class RowInFlight:
             self.error = IdempotencyConflict(self.row.transaction_id, f"{self.pending.path}.transaction_id")
 
     def follow(self, first: RowInFlight) -> None:
-        """Take what came of an earlier row of the same call with the same key."""
+        """Take the outcome of an earlier row of this call with the same key."""
         if first.record is None:
             self.is_repeat = True
             self.error = first.error
@@ -84,7 +84,7 @@ class RowInFlight:
             self.lacks = first.lacks
 
     def outcome(self) -> Outcome:
-        """Return what came of the row."""
+        """Return the outcome of the row."""
         record = self.record
         if self.error is not None or record is None:
             assert self.error is not None, "a row has neither a decision nor an error"
@@ -105,7 +105,7 @@ class RowInFlight:
 
 
 def firsts(rows: Iterable[RowInFlight]) -> tuple[dict[str, RowInFlight], list[RowInFlight], list[RowInFlight]]:
-    """Split rows into the first one of each key, the rows that repeat one of these, and those that were not named."""
+    """Split rows into the first of each key, the repeats of these, and the rows that arrived without an id."""
     by_key: dict[str, RowInFlight] = {}
     repeats: list[RowInFlight] = []
     unnamed: list[RowInFlight] = []
@@ -120,7 +120,7 @@ def firsts(rows: Iterable[RowInFlight]) -> tuple[dict[str, RowInFlight], list[Ro
 
 
 def reject(rows: Sequence[RowInFlight], error: FraudError) -> None:
-    """Let rows fail with one error, and forget what was decided on them."""
+    """Reject rows with one error, and drop their decisions."""
     for row in rows:
         row.record = row.explanation = None
         row.error = error

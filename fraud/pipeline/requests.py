@@ -20,7 +20,7 @@ CHUNK_BYTES = 65_536
 
 
 class ScoreRequest:
-    """The rows of one caller, read as far as `is_read` says.
+    """The rows of one caller; `is_read` is true once all are read.
 
     Parameters
     ----------
@@ -68,11 +68,11 @@ class ScoreRequest:
 
     @property
     def is_rejected(self) -> bool:
-        """Whether every row is read, and none of them can be scored."""
+        """Whether all rows are read and none can be scored."""
         return self.is_read and all(isinstance(row, Rejection) for row in self.rows)
 
     def read_some(self) -> None:
-        """Read the next rows, up to `CHUNK_ROWS` or about `CHUNK_BYTES`; a bad one becomes its rejection."""
+        """Read the next rows, up to `CHUNK_ROWS` or about `CHUNK_BYTES`; a bad row becomes a rejection."""
         scorer, explain, now_ms, request_id = self.scorer, self.explain, self.now_ms, self.request_id
         decode = scorer.decoder.decode
         n_bytes = 0
@@ -90,7 +90,7 @@ class ScoreRequest:
         self.queued_at = time.perf_counter()
 
     def only(self, rows: list[PendingRow]) -> ScoreRequest:
-        """Return a request of some of the rows, read already."""
+        """Return a request of some of the rows, which have been read."""
         some = ScoreRequest(self.scorer, (), explain=self.explain, now_ms=self.now_ms, request_id=self.request_id)
         some.rows.extend(rows)
         some.n_rows = len(rows)
@@ -110,7 +110,7 @@ _decode_name = msgspec.json.Decoder(_Named).decode
 
 
 def transaction_id_of(raw: bytes | msgspec.Raw) -> str | None:
-    """Return the id of a bad row where it has a usable one."""
+    """Return the id of a bad row, if it has a usable one."""
     try:
         name = _decode_name(raw).transaction_id
         text = None if name is None else id_text(name)

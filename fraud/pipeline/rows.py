@@ -1,4 +1,4 @@
-"""What enters the pipeline and what leaves it: rows that wait for a decision, decisions, and rejections."""
+"""The pipeline's input and output: pending rows, decisions and rejections."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fraud.schema import Row
 
 
 class PendingRow(msgspec.Struct, gc=False):
-    """One valid row that waits for its decision.
+    """One valid row before its decision.
 
     Attributes
     ----------
     row : Row
-        As the decoder of `scorer` read it.
+        As read by the decoder of `scorer`.
     scorer : Scorer
         The model version that decides.
     now_ms : int
@@ -29,7 +29,7 @@ class PendingRow(msgspec.Struct, gc=False):
     request_id : str
         Under which the decision is recorded.
     path : str
-        Where the row stood in its request, such as ``$.instances[2]``; errors name it.
+        The row's path in its request, such as ``$.instances[2]``, for errors.
     """
 
     row: Row
@@ -41,25 +41,25 @@ class PendingRow(msgspec.Struct, gc=False):
 
 
 class Decision(msgspec.Struct, gc=False):
-    """What was decided on one row.
+    """The decision on one row.
 
     Attributes
     ----------
     transaction_id : str or None
-        None where the row came without one and none was given to it.
+        None if the row came without one and got none.
     model : ModelName
-        The version that decided; for a repeated transaction the one that decided then.
+        The version that decided; for a repeated transaction the version of the first time.
     raw_margin : float
         Log-odds.
     fraud_probability : float
         Calibrated.
     verdict : Verdict
     degraded : tuple of str
-        What the score, or its record, had to do without.
+        What was missing for the score or its record because a store was off.
     is_repeat : bool
-        Whether the transaction was decided before, and this is the decision it had.
+        Whether this is the earlier decision on a repeated transaction.
     explanation : Explained, optional
-        Where it was asked for.
+        Present if it was asked for.
     """
 
     transaction_id: str | None
@@ -73,7 +73,7 @@ class Decision(msgspec.Struct, gc=False):
 
 
 class Rejection(msgspec.Struct):
-    """Why there is no decision on a row: a `RequestError` of its caller, or a `StoreError` that passes."""
+    """Why a row has no decision: a `RequestError` of its caller, or a temporary `StoreError`."""
 
     transaction_id: str | None
     error: FraudError
@@ -83,7 +83,7 @@ Outcome = Decision | Rejection
 
 
 def are_plain(rows: Sequence[PendingRow]) -> bool:
-    """Tell whether there is nothing to recall, to record or to explain: ready features without an id."""
+    """Return whether no row needs recall, recording or explanation: ready features without an id."""
     for row in rows:
         if row.explain or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
             return False

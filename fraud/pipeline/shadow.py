@@ -1,4 +1,4 @@
-"""The shadow: a challenger scores what the champion answered, behind the answers, and what it says is recorded."""
+"""The shadow: a challenger scores the champion's rows after the answer, and its scores are recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS shadows (
 
 
 class ShadowJob(NamedTuple):
-    """What was answered, and what it takes to score it again: rows of one model and their histories before."""
+    """Answered rows of one model, with the histories needed to score them again."""
 
     scorer: Scorer
     raws: Sequence[bytes]
@@ -39,16 +39,16 @@ class ShadowJob(NamedTuple):
 
 
 class Shadow:
-    """Scores with challengers in a thread of its own, behind the answers, and records what they would have said.
+    """Scores answered rows with challengers in its own thread, and records their decisions.
 
     Parameters
     ----------
     path : Path
         A SQLite file, shared by all workers.
     on_scored : callable
-        Is called with a model's name, and how many rows were decided alike and otherwise.
+        Is called with a model's name and the numbers of equal and different decisions.
     on_dropped : callable
-        Is called with how many rows were left out because too many waited.
+        Is called with the number of rows dropped because the queue was full.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Shadow:
             self._on_dropped(len(job.raws))
 
     def close(self) -> None:
-        """Score what waits, and stop."""
+        """Score the queued rows, and stop."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -116,7 +116,7 @@ class Shadow:
 
 
 def copy_of(histories: Histories) -> Histories:
-    """Return histories that stay as they are while the champion walks the first ones."""
+    """Return a copy of histories, unaffected when the champion updates the originals."""
     return Histories(
         histories.customer_ids, histories.merchant_ids, histories.customers.copy(), histories.merchants.copy()
     )

@@ -1,4 +1,4 @@
-"""The JSON of a scoring answer: one element a row, a prediction or what is wrong with the row."""
+"""The JSON of a scoring answer: one element a row, a prediction or an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def encode_answer(outcomes: Sequence[Outcome]) -> bytes:
     RowsRefused
         No row could be scored.
     FraudError
-        A row failed for another reason than its contents: the whole request is to be sent again.
+        A row failed for another reason than its contents: the caller should send the whole request again.
     """
     if len(outcomes) > INLINE_ROWS:
         return await asyncio.to_thread(lambda: _encode(answer_of(outcomes)))

@@ -1,4 +1,4 @@
-"""The Bento service with its front door before it, and all that the service answers."""
+"""The Bento service behind its front door, and the list of its routes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]
-    """A Bento service whose routes are answered before BentoML's middlewares.
+    """A Bento service whose front door answers before BentoML's middlewares run.
 
     `bentoml.service(service_class=...)` makes it; the class it decorates has `settings` and a `worker`.
     """
@@ -48,7 +48,7 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
 
 
 def service_routes(engine: Engine, settings: Settings) -> list[Route]:
-    """Return what the service answers itself, whatever serves it."""
+    """Return the service's own routes, independent of BentoML."""
     return [
         *scoring_routes(engine),
         *label_routes(lambda: engine.pipeline, round(settings.scoring.max_clock_ahead_s * 1000)),
@@ -110,7 +110,7 @@ def scoring_routes(engine: Engine) -> list[Route]:
 
 
 def admin_routes(engine: Engine) -> list[Route]:
-    """What an operator asks of a worker."""
+    """The routes for operators."""
 
     async def show(_: Call) -> Answer:
         return Answer(orjson.dumps(engine.readiness()))
@@ -141,7 +141,7 @@ def admin_routes(engine: Engine) -> list[Route]:
 
 
 def document_route(routes: list[Route], title: str, description: str, version: str) -> Route:
-    """Return the route of the OpenAPI document of routes; the document is made when it is first asked for."""
+    """Return the route of the OpenAPI document; the document is made on first use."""
 
     @cache
     def encoded() -> bytes:
@@ -154,7 +154,7 @@ def document_route(routes: list[Route], title: str, description: str, version: s
 
 
 def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put CORS, compression and the addresses that proxies tell before an application, where they are set."""
+    """Wrap an application with CORS, compression and proxy headers, as far as the settings enable them."""
     if settings.http.gzip_min_bytes:
         app = compressed(app, settings.http.gzip_min_bytes)
     origins = [origin.strip() for origin in settings.http.cors_origins.split(",") if origin.strip()]
@@ -172,7 +172,7 @@ def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 def compressed(app: ASGIApp, minimum_bytes: int) -> ASGIApp:
-    """Compress the answers of an application for callers that take gzip; Starlette's middleware overlooks ``q=0``."""
+    """Compress the answers of an application for callers that accept gzip; Starlette's middleware ignores ``q=0``."""
     compressing: ASGIApp = GZipMiddleware(app, minimum_size=minimum_bytes, compresslevel=5)
 
     async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

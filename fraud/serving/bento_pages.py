@@ -1,4 +1,4 @@
-"""The pages that BentoML itself serves, declared: all others of its paths are closed."""
+"""The pages served by BentoML, declared as routes; all other BentoML paths are closed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bento_routes(app: Starlette) -> list[Route]:
 
 
 def static_paths(app: Starlette) -> list[str]:
-    """Return the path of every file that the application serves as it is."""
+    """Return the path of every static file of the application."""
     return [
         f"{mount.path}/{file.name}"
         for mount in app.routes
@@ -46,7 +46,7 @@ def static_paths(app: Starlette) -> list[str]:
 
 
 def with_own_errors(app: ASGIApp) -> ASGIApp:
-    """Return an application that raises what the given one would answer with an error."""
+    """Return an application that raises the error answers of the given one."""
 
     async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         status = 0

@@ -1,4 +1,4 @@
-"""Bodies as they are sent: compressed or not, with a byte order mark or without."""
+"""Decoding of bodies: gzip and byte order mark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GZIP_WINDOW = 31
 
 
 def plain(body: bytes, encoding: bytes | None, limit: int) -> bytes:
-    """Return a body as the caller means it.
+    """Return a body decompressed and without a byte order mark.
 
     Parameters
     ----------
@@ -20,16 +20,16 @@ def plain(body: bytes, encoding: bytes | None, limit: int) -> bytes:
     encoding : bytes, optional
         The header Content-Encoding.
     limit : int
-        Bytes that it may have when it is decompressed.
+        Largest size after decompression, bytes.
 
     Raises
     ------
     UnsupportedEncoding
-        It is compressed by another means than gzip.
+        It has another compression than gzip.
     PayloadTooLarge
         It is longer than `limit`.
     MalformedJson
-        It says that it is gzip, and is not, or not to its end.
+        It is declared as gzip, but is not valid or complete gzip.
     """
     if encoding is not None:
         match encoding.strip().lower():
@@ -58,7 +58,7 @@ def _decompressed(body: bytes, limit: int) -> bytes:
 
 
 def takes_gzip(accepted: str) -> bool:
-    """Tell whether a caller takes a gzip answer, by its header Accept-Encoding."""
+    """Return whether a caller accepts gzip, by its header Accept-Encoding."""
     for entry in accepted.lower().split(","):
         name, _, parameter = entry.partition(";")
         if name.strip() == "gzip":

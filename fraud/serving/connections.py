@@ -1,4 +1,4 @@
-"""Limits on a connection before its request is understood: time, bytes and number of its headers, idle connections.
+"""Limits on a connection before its request is parsed: header time, bytes and lines, and idle connections.
 
 BentoML hands no option for these to uvicorn, and starts it itself. uvicorn finds its HTTP protocol by name in a table;
 `install` puts `BoundedProtocol` there, under the name that it uses by default, and refuses a uvicorn that has no such
@@ -40,7 +40,7 @@ OVERRIDDEN = (
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What a connection may ask for before its headers are complete, and between two requests."""
+    """Limits of a connection while its headers arrive, and between two requests."""
 
     header_timeout_s: float = 10.0
     """Seconds from the connection, or from a request's first byte, to the end of its headers."""
@@ -58,12 +58,12 @@ class ConnectionLimits:
 
 
 def install(limits: ConnectionLimits) -> None:
-    """Let the servers that this process starts from now on keep to limits, and open as many files as it may.
+    """Apply limits to the servers that this process starts, and raise its limit of open files.
 
     Raises
     ------
     SettingsError
-        This uvicorn cannot be held to limits.
+        This version of uvicorn does not support the limits.
     """
     lacking = [name for name in OVERRIDDEN if name not in vars(HttpToolsProtocol)]
     if DEFAULT_PROTOCOL not in HTTP_PROTOCOLS or lacking:
@@ -79,7 +79,7 @@ def install(limits: ConnectionLimits) -> None:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, whose connections do not wait for headers for ever."""
+    """uvicorn's protocol with limits on waiting for headers."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
     waiting: ClassVar[dict[BoundedProtocol, float]] = {}

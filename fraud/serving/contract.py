@@ -1,4 +1,4 @@
-"""The JSON of scoring and of errors: each type once, for the code that reads and writes it and for OpenAPI."""
+"""The JSON types of scoring and errors, each defined once for decoding, encoding and OpenAPI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPONENTS = "#/components/schemas/"
 
 
 def described_by(*kinds: type[msgspec.Struct]) -> Meta:
-    """Describe what msgspec knows no type of, such as JSON that is read later, by the structs that it may be."""
+    """Describe a field that msgspec cannot type, such as JSON decoded later, by the structs it may hold."""
     references = [{"$ref": COMPONENTS + kind.__name__} for kind in kinds]
     schema = {"anyOf": references} if len(references) > 1 else references[0]
     return Meta(extra_json_schema=schema, extra={"members": kinds})
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 else:
 
     class Either:
-        """A union of structs that are written and never read: msgspec describes only those that it can read back."""
+        """A union of structs that are only encoded: msgspec describes only unions that it can decode."""
 
         def __class_getitem__(cls, kinds: tuple[type[msgspec.Struct], ...]) -> Any:
             return Annotated[Any, described_by(*kinds)]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What is wrong: what arrived, what is allowed, and where."""
+    """One error: what arrived, what is allowed, and where."""
 
     code: str
     message: str
@@ -44,20 +44,20 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class RequestProblem(Problem, frozen=True):
-    """A problem of the whole request, under the id by which the log knows it."""
+    """A problem of the whole request, with the request id found in the log."""
 
     request_id: str
 
 
 class ErrorAnswer(msgspec.Struct, omit_defaults=True):
-    """Every error of every route that keeps no other contract."""
+    """The error body of all routes without a contract of their own."""
 
     error: RequestProblem
     errors: Annotated[list[Problem] | None, Meta(description="one per instance, when every one of them is bad")] = None
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Stands in the place of a row that could not be scored; its neighbours are."""
+    """Replaces a row that could not be scored; other rows are not affected."""
 
     transaction_id: str | None
     error: Problem
@@ -121,14 +121,14 @@ Instance = Annotated[
 
 
 class ScoreBody(msgspec.Struct):
-    """Rows to score, each by itself, in order."""
+    """Rows to score independently, in order."""
 
     instances: Annotated[list[Instance], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INSTANCES})] = []
     model: Annotated[str | None, Meta(description="which model, when another than the default is wanted")] = None
 
 
 class Readiness(msgspec.Struct):
-    """What this worker serves, and what it should serve and cannot."""
+    """What this worker serves, and what it failed to load."""
 
     status: Literal["ready", "degraded", "refusing"]
     queued_rows: int

@@ -1,4 +1,4 @@
-"""The types of the HTTP contract as BentoML wants them: pydantic models, made of the msgspec structs."""
+"""The types of the HTTP contract for BentoML: pydantic models made from the msgspec structs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import WithJsonSchema, create_model
 def descriptor(kind: type[msgspec.Struct]) -> type[IODescriptor]:
     """Return what BentoML calls an input or output specification, with the fields of a struct.
 
-    It checks nothing: the pipeline does. Elements of a list are shown as any object, because BentoML's clients send
+    It validates nothing; the pipeline does. Elements of a list are shown as any object, because BentoML's clients send
     and return only those fields of an object that its schema names.
     """
     properties = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]

@@ -1,4 +1,4 @@
-"""The pipeline in service: behind a micro-batcher, with earlier model versions at hand to explain what they decided."""
+"""The serving engine: the pipeline behind a micro-batcher, with past model versions to explain their decisions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fraud.stores.protocol import described
 
 
 class Follows(Protocol):
-    """What the engine shows of the models behind the pipeline."""
+    """What the engine needs of the active models."""
 
     def describe(self) -> dict[str, Any]:
         """Swaps that failed, for ``/readyz``."""
 
     async def refresh(self) -> str:
-        """Look for other versions at once, on W&B too; returns what came of asking it."""
+        """Look for other versions now, on W&B too; returns the outcome of the W&B poll."""
 
     async def load_past(self, name: str, digest: str) -> None:
-        """Have a version at hand that is served no more, if it is still there."""
+        """Load a version that is no longer served, if it is still stored."""
 
 
 class Engine:
@@ -43,12 +43,12 @@ class Engine:
         batcher: MicroBatcher[ScoreRequest, list[Outcome]],
         models: Follows | None = None,
     ) -> None:
-        """Take a loaded and warm pipeline into service; on the running event loop.
+        """Start serving a loaded and warm pipeline on the running event loop.
 
-        What lives now lives as long as the process: it is taken out of the garbage collector's sight, whose full
-        passes over the imported modules would otherwise stop the service for 50 ms and more. `Worker.start` kept the
-        collector off while it was built, for it would have found next to nothing. Threads take turns each millisecond
-        instead of each fifth, so that a large request that is scored in one delays the loop less.
+        Objects alive now live as long as the process, so they are frozen: full garbage collections over them would stop
+        the service for 50 ms and more. `Worker.start` disables the collector during start-up, where there is little
+        garbage. The switch interval is 1 ms instead of 5, so that a large request scored in a thread delays the event
+        loop less.
         """
         self._pipeline, self._batcher, self._models = pipeline, batcher, models
         gc.freeze()
@@ -64,11 +64,11 @@ class Engine:
         return self._pipeline
 
     def stop(self) -> None:
-        """Be not ready from now on; who started the batcher and the pipeline closes them."""
+        """Stop being ready; the owner of the batcher and the pipeline closes them."""
         self._pipeline = self._batcher = None
 
     def admit(self) -> Pipeline:
-        """Return the pipeline that is to read a request, before any work is done for it.
+        """Return the pipeline for a request, before any work is done for it.
 
         Raises
         ------
@@ -85,9 +85,9 @@ class Engine:
         return pipeline
 
     async def decide(self, request: ScoreRequest) -> list[Outcome]:
-        """Decide on a request together with those of other callers; returns the outcomes of its rows, in order.
+        """Decide on a request, batched with those of other callers; returns the outcomes of its rows, in order.
 
-        Rows that only an earlier version can explain go through the pipeline again when it is loaded.
+        Rows that need a past version for their explanation are decided again once it is loaded.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class Engine:
         return outcomes
 
     def readiness(self) -> dict[str, Any]:
-        """What is served, and how well: `status` is ready, degraded or refusing; raises `NotReady` when nothing is."""
+        """Return what is served; `status` is ready, degraded or refusing. Raises `NotReady` if no model is loaded."""
         if self._pipeline is None or self._batcher is None:
             raise NotReady("no model is loaded yet")
         models = {} if self._models is None else self._models.describe()
@@ -126,7 +126,7 @@ class Engine:
         return {"queued_rows": self._batcher.queued_rows, "models": served, **stores, **models}
 
     def expect_ready(self) -> dict[str, Any]:
-        """`readiness`, for those who would send callers here; raises `NotReady` where callers would be refused."""
+        """Return `readiness` for load balancers; raises `NotReady` if requests would be refused."""
         readiness = self.readiness()
         if readiness["status"] == "refusing":
             stores = "".join(f"; {s['store']} is off since {s['since']}: {s['reason']}" for s in readiness["stores"])
@@ -134,7 +134,7 @@ class Engine:
         return readiness
 
     async def refresh(self) -> dict[str, Any]:
-        """Look for other versions at once, in this worker; returns what is served then, and whether W&B was asked."""
+        """Look for other versions now, in this worker; returns what is then served, and whether W&B was asked."""
         if self._models is None:
             raise NotReady("no model is loaded yet")
         return {"wandb_look": await self._models.refresh(), **self.readiness()}

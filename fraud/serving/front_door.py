@@ -1,8 +1,8 @@
 """The front door: the ASGI application that takes every request to its route.
 
-It stands outside the middlewares of BentoML, whose spans, timers and metrics cost more than a score (see
-docs/performance.md), and does for its routes what they would: limits, request ids, one shape of errors.
-Guards (keys, rates) run before a body is read; observers (metrics, logs) see every answer.
+It runs outside BentoML's middlewares, whose spans, timers and metrics cost more than a score (see docs/performance.md),
+and replaces them for its routes: limits, request ids, one shape of errors. Request checks (keys, rates) run before a
+body is read; observers (metrics, logs) see every answer.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ Observer = Callable[[Call, Answer, float], None]
 
 
 class FrontDoor:
-    """Answer what a router knows, and close the rest.
+    """Answers the requests of a router's routes; all other paths are closed.
 
     Parameters
     ----------
     router : Router
     lifespan : ASGI application
-        Is asked to start and to stop, and nothing else; what it should answer is a route.
+        Receives only the start and stop events.
     checks : sequence of callable
         Each is called with every request before its body is read, and refuses it by raising a `FraudError`.
     observers : sequence of callable
-        Each is called with a request, its answer and the seconds it took, when the answer goes out. The answer that
-        an application of its own gave has a status and no body here.
+        Each is called with a request, its answer and the seconds it took, when the answer goes out. For a mounted
+        application the answer holds a status and no body.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class FrontDoor:
         return await respond(send, answer, call.request_id)
 
     async def _answer(self, call: Call) -> Answer | ASGIApp:
-        """Return the answer of the route, or the refusal of a check or of the route in the route's own words."""
+        """Return the route's answer, or the error of a check or of the route in the route's error shape."""
         try:
             for check in self._checks:
                 check(call)
@@ -100,7 +100,7 @@ class FrontDoor:
             return error_answer(FraudError(INTERNAL), call.request_id, call.route.errors)
 
     async def _let_answer(self, app: ASGIApp, call: Call, receive: Receive, send: _Passed) -> Answer:
-        """Let an application of its own answer; what is returned goes out unless an answer of it has begun to."""
+        """Let a mounted application answer; the returned answer is sent only if the application has sent nothing."""
         error = FraudError(INTERNAL)
         try:
             await app(call.scope, receive, send)
@@ -115,11 +115,11 @@ class FrontDoor:
 
 
 async def _nowhere(_: Message) -> None:
-    """Send nothing: the answer has gone out."""
+    """Send nothing: the answer was already sent."""
 
 
 class _Passed:
-    """The `send` of an application of its own: its answer as it is, under the request's id."""
+    """The `send` of a mounted application: passes its answer on with the request's id."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.status = 0

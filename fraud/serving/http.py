@@ -1,4 +1,4 @@
-"""What HTTP is made of here: a call, its answer, a route, and the shape of an error."""
+"""The HTTP types: a call, its answer, a route, and the shape of an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CLOSE: Headers = ((b"connection", b"close"),)
 
 
 class Answer(NamedTuple):
-    """A whole answer; `code` is the code of the error that it tells of, for the metrics."""
+    """A whole answer; `code` is its error code, for the metrics."""
 
     body: bytes
     status: int = 200
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """What one request may ask of the service before it is understood."""
+    """Limits of one request while its body is read."""
 
     max_body_bytes: int = 4 * 1024 * 1024
     """Bytes of a body; a longer one is refused with 413, without reading it to its end."""
@@ -66,7 +66,7 @@ class Call:
     Attributes
     ----------
     names : mapping of str to str
-        What stands in the path for the route's parameters, still percent-encoded; `fraud.serving.parameters` reads it.
+        The path's values of the route's parameters, still percent-encoded; `fraud.serving.parameters` decodes them.
     """
 
     __slots__ = ("_bodies", "_receive", "headers", "names", "request_id", "route", "scope")
@@ -93,9 +93,9 @@ class Call:
         Raises
         ------
         UnsupportedMediaType, PayloadTooLarge, BodyTimeout
-            Each before the body is read any further.
+            Raised before more of the body is read.
         UnsupportedEncoding, MalformedJson
-            It is compressed by another means than gzip, or is broken gzip.
+            It has another compression than gzip, or is broken gzip.
         """
         limit = self._bodies.limits.max_body_bytes
         media_type = self.headers.get(b"content-type", b"application/json")
@@ -114,7 +114,7 @@ class Call:
         return plain(body, self.headers.get(b"content-encoding"), limit)
 
     def expect_length(self) -> None:
-        """Raise `PayloadTooLarge` when the caller announces a longer body than is read."""
+        """Raise `PayloadTooLarge` if Content-Length exceeds the limit."""
         limit = self._bodies.limits.max_body_bytes
         if int(self.headers.get(b"content-length", b"0")) > limit:
             raise PayloadTooLarge(limit)
@@ -138,7 +138,7 @@ Handler = Callable[[Call], Awaitable[Answer | ASGIApp]]
 
 
 class Failure(NamedTuple):
-    """What the caller may know of an error; `errors` has one problem a row when every row is bad."""
+    """The public part of an error; `errors` has one problem a row when every row is bad."""
 
     problem: RequestProblem
     status: int
@@ -148,7 +148,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class ErrorShape:
-    """How the routes of one contract word their errors: the function that does, and the type of its body."""
+    """The error encoding of one contract: the encoder and the type of its body."""
 
     encode: Callable[[Failure], Answer]
     body: type[msgspec.Struct]
@@ -158,7 +158,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def one_shape(failure: Failure) -> Answer:
-    """Word an error as all routes do that keep no other contract: ``{"error": {...}}``."""
+    """Encode an error in the default shape: ``{"error": {...}}``."""
     return Answer(_encode(ErrorAnswer(failure.problem, failure.errors)), failure.status)
 
 
@@ -167,27 +167,27 @@ ONE_SHAPE = ErrorShape(one_shape, ErrorAnswer)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Route:
-    """One thing that the service answers. Routing, the scope check, OpenAPI and the metrics' label follow from it.
+    """One declared route. Routing, the scope check, OpenAPI and the metrics' label are derived from it.
 
     Parameters
     ----------
     method, path : str
-        A path may hold parameters, such as ``/v1/users/{id}/profile``; each stands for one segment. HEAD is answered
+        A path may hold parameters, such as ``/v1/users/{id}/profile``; each matches one segment. HEAD is answered
         wherever GET is.
     scope : Scope or None
-        What a key must be for; None for health, which asks for none and counts towards no rate.
+        The scope that a key needs; None for health routes, which need no key and have no rate limit.
     handler : callable
         ``async handler(call)``; raises a `FraudError` to refuse.
     summary : str
         One sentence for the OpenAPI document.
     request, answer : type, optional
-        What msgspec reads from the body and writes to it; without an `answer` the route is not JSON.
+        The msgspec types of the request and answer body; without an `answer` the route is not JSON.
     parameters : type, optional
-        A msgspec struct of what `fraud.serving.parameters` reads from the path and the query.
+        A msgspec struct of the parameters in path and query.
     fails : mapping of int to str
-        Statuses beyond those that follow from the rest of the declaration, and when they are given.
+        Further statuses beyond those derived from the declaration, and their meaning.
     errors : ErrorShape
-        Words every error of the route, those that are raised before its handler included.
+        Encodes every error of the route, including those raised before its handler.
     tag : str, optional
         The heading in the OpenAPI document; without one the route is not in it.
     """
@@ -212,8 +212,8 @@ class CallerLeft(Exception):
 class SlowBodies:
     """Cancels the reading of bodies that take too long, with one timer for all of them.
 
-    ``with slow_bodies:`` around the reading turns the cancellation into `BodyTimeout`.  A timer of its own for each
-    request costs five times as much as this, and a body almost always arrives together with its headers.
+    ``with slow_bodies:`` around the reading turns the cancellation into `BodyTimeout`.  One timer per request would
+    cost five times as much, and a body almost always arrives together with its headers.
     """
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -266,7 +266,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
 
 
 def error_answer(error: FraudError, request_id: str, shape: ErrorShape = ONE_SHAPE) -> Answer:
-    """Answer with an error; the message of one that is not the caller's business stays in the log."""
+    """Answer with an error; internal messages are only logged."""
     status, code, message = error.http_status, error.code, error.message
     if not isinstance(error, RequestError | AccessError | Unavailable):
         if message != INTERNAL:

@@ -25,7 +25,7 @@ def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "jso
     Parameters
     ----------
     level : str
-        Of the project's own loggers; of the others only warnings are written, of BentoML also its news.
+        For the project's own loggers; others write warnings only, BentoML also information.
     style : str
         ``json`` for machines, ``text`` for a person at a terminal.
     """
@@ -58,8 +58,8 @@ class RequestLog:
     Parameters
     ----------
     which : str
-        ``all`` or ``failed``. Requests refused for their number are not among the failed: under overload their lines
-        would take what is left of the processor, and the metrics count them.
+        ``all`` or ``failed``. Requests refused under overload or by a rate limit are not logged as failed: their lines
+        would cost processor time when it is scarce, and the metrics count them.
     style : str
         As for `configure_logging`.
     """
@@ -74,7 +74,7 @@ class RequestLog:
         ).bind(pid=os.getpid())
 
     def __call__(self, call: Any, answer: Any, seconds: float) -> None:
-        """Write what was asked, what was answered and how long it took; nothing of the bodies or of the key."""
+        """Log method, path, status and duration; never bodies or keys."""
         if not self._all and (answer.status < 400 or answer.status in REFUSED):
             return
         self._log.info(
@@ -102,7 +102,7 @@ def _as_json(_logger: Any, _method: str, event: Any) -> bytes:
 def _as_text(_logger: Any, _method: str, event: Any) -> bytes:
     """Return a record as one line that begins with its time, and a traceback as indented lines below it.
 
-    Nothing that a caller sent can begin a line: control characters are shown as JSON shows them.
+    A caller's text cannot start a new line: control characters are escaped as in JSON.
     """
     name, error = event.pop("event"), event.pop("exception", "")
     stamp = event.pop("timestamp").isoformat(timespec="milliseconds")

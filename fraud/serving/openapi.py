@@ -1,4 +1,4 @@
-"""The OpenAPI document, derived from the declared routes and the msgspec types that they name."""
+"""The OpenAPI document, derived from the declared routes and their msgspec types."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _json(kind: Any) -> dict[str, Any]:
 
 
 def _with_members(kinds: set[Any]) -> set[Any]:
-    """Add the structs that stand in an `Either` of a type's fields, and in theirs."""
+    """Add the structs inside an `Either` of a type's fields, recursively."""
     found: set[Any] = set()
     left = list(kinds)
     while left:

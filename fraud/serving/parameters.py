@@ -1,4 +1,4 @@
-"""What a call's path and query say, as one typed struct."""
+"""The parameters in a call's path and query, as one typed struct."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def parameters(call: Call, kind: type[T]) -> T:
-    """Return the parameters of a call: one field a name in the route's path, the others from the query.
+    """Return the parameters of a call: path parameters by name, all other fields from the query.
 
     Raises
     ------
     InvalidRequest
-        One is missing, unknown, given twice, no UTF-8, or not of the type and within the limits that `kind` states.
+        One is missing, unknown, given twice, not UTF-8, or not of the type and limits in `kind`.
     """
     try:
         given = {name: unquote(value, errors="strict") for name, value in call.names.items()}

@@ -1,4 +1,4 @@
-"""What is kept of one customer: read it, reset it. Who did so is in the log."""
+"""Routes to read and reset a customer's profile. Each access is logged with its key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNKNOWN = {404: "Nothing is known of this customer."}
 
 
 class Customer(msgspec.Struct):
-    """Whom a path names."""
+    """The customer id in the path."""
 
     id: Annotated[
         str,
@@ -97,13 +97,13 @@ def customer_of(call: Call) -> str:
     Raises
     ------
     InvalidRequest
-        It is empty or too long, no UTF-8, or holds a character that no id may.
+        It is empty, too long, not UTF-8, or holds a character that is not allowed in ids.
     """
     return checked_id(parameters(call, Customer).id, "$.id")
 
 
 def _note(action: str, call: Call, customer_id: str, *, found: bool) -> None:
-    """Log who looked at or reset whose profile; the id itself is personal and stays out of the log."""
+    """Log who read or reset which profile; the customer's id is logged as a hash."""
     logger.info(
         "profile %s: customer %s, key %s, found %s, request %s",
         action,

@@ -1,4 +1,4 @@
-"""From a path and a method to the route that was declared for them. What nobody declared is closed."""
+"""The router: finds the declared route of a path and method. Undeclared paths are closed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 
 @dataclass(frozen=True)
 class Mount:
-    """An ASGI application with paths, methods, errors and headers of its own, under a prefix.
+    """A mounted ASGI application, with its own paths, methods, errors and headers, under a prefix.
 
     Parameters
     ----------
     prefix : str
         Such as ``/ui``: the application answers it and all paths below it, and finds it in its ``root_path``. Its
-        lifespan is not run: what it needs is started by the part that mounts it. Bodies that are announced as too
-        large are refused before it; it reads all others itself.
+        lifespan is not run: the part that mounts it starts what it needs. A too large Content-Length is refused before
+        it; it reads all other bodies itself.
     scope : Scope or None
-        What a key must be for, whatever the path and the method.
+        The scope that a key needs, for every path and method.
     errors : ErrorShape
-        Words the refusals that are made before the application is asked.
+        Encodes the refusals made before the application is called.
     """
 
     prefix: str
@@ -41,7 +41,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Contract:
-    """Routes that keep one contract, under a prefix of their own: undeclared paths there get its errors too."""
+    """The prefix and error shape of one contract: undeclared paths below it get its errors too."""
 
     prefix: str
     errors: ErrorShape
@@ -66,7 +66,7 @@ class Resource:
 
 
 class Router:
-    """Finds routes: whole paths by one look-up, those with parameters and mounted applications after them.
+    """Finds routes: fixed paths first, by one look-up; then paths with parameters; then mounted applications.
 
     Raises
     ------
@@ -93,9 +93,9 @@ class Router:
         self._nowhere = _nowhere(ONE_SHAPE)
 
     def find(self, scope: MutableMapping[str, Any]) -> tuple[Route, Mapping[str, str]]:
-        """Return a request's route, and what its path holds for the route's parameters, percent-encoded.
+        """Return a request's route and the percent-encoded values of its path parameters.
 
-        There is always one: that of an undeclared path or method refuses the call.
+        An undeclared path or method gets a route that refuses the call.
         """
         resource = self._whole.get(scope["path"])
         if resource is not None:

@@ -24,7 +24,7 @@ async def answer(engine: Engine, body: bytes, *, explain: bool, request_id: str 
     Raises
     ------
     RequestError
-        The body as a whole cannot be scored, be it that every one of its rows is bad.
+        The body is invalid as a whole, or every row is bad.
     StoreError
         The store failed on some of the rows.
     Overloaded
@@ -50,19 +50,19 @@ async def predictions(
 def decode_request(
     pipeline: Pipeline, body: bytes, *, explain: bool, now_ms: int | None = None, request_id: str = ""
 ) -> ScoreRequest:
-    """Read a body's envelope and its first rows; the others are read in the batcher's turn.
+    """Read a body's envelope and its first rows; the batcher reads the others in its turn.
 
     Raises
     ------
     RequestError
-        It is no JSON, holds no rows or too many, or names a model that is not served.
+        It is not JSON, holds no rows or too many, or names a model that is not served.
     """
     raws, model = decode_envelope(body)
     return pipeline.read(raws, model=model, explain=explain, now_ms=now_ms, request_id=request_id)
 
 
 def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
-    """Return a request's instances, each still JSON, and the name of the model it asks for.
+    """Return a request's instances, undecoded, and the name of its model.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Who may call what, and how often: API keys, their scopes and their rates.
+"""Access control: API keys, their scopes and their rate limits.
 
 A key is ``fk_<id>_<secret>``, made by `fraud keys create`; the service knows only the hash of it. A secret
 has 256 bits from the operating system, so one pass of SHA-256 is as good as a slow hash, and costs a
@@ -92,7 +92,7 @@ def parse_keys(text: str) -> list[ApiKey]:
 
 
 class TokenBucket:
-    """A caller's right to make requests: `burst` at once, refilled at `rate` a second."""
+    """A token bucket of one caller: `burst` requests at once, refilled at `rate` a second."""
 
     __slots__ = ("_burst", "_rate", "_then", "_tokens")
 
@@ -113,7 +113,7 @@ class TokenBucket:
 
 
 class Buckets:
-    """The token buckets of callers: of the latest `MAX_CALLERS` of them, so that a crowd takes no more memory."""
+    """The token buckets of the latest `MAX_CALLERS` callers, which bounds the memory."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -128,7 +128,7 @@ class Buckets:
         Raises
         ------
         RateLimited
-            There is none now.
+            No token is left.
         """
         now = self._clock()
         bucket = self._buckets.get(caller)
@@ -144,14 +144,14 @@ class Buckets:
 
 
 class Scoped(Protocol):
-    """What is needed to know of a route."""
+    """The part of a route that access control reads."""
 
     @property
     def scope(self) -> Scope | None: ...
 
 
 class RequestHead(Protocol):
-    """What is needed to know of a request: `fraud.serving.http.Call` is one."""
+    """The part of a request that access control reads; `fraud.serving.http.Call` has it."""
 
     @property
     def route(self) -> Scoped: ...
@@ -164,15 +164,15 @@ class RequestHead(Protocol):
 
 
 class AccessControl:
-    """Lets a request pass, or refuses it by raising; called once for each, before its body is read.
+    """Authorizes a request or raises; called once per request, before its body is read.
 
     Parameters
     ----------
     keys : iterable of ApiKey
     required : bool
-        Whether the routes of the scopes in `KEYLESS` ask for a key too. Those of other scopes always do.
+        Whether routes with a scope in `KEYLESS` need a key too. Routes of other scopes always do.
     rate, burst : float
-        Requests a second and at once for one caller: a key, or without one an address. 0 for no limit.
+        Requests a second, and at once, of one caller: a key, or an address without one. 0 for no limit.
     failures : float
         Requests a second without a right key where one is needed, of one address; 0 for no limit. A right key passes
         whatever its address did.
@@ -227,11 +227,11 @@ class AccessControl:
         Raises
         ------
         Unauthenticated
-            No key, or none that is known.
+            No key, or an unknown one.
         Forbidden
             The key lacks the scope of the route.
         RateLimited
-            The caller has no request left now.
+            The caller is over its rate.
         """
         scope = call.route.scope
         if scope is None:
@@ -274,7 +274,7 @@ class AccessControl:
 
 
 def address_of(scope: Mapping[str, Any]) -> str:
-    """Return who is counted as one caller: an IPv4 address, or the 64-bit network of an IPv6 one."""
+    """Return the address that is counted as one caller: an IPv4 address, or the /64 network of an IPv6 address."""
     client = scope.get("client")
     host = str(client[0])[:MAX_ADDRESS_LENGTH] if client else "unknown"
     if ":" not in host:

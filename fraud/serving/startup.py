@@ -1,7 +1,7 @@
-"""A service none of whose workers can start ends, instead of keeping its port and starting them again for ever.
+"""Ends a service when none of its workers can start, instead of restarting them for ever.
 
-BentoML's first process starts a worker again whenever one ends. Workers tell it by signals whether they started;
-after some tries it ends with status 1, which whoever started the service sees.
+BentoML's parent process restarts every worker that ends. Workers signal to it whether they started; after some failures
+it ends with status 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAILED, READY = signal.SIGUSR1, signal.SIGUSR2
 
 
 class _Starts:
-    """What the first process knows of its workers."""
+    """The parent's record of worker starts."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -32,21 +32,21 @@ class _Starts:
         self.is_ready = True
 
     def failed(self, *_: int | FrameType | None) -> None:
-        """Count a failure; once a worker was ready, one that cannot start is BentoML's to start again."""
+        """Count a failure; after a worker was ready, BentoML restarts the failed ones as usual."""
         self.failures += 1
         if self.failures == TRIES and not self.is_ready:
             print(f"error: no worker could start in {TRIES} tries; the log says why", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def end(self) -> None:
-        """Give the status of a failure to an end that BentoML takes for a wanted one."""
+        """Exit with a failure status; BentoML itself would end with status 0."""
         if self.failures >= TRIES and not self.is_ready:
             sys.stdout.flush()
             os._exit(1)
 
 
 def end_unless_a_worker_starts() -> None:
-    """Listen to workers, in the process that will start them."""
+    """Listen for worker signals, in the parent process."""
     if threading.current_thread() is not threading.main_thread():
         return  # started from Python beside other work, which is not ours to end
     starts = _Starts()
@@ -56,18 +56,18 @@ def end_unless_a_worker_starts() -> None:
 
 
 def tell_ready() -> None:
-    """Tell the first process that this worker started."""
+    """Signal to the parent process that this worker started."""
     _tell(READY)
 
 
 def tell_failed(error: BaseException) -> None:
-    """Log why this worker cannot start, and tell the first process."""
+    """Log why this worker cannot start, and signal it to the parent process."""
     logger.critical("this worker cannot start: %s", error)
     _tell(FAILED)
 
 
 def _tell(number: signal.Signals) -> None:
-    """Send a signal to the parent, if it listens: one that does not would end by it."""
+    """Signal the parent if it has a handler; without one the signal would kill it."""
     parent = os.getppid()
     try:
         status = Path(f"/proc/{parent}/status").read_text()

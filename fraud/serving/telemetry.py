@@ -1,8 +1,7 @@
-"""Prometheus metrics of the service, right over several workers, at less than a microsecond a value.
+"""Prometheus metrics of the service, summed over workers, at less than a microsecond a value.
 
-Every worker writes its values into files of its own, which BentoML's `/metrics` adds up. A write to such a
-file costs more than a score may, so a worker counts in its own memory and moves the counts to the files
-twice a second; what is scraped is at most that old.
+Every worker writes its values to its own files, which BentoML's `/metrics` sums. Writing to a file on each request is
+too slow, so a worker counts in memory and flushes to the files twice a second; scraped values are at most that old.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ class _Histogram(Histogram):
 
 
 class _Tally:
-    """What one histogram or counter has gained since the last flush."""
+    """The increments of one histogram or counter since the last flush."""
 
     __slots__ = ("_child", "_counts", "_edges", "_total")
 
@@ -217,12 +216,12 @@ class Telemetry:
                 self._tally("fraud_errors_total", answer.code or "unknown").increase()
 
     def stage(self, name: str, seconds: float) -> None:
-        """Count what a batch, or in the queue a request, spent in a stage."""
+        """Record the time that a batch spent in a stage, or a request in the queue."""
         with self._lock:
             self._tally("fraud_stage_seconds", name).observe(seconds)
 
     def timed(self, run: DecideRequests) -> DecideRequests:
-        """Wrap what decides on a batch: counts its rows and how long each request has waited for it."""
+        """Wrap the batch function: record its rows and the queue time of each request."""
 
         async def run_timed(requests: Sequence[ScoreRequest]) -> list[list[Outcome]]:
             now = time.perf_counter()
@@ -236,7 +235,7 @@ class Telemetry:
         return run_timed
 
     def decided(self, decisions: Sequence[Decision]) -> None:
-        """Count the decisions that a batch made; those that it only repeated are none of them."""
+        """Count the new decisions of a batch; repeated ones are not counted."""
         with self._lock:
             for decision in decisions:
                 name, version = decision.model.name, decision.model.version
@@ -288,7 +287,7 @@ class Telemetry:
         store: Callable[[], StoreStats] | None = None,
         looks: Callable[[], Mapping[str, FollowStatus]] | None = None,
     ) -> None:
-        """Read the queue's length, the pipeline's counts, how its store and the following do from now on."""
+        """Start to read the queue's length, the pipeline's counts and the state of the store and of W&B polling."""
         self._sources = [
             lambda: self._metrics["fraud_queue_rows"].set(queued_rows()),
             lambda: self._take_counts(counts()),
@@ -310,7 +309,7 @@ class Telemetry:
         self.flush()
 
     def flush(self) -> None:
-        """Move what was counted to where it is scraped."""
+        """Write the counts to the files that are scraped."""
         for read in self._sources:
             read()
         self._metrics["fraud_memory_bytes"].set(resident_bytes())
@@ -344,7 +343,7 @@ class Telemetry:
             self._metrics["fraud_following_look_timestamp_seconds"].labels(name).set(looked)
 
     def _take(self, count: int, *key: str) -> None:
-        """Add what a count has gained since it was last seen."""
+        """Add the increment of a count since the last flush."""
         gained = count - self._counts_seen.get(key, 0)
         self._counts_seen[key] = count
         if gained:
@@ -361,16 +360,16 @@ class Telemetry:
 
 
 def resident_bytes() -> int:
-    """Return the memory of this process that is in the machine's, bytes.
+    """Return the resident memory of this process without mapped files, bytes.
 
-    Pages of mapped files, such as a history that grows, are left out: the kernel drops them when it needs them.
+    The kernel can drop pages of mapped files, such as SQLite's, at any time.
     """
     _, resident, of_files, *_ = Path("/proc/self/statm").read_text().split()
     return (int(resident) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def forget_dead_workers() -> None:
-    """Take the gauges of workers that are gone out of the sums."""
+    """Remove the gauges of dead workers from the sums."""
     folder = TelemetrySettings.read().metrics_dir
     for path in folder.glob("gauge_live*_*.db") if folder is not None else ():
         pid = int(path.stem.rpartition("_")[2])

@@ -1,6 +1,6 @@
-"""OpenTelemetry: a span for each request and each batch, sent where an endpoint is configured.
+"""OpenTelemetry: a span for each request and each batch, if an endpoint is configured.
 
-Nothing of this module is imported where none is, so that it costs nothing then.
+Without one this module is not imported and costs nothing.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Tracing:
     endpoint : str
         Of an OTLP collector over HTTP, such as ``http://collector:4318``.
     sample_rate : float
-        Share of the traces begun here that are sent, 0 to 1; a caller's own choice is kept.
+        Share of the traces begun here that are sent, 0 to 1; a caller's sampling decision is kept.
     processor : SpanProcessor, optional
-        What receives the spans instead of the collector.
+        Receives the spans instead of the collector.
     """
 
     def __init__(self, endpoint: str, sample_rate: float = 1.0, processor: SpanProcessor | None = None) -> None:
@@ -79,7 +79,7 @@ class Tracing:
         span.end()
 
     def traced(self, run: DecideRequests) -> DecideRequests:
-        """Wrap what decides on a batch: a span of its own, linked to the requests in it."""
+        """Wrap the batch function: one span a batch, linked to its requests."""
 
         async def run_traced(requests: Sequence[ScoreRequest]) -> list[list[Outcome]]:
             links = [Link(self._open[r.request_id]) for r in requests if r.request_id in self._open]
@@ -94,7 +94,7 @@ class Tracing:
         return run_traced
 
     def stage(self, name: str, seconds: float) -> None:
-        """Add a span for a stage that ends now to the batch that runs."""
+        """Add a span for a stage that ends now to the current batch."""
         context = _batch.get()
         if context is not None:
             now_ns = time.time_ns()
@@ -102,5 +102,5 @@ class Tracing:
             span.end(now_ns)
 
     def close(self) -> None:
-        """Send what is waiting, within the exporter's own limit."""
+        """Send the queued spans, within the exporter's own limit."""
         self._provider.shutdown()

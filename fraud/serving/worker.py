@@ -1,4 +1,4 @@
-"""One worker of the service: all its parts, and the one place where they are made, started and stopped."""
+"""One worker of the service: the composition root, where all its parts are made, started and stopped."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from fraud.stores.opening import StoreOptions, open_store
 
 
 class Worker:
-    """Made once a process that answers requests, before its front door.
+    """Made once per worker process, before its front door.
 
     Parameters
     ----------
     settings : Settings
     packed : Packed
-        What the Bento that runs holds.
+        The models packed in the running Bento.
 
     Attributes
     ----------
     engine : Engine
-        What routes ask; it is not ready before `start` is done, nor after `stop`.
+        Serves the routes; ready between `start` and `stop`.
     checks, observers : list of callable
         Those of the front door, in the order in which they are called.
 
@@ -66,14 +66,12 @@ class Worker:
             self.observers.append(logs.RequestLog(settings.log.requests, settings.log.format))
 
     async def start(self) -> None:
-        """Load, verify and warm everything; what has been started is stopped again when a later part cannot be.
-
-        Each part is started after what it needs, and stopped before it.
+        """Start every part after its dependencies; if one fails, those already started are stopped in reverse order.
 
         Raises
         ------
         FraudError
-            A model or the store cannot be had.
+            A model or the store is not available.
         """
         gc.disable()  # until the engine starts
         async with self._running as starting:

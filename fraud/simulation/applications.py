@@ -19,10 +19,10 @@ TERMS = np.array([12, 24, 36, 48, 60, 72])
 
 
 def make_applications(rng: np.random.Generator, rows: int, start_ms: int) -> tuple[pa.Table, dict[str, int]]:
-    """Applications in the order of their arrival over a year, and the number of each kind of fraud.
+    """Return applications in order of arrival over a year, and the number of each kind of fraud.
 
-    Each quantity is drawn from a distribution of its own for honest applicants, invented persons, stolen
-    identities and persons who never mean to pay; the distributions overlap.
+    Honest applicants, synthetic identities, stolen identities and first-party fraud each have their own distributions,
+    which overlap.
     """
     kind = np.where(rng.random(rows) < FRAUD_RATE, rng.choice([1, 2, 3], rows, p=[0.4, 0.35, 0.25]), HONEST)
 

@@ -1,4 +1,4 @@
-"""Data of the project's own: a world of card payments with labelled fraud, and a table of loan applications."""
+"""Simulated data sets: card payments with labelled fraud, and a table of loan applications."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LATE_SHARE = 0.015
 
 @dataclass(frozen=True)
 class Simulated:
-    """What was written: the file, its rows, and how many of them are of which kind of fraud."""
+    """The written file: its path, its rows, and the number of rows of each kind of fraud."""
 
     path: Path
     rows: int

@@ -1,4 +1,4 @@
-"""How fraud looks in the simulated world: each typology draws campaigns against real customers and merchants."""
+"""Fraud typologies of the simulation: each draws campaigns against simulated customers and merchants."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Typology:
     report_days : float
         Median days until the victim's complaint, and with it the label, arrives.
     draw : callable
-        Draws that many campaigns; the columns of `complete` and the number of the campaign.
+        Draws a number of campaigns; returns the columns of `complete` and the campaign of each row.
     """
 
     share: float

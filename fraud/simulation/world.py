@@ -187,7 +187,7 @@ def genuine_transactions(rng: np.random.Generator, world: World) -> Columns:
 def complete(
     rng: np.random.Generator, world: World, customer: Ints, merchant: Ints, time_ms: Ints, place: Ints
 ) -> Columns:
-    """What a genuine customer's transaction holds, given who, where and when.
+    """Complete genuine transactions, given customer, place and time.
 
     Returns
     -------
@@ -267,7 +267,7 @@ def _quantiles(weights: Floats) -> Floats:
 
 
 def _fixed_quantile(customer: Ints, a: Ints | int, b: Ints | int) -> Floats:
-    """A number in [0, 1) that is always the same for the same arguments: a habit that needs no table."""
+    """A deterministic number in [0, 1) from the arguments: a habit that needs no table."""
     with np.errstate(over="ignore"):
         mixed = customer * np.int64(0x9E3779B1) + a * np.int64(0x85EBCA77) + b * np.int64(0xC2B2AE3D)
         mixed = (mixed ^ (mixed >> 29)) * np.int64(0x1B873593)

@@ -1,4 +1,4 @@
-"""The decision log as auditors read it: row by row in the order of its chain, beside the running service."""
+"""The decision log for auditors: read row by row in chain order, beside the running service."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CHANGED = (
 
 
 class Entry(NamedTuple):
-    """One row of the log: what the chain holds, and the key it is found by."""
+    """One row of the log: its record in the chain, and its key."""
 
     logged: Logged
     key: str
 
 
 class Place(NamedTuple):
-    """Where the chain begins or ends, as it stands in the log.
+    """The stored anchor or head of the chain.
 
     `writers` says how far each writer was linked, where records are linked behind their commit; `has_marks` is false
     in a log that only the first release has opened.
@@ -55,11 +55,11 @@ class DecisionLog(ABC):
         return self.place("anchor").anchor
 
     def head(self) -> Anchor:
-        """Return the last place that was written, as the log itself says."""
+        """Return the head that the log itself stores."""
         return self.place("head").anchor
 
     def misplaced(self, key: bytes) -> str | None:
-        """Return which place, ``anchor``, ``head`` or ``labels``, the service did not write; None if it wrote all."""
+        """Return the place (``anchor``, ``head`` or ``labels``) whose mark is invalid; None if all are valid."""
         for name in ("anchor", "head", "labels"):
             place = self.place(name)
             if place.has_marks and not is_marked(name, place.anchor, place.mark, key, place.writers):
@@ -72,21 +72,21 @@ class DecisionLog(ABC):
 
     @abstractmethod
     def labels(self) -> Iterator[Entry]:
-        """Yield all labels that were ever told, each encoded, in the order of their chain."""
+        """Yield all labels, encoded, in chain order."""
 
     @abstractmethod
     def beyond(self, key: bytes) -> str | None:
-        """Return what is wrong with the rows that are not before the chain's end, if anything is."""
+        """Return the first fault of the rows after the chain's head, or None."""
 
     @abstractmethod
     def rows(self, after: int = 0, until: int | None = None) -> Iterator[Entry]:
-        """Yield the rows after one place up to another, in order; what is written meanwhile may be missed."""
+        """Yield the rows after one place up to another, in order; rows written meanwhile may be missed."""
 
     def forget(self, before_ms: int) -> int:
         """Remove the oldest decisions up to the first that was made at `before_ms` or later.
 
-        The chain begins after them from then on. A transaction forgotten counts as new when it comes again.
-        Works in small steps, so that a running service waits for none of them.
+        The chain begins after them from then on. A forgotten transaction counts as new when it comes again. Works in
+        small steps, so that a running service is not blocked.
 
         Returns
         -------
@@ -96,8 +96,7 @@ class DecisionLog(ABC):
         Raises
         ------
         StoreError
-            The rows are not what was recorded, or the audit key is another one: what was changed is kept to be
-            looked at.
+            The rows were changed, or the audit key is another one; nothing is removed then.
         """
         removed = 0
         if self.misplaced(self.audit_key) is not None:

@@ -1,8 +1,8 @@
-"""How a store's schema is brought to this release: numbered steps, forward only.
+"""Schema migrations: numbered steps, forward only.
 
-A store says which step it is at; the steps after it run one by one, each in one transaction with the new number,
-under a lock that all workers take. A step that has been released is never changed. A store that a later release has
-brought further is refused: this release does not know what it would destroy.
+A store holds its schema version; later steps run one by one, each in one transaction with the new version, under a lock
+shared by all workers. A released step is never changed. A store with a later version is refused, because this release
+could damage it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def steps_after(version: int, steps: Sequence[Step], where: str) -> list[tuple[i
     Raises
     ------
     StoreError
-        The store is at a step that this release does not know.
+        The store has a later version than this release knows.
     """
     if version > len(steps):
         raise StoreError(
@@ -40,12 +40,12 @@ def check_adopted(anchor: Anchor, head: Anchor, last: Sequence[Logged], key: byt
     Parameters
     ----------
     last : sequence of Logged
-        The last two rows that have a place, the latest first; fewer where there are fewer.
+        The last two rows of the chain (or fewer), the latest first.
 
     Raises
     ------
     StoreError
-        The head is not that of the last row, the key is another one, or a later release wrote the log.
+        The head does not match the last row, the key is another one, or a later release wrote the log.
     """
     if not last:
         if head != anchor:
@@ -62,7 +62,7 @@ def check_adopted(anchor: Anchor, head: Anchor, last: Sequence[Logged], key: byt
 
 
 def first_label(record: DecisionRecord, label_time_ms: int) -> Label:
-    """Return a label of the first release, which kept of each only since when the transaction is known as fraud."""
+    """Return a label of the first release, which stored only the time since when a fraud is known."""
     return Label(record.transaction_id or "", True, label_time_ms, label_time_ms, "first release")
 
 

@@ -1,4 +1,4 @@
-"""The store, and the decision log, that a URL names."""
+"""Opens the store or the decision log that a URL names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """How a store is to work; `Settings` says what each means."""
+    """The options of a store, described in `Settings`."""
 
     state_dir: Path = Path(".fraud")
     cold_store: str | None = field(default=None, repr=False)
@@ -112,7 +112,7 @@ def _postgres(url: str, options: StoreOptions) -> Resilient:
 
 
 async def check_store(url: str, options: StoreOptions) -> None:
-    """Open a store once and close it: what no waiting can mend is said before anything depends on it.
+    """Open a store once and close it, to report permanent faults before anything depends on it.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def open_log(url: str, state_dir: Path, audit_key: bytes = b"") -> DecisionLog:
     Raises
     ------
     StoreError
-        That store keeps no log, or is not there.
+        That store keeps no log, or cannot be reached.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":

@@ -1,4 +1,4 @@
-"""A store that never sees an id that is personal: what goes through is its keyed hash."""
+"""Pseudonymization: a wrapper around a store that replaces personal ids by keyed hashes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Pseudonymous:
-    """Puts hashes in the place of ids on the way to a store, and the ids back on the way from it.
+    """Replaces ids by hashes on the way to a store, and hashes by ids on the way back.
 
-    Features do not change, as they are computed from the ids that the caller sent. A customer keeps one
-    history under one hash; with another key every customer is a stranger.
+    Features do not change: they are computed from the ids that the caller sent. A customer has one history under one
+    hash; with another key every customer is new.
 
     Parameters
     ----------
     store : Store
     fields : collection of str
-        ``customer_id``, ``merchant_id``, and fields of the transaction that are kept as they were sent otherwise.
+        ``customer_id``, ``merchant_id``, and further fields of the transaction.
     key : str
-        Secret: without one, whoever reads the store could test every id he can think of.
+        Secret; without one, a reader of the store could test guessed ids.
     """
 
     def __init__(self, store: Store, fields: Collection[str], key: str) -> None:
@@ -41,7 +41,7 @@ class Pseudonymous:
         self._key = blake2b(key.encode()).digest()
 
     def hashed(self, text: str) -> str:
-        """Return what stands for an id: 32 hexadecimal digits."""
+        """Return the keyed hash of an id: 32 hexadecimal digits."""
         return blake2b(text.encode(), digest_size=16, key=self._key).hexdigest()
 
     async def open(self) -> None:
@@ -117,7 +117,7 @@ class Pseudonymous:
         )
 
     def _hide_fields(self, transaction: bytes) -> bytes:
-        """Return the JSON of a transaction with hashes in the place of its personal fields."""
+        """Return the JSON of a transaction with its personal fields replaced by hashes."""
         if not transaction:
             return transaction
         said = _decode_fields(transaction)

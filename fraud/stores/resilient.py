@@ -1,7 +1,7 @@
-"""A store that may be slow, frozen or gone, held to its budget.
+"""Keeps a remote store that may be slow or unreachable within its time budget.
 
-While it does not answer, scores are made on what this process remembers of the customers it saw last,
-and what has to be recorded waits in memory, in order, until the store is back.
+While it does not answer, scores use the local cache of recent customers, and records wait in memory, in order, until
+the store is back.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ T = TypeVar("T")
 
 
 class Probed(Protocol):
-    """What a circuit breaker asks of what it guards."""
+    """What a circuit breaker needs of its store."""
 
     name: str
 
     async def open(self) -> None:
-        """Make what calls need, such as connections."""
+        """Make the connections that calls need."""
 
     async def ping(self) -> None:
-        """Return if it takes what is recorded; raise `StoreDown` if not."""
+        """Return if the store accepts writes; raise `StoreDown` if not."""
 
 
 class Remote(Store, Probed, Protocol):
@@ -95,7 +95,7 @@ class CircuitBreaker:
         return self._probe is not None
 
     async def open(self) -> None:
-        """Connect with patience, so that the first call need not; a store that does not answer is taken off."""
+        """Connect with a long timeout, before the first call; a store that does not answer is taken off."""
         self._is_new = False
         try:
             await self.within(self._remote.open, PATIENT_S)
@@ -123,7 +123,7 @@ class CircuitBreaker:
             raise
 
     async def within(self, operation: Callable[[], Awaitable[T]], budget_s: float) -> T:
-        """Return what an operation returns, or raise `StoreDown` after `budget_s` whatever it does then."""
+        """Return what an operation returns, or raise `StoreDown` after `budget_s` without waiting for it to end."""
         answer = operation()
         task = answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(_awaited(answer))
         try:
@@ -180,7 +180,7 @@ class CircuitBreaker:
         logger.warning("store %s is back", self._remote.name)
 
     def _still_off(self, error: StoreDown) -> None:
-        """Keep the latest reason; tell one that nobody but an operator can end, once."""
+        """Keep the latest reason; log once one that needs an operator."""
         assert self.outage is not None
         if error.is_permanent and not self.outage.is_permanent:
             logger.error("store %s stays off until an operator acts: %s", self._remote.name, error.message)
@@ -200,7 +200,7 @@ def _forget(task: asyncio.Future[Any]) -> None:
 
 
 class LocalCache:
-    """The last encoded states of the customers and merchants that this process saw, the oldest dropped first."""
+    """The latest encoded states of customers and merchants that this process saw; an LRU cache."""
 
     def __init__(self, most: int = CACHED_STATES) -> None:
         self._most = most
@@ -216,7 +216,7 @@ class LocalCache:
                 kept.popitem(last=False)
 
     def tell(self, change: Change) -> None:
-        """Change what is remembered as a store would."""
+        """Apply a change to the cached states, as a store would."""
         self.keep(*change.apply(self._customers, self._merchants))
 
     def forget(self, customer_id: str) -> None:
@@ -237,9 +237,9 @@ class Resilient:
     queue : int
         Decisions that may wait while the store is off.
     on_late : callable, optional
-        Is awaited with what was recorded late, with the decisions it was recorded for.
+        Is awaited with the results of late recording, and the decisions.
     on_back : callable, optional
-        Is called when nothing waits any more; calls reach the store again as soon as it returns.
+        Is called when the queue is empty; calls reach the store again when it returns.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class Resilient:
         return recalled
 
     def add_waiting(self, recalled: Recalled, keys: Sequence[str]) -> None:
-        """Add the decisions that wait here to what was recalled."""
+        """Add the decisions waiting here to a recall."""
         if self._waiting:
             waiting = self.waiting_decisions(keys)
             recalled.decided |= waiting
@@ -356,7 +356,7 @@ class Resilient:
             raise StoreError(f"{self.waiting} decisions wait for {self.remote.name} already; try again later")
 
     def wait(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> None:
-        """Keep decisions until the store is back; those that wait already are told to nobody again."""
+        """Queue decisions until the store is back; those already queued are not applied again."""
         new = [i for i, d in enumerate(decided) if d.key not in self._waiting]
         for i in new:
             self._waiting[decided[i].key] = decided[i], None if transactions is None else transactions[i]
@@ -364,7 +364,7 @@ class Resilient:
             self.cache.tell(Change([decided[i] for i in new], transactions[new]))
 
     async def _catch_up(self) -> None:
-        """Record what waits, in the order it came; the store counts each transaction id once."""
+        """Record the queued decisions in order; the store records each transaction id once."""
         while self._waiting:
             keys = list(self._waiting)[:DRAIN_ROWS]
             has_history = self._waiting[keys[0]][1] is not None

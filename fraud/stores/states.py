@@ -1,4 +1,4 @@
-"""How a store changes states: read the blobs of those concerned, tell them, write the blobs back."""
+"""How a store updates states: decode the blobs concerned, apply the changes, encode them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Written = dict[str, bytes]
 
 
 class Change:
-    """What a few decisions tell the states of their customers and merchants.
+    """The updates that some decisions make to the states of their customers and merchants.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class Change:
         self._transactions = transactions
 
     def apply(self, customers: Blobs, merchants: Blobs) -> tuple[Written, Written]:
-        """Return the blobs of all states concerned as they are after the change.
+        """Return the blobs of all states concerned after the change.
 
-        A state that a later release wrote stays as it is: this one cannot tell it anything.
+        A state that a later release wrote is unchanged: this one cannot update it.
         """
         before = (
             [customers.get(name) for name in self.customer_ids],
@@ -73,7 +73,7 @@ def _encoded(
 def histories_of(
     customer_ids: list[str], merchant_ids: list[str], customers: Blobs, merchants: Blobs
 ) -> tuple[Histories, Unread]:
-    """Return states as histories, and which of them, by their places, a later release wrote."""
+    """Return states as histories, and the indices of those that a later release wrote."""
     unread: tuple[list[int], list[int]] = ([], [])
     histories = Histories(
         customer_ids,

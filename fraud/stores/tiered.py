@@ -1,9 +1,9 @@
-"""Redis before PostgreSQL: what is read comes from Redis, what is recorded is on record in PostgreSQL.
+"""Redis before PostgreSQL: states are read from Redis, decisions are recorded in PostgreSQL.
 
-A state in Redis is a copy of PostgreSQL's, written after each commit if it was told more than the one
-there; what Redis does not have is read from PostgreSQL. While PostgreSQL is off, Redis is told directly and
-PostgreSQL later; it then is told all of it and its states replace those in Redis. While Redis is off,
-PostgreSQL is read, and the copies that went stale are renewed when Redis is back.
+A state in Redis is a copy of PostgreSQL's, written after each commit if it has more updates than the copy; states
+missing in Redis are read from PostgreSQL. While PostgreSQL is off, Redis is updated at once and PostgreSQL later, and
+PostgreSQL's states then replace those in Redis. While Redis is off, PostgreSQL is read, and stale copies are renewed
+when Redis is back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_STALE = 100_000
 
 
 class Tiered:
-    """A hot store before a cold one; see `fraud.stores.protocol.Store`.
+    """A hot store (cache) before a cold one (record); see `fraud.stores.protocol.Store`.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Tiered:
         return recalled
 
     async def _fill(self, recalled: Recalled) -> None:
-        """Read from the cold store the states that the hot one does not have."""
+        """Read the states missing in the hot store from the cold one."""
         assert recalled.base is not None
         customers = [name for name, blob in recalled.base[0].items() if blob is None]
         merchants = [name for name, blob in recalled.base[1].items() if blob is None]
@@ -120,10 +120,10 @@ class Tiered:
     async def _record_hot_alone(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None
     ) -> list[DecisionRecord]:
-        """Keep decisions in the hot store while the cold one is off, for any worker to put them on record.
+        """Hold decisions in the hot store while the cold one is off; any worker may record them later.
 
-        Returns what stands for each: itself, or the one that another worker made first. States are told as well,
-        but none is begun that the cold store may have.
+        Returns for each the valid decision: itself, or the one that another worker made first. States are updated too,
+        but a state that the cold store may have is not created.
         """
         customers, merchants = (recalled and recalled.base) or ({}, {})
         told = [
@@ -167,7 +167,7 @@ class Tiered:
             await self._sweep()
 
     async def _sweep(self) -> int:
-        """Put on record what the hot store holds for the cold one, be it of workers that died; return how many."""
+        """Record the decisions held in the hot store, also those of dead workers; return how many."""
         swept = cursor = 0
         while True:
             cursor, held = await self.breaker.call(lambda: self.hot.held(cursor), PATIENT_S)  # noqa: B023
@@ -183,7 +183,7 @@ class Tiered:
                 return swept
 
     async def _swept(self) -> bool:
-        """Sweep, if both stores answer; return whether there was anything."""
+        """Sweep if both stores answer; return whether a decision was held."""
         try:
             return await self._sweep() > 0
         except StoreDown:
@@ -192,14 +192,14 @@ class Tiered:
     def _mark_stale(
         self, customers: Sequence[str] | dict[str, bytes], merchants: Sequence[str] | dict[str, bytes]
     ) -> None:
-        """Remember what to renew; past the most, the next commit of a customer does it."""
+        """Remember states to renew, up to a limit; beyond it, the customer's next commit renews its state."""
         for stale, names in ((self._stale_customers, customers), (self._stale_merchants, merchants)):
             for name in names:
                 if len(stale) < MOST_STALE:
                     stale[name] = None
 
     async def _renew(self) -> None:
-        """Copy from the cold store what went stale while the hot one was off."""
+        """Copy from the cold store the states that became stale while the hot one was off."""
         while self._stale_customers or self._stale_merchants:
             customers, merchants = list(self._stale_customers)[:500], list(self._stale_merchants)[:500]
             found = await self.cold.breaker.call(lambda: self._postgres.blobs(customers, merchants), PATIENT_S)  # noqa: B023
@@ -242,7 +242,7 @@ class Tiered:
         return await self.cold.profile(customer_id)
 
     async def reset(self, customer_id: str) -> bool:
-        """Forget the copy first: where that is not possible nothing is forgotten. Then what was copied meanwhile."""
+        """Delete the copy first; if that fails, nothing is reset. Afterwards delete a copy made meanwhile."""
         await self.breaker.call(lambda: self.hot.reset(customer_id), PATIENT_S)
         known = await self.cold.reset(customer_id)
         await self.breaker.call(lambda: self.hot.reset(customer_id), PATIENT_S)
@@ -265,7 +265,7 @@ class Tiered:
 
 
 def _marked(decided: DecisionRecord) -> DecisionRecord:
-    """Return a decision as the hot store keeps it while it is not on record: it says so itself."""
+    """Return a decision as the hot store holds it before it is on record: with ``record`` in `degraded`."""
     return msgspec.structs.replace(decided, degraded=[*decided.degraded, RECORD])
 
 

@@ -1,6 +1,6 @@
-"""A store's URL, read in one way only: what is ambiguous is refused before a client library quotes parts of it.
+"""Strict parsing of store URLs: an ambiguous URL is refused before a client library quotes parts of it.
 
-A password with `@` or `/` in it would otherwise be taken for a host or a port, and stand in an error message.
+Otherwise part of a password with `@` or `/` would be read as host or port, and appear in an error message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def checked(url: str, name: str = "the store's URL") -> str:
     Raises
     ------
     SettingsError
-        Says what is wrong, and shows nothing of the URL but its scheme: what looks like a host may be a password.
+        States the fault, and shows only the scheme of the URL: what looks like a host may be a password.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:

@@ -1,4 +1,4 @@
-"""LightGBM as an algorithm: its files, how they are read, and where it is fitted."""
+"""LightGBM as a registered algorithm: its files, its loader and its fitting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def detector_files(booster_text: str, calibrator: Calibrator) -> dict[str, bytes
 
 
 def load(files: Mapping[str, bytes], n_features: int) -> Model:
-    """Return the model of some files; raises `BundleError` for what is none."""
+    """Return the model that the files hold; raises `BundleError` if they hold none."""
     try:
         text = files[BOOSTER].decode()
     except UnicodeDecodeError as error:
@@ -30,7 +30,7 @@ def load(files: Mapping[str, bytes], n_features: int) -> Model:
 
 
 def vary(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return files with probabilities that are a tenth lower."""
+    """Return files whose probabilities are a tenth lower."""
     calibrator = _calibrator(files)
     return {**files, CALIBRATOR: _written(Calibrator(calibrator.x, [0.9 * y for y in calibrator.y]))}
 

@@ -60,7 +60,7 @@ def _free(row_config: ctypes.c_void_p, booster: ctypes.c_void_p) -> None:
 class Booster:
     """A LightGBM model, made by the library from checked trees; safe to use from several threads.
 
-    Every call runs on the calling thread alone (``num_threads=1``): rows are so cheap that waking others costs more.
+    Every call runs on the calling thread alone (``num_threads=1``): waking other threads costs more than scoring a row.
 
     Parameters
     ----------

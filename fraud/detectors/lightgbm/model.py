@@ -1,4 +1,4 @@
-"""One trained model: LightGBM's margin, the calibrated probability, and what each feature contributed."""
+"""One trained model: LightGBM's raw margin, the calibrated probability and the contributions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Vector = NDArray[np.float64]
 
 
 class Model:
-    """LightGBM's booster and the isotonic knots behind it; safe to use from several threads.
+    """LightGBM's booster and its isotonic calibration; safe to use from several threads.
 
     Parameters
     ----------
@@ -32,18 +32,18 @@ class Model:
         LightGBM's text model, of one output.
     calibrator : Calibrator
     n_features : int, optional
-        How many the specification has, which the booster must have too.
+        The number in the specification, which the booster must match.
 
     Attributes
     ----------
     n_features : int
     contributions_fallback : str or None
-        Why contributions come from LightGBM's slow `pred_contrib`; None when the fast ones are in use.
+        Why contributions come from LightGBM's slow `pred_contrib`; None while the fast kernels are used.
 
     Raises
     ------
     BundleError
-        The text is no consistent model of one output, or the knots are no calibration.
+        The text is not a consistent model of one output, or the knots are not a calibration.
     """
 
     contributions_fallback: str | None
@@ -74,7 +74,7 @@ class Model:
         return self._booster.raw_margin(self._matrix(X))
 
     def probability(self, raw_margin: Vector) -> Vector:
-        """Return calibrated probabilities (n,) float64: between the knots a straight line, beyond them their ends."""
+        """Return calibrated probabilities (n,) float64: linear between the knots, constant beyond them."""
         return np.interp(raw_margin, self._knots_x, self._knots_y)
 
     def contributions(self, X: Matrix) -> Matrix:
@@ -85,10 +85,10 @@ class Model:
         return self._shap.contributions(X)
 
     def verify_contributions(self, X_golden: Matrix) -> None:
-        """Compare the fast contributions with LightGBM's own; from the first that differs, use LightGBM's.
+        """Compare the fast contributions with LightGBM's; after any difference, use LightGBM's from then on.
 
         Takes up to 32 golden rows (fewer of a very large model) and one variant of each: missing values, zeros,
-        infinities, and the very values that the model's splits compare with.
+        infinities, and the exact thresholds of the model's splits.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class Model:
             )
 
     def warm_up(self) -> None:
-        """Load what the first calls would otherwise wait for: the compiled kernels, LightGBM's and NumPy's code."""
+        """Load the compiled kernels, LightGBM's and NumPy's code, so that the first call does not wait for them."""
         X = np.zeros((WARM_UP_ROWS, self.n_features))
         for writeable in (True, False):  # there are kernels for either
             X.flags.writeable = writeable
@@ -126,7 +126,7 @@ class Model:
 
 
 def _variants(X: Matrix, thresholds: Sequence[Vector]) -> Matrix:
-    """Return rows like X (n, n_features) with half of their values replaced by what is easily gotten wrong."""
+    """Return rows like X (n, n_features) with half of their values replaced by edge cases."""
     rng = np.random.default_rng(0)
     replaced = X.copy()
     for j, values in enumerate(thresholds):

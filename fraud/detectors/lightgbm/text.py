@@ -1,8 +1,8 @@
 """LightGBM's text model: read into checked trees, and written again from them.
 
 LightGBM trusts its text: a wrong size or child makes it abort the process or read beyond its arrays, and it ends lines
-and splits values where another reader does not. A text comes with a bundle, from elsewhere. So LightGBM is never given
-it: the text is read and checked here, and LightGBM reads what is written from the checked trees, nothing else.
+and splits values where another reader does not. A bundle's text is untrusted. So it is parsed and checked here, and
+LightGBM only ever reads text written from the checked trees.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TREE_FIELDS = {
 
 
 class MalformedBooster(BundleError):
-    """The text is no consistent model."""
+    """The text is not a consistent model."""
 
 
 def read_text(text: str) -> Forest:
@@ -39,9 +39,9 @@ def read_text(text: str) -> Forest:
     Raises
     ------
     MalformedBooster
-        Its parts are missing, do not fit each other, or are no trees.
+        Parts are missing or inconsistent, or are not trees.
     UnsupportedModel
-        It is of several outputs, or its leaves are linear models.
+        It has several outputs, or its leaves are linear models.
     """
     body, end, _ = text.partition("\nend of trees")
     if not end or not text.startswith("tree\n"):
@@ -69,7 +69,7 @@ def read_text(text: str) -> Forest:
 def write_text(forest: Forest) -> str:
     """Return the text from which LightGBM makes these trees: the same scores and contributions, bit for bit.
 
-    What neither needs is left out: names, gains, the objective, the parameters of training.
+    Names, gains, the objective and the training parameters are left out: neither needs them.
     """
     trees = [_tree_text(number, tree) for number, tree in enumerate(forest.trees)]
     header = {
@@ -175,7 +175,7 @@ def _decision(split: Split) -> int:
 
 
 def _fields(lines: Iterable[str], known: set[str]) -> dict[str, str]:
-    """Return the values by name; each name once, and none that is not known."""
+    """Return the values by name; a repeated or unknown name is refused."""
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition("=")

@@ -1,7 +1,7 @@
 """The two numba kernels of TreeSHAP: one row with lanes over quadrature points, eight rows with lanes over rows.
 
 Both do the same floating-point operations in the same order for each (row, point), so a row's contributions have the
-same bits whether it comes alone or in a batch. What they index was checked when the model was packed.
+same bits whether it comes alone or in a batch. All indices were checked when the model was packed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TREE = np.dtype(
 
 @compiled
 def _operands(row: Any, operands: Any, words: Any, values: Any, lane: int, stride: int) -> None:
-    """Turn a row into what `split.threshold` is compared with, missing values and categories resolved."""
+    """Write a row's operands, to be compared with `split.threshold`: missing values and categories are resolved."""
     for j in range(len(operands)):
         operand = operands[j]
         value = row[operand.feature]
@@ -62,7 +62,7 @@ def _operands(row: Any, operands: Any, words: Any, values: Any, lane: int, strid
 
 @compiled
 def one_row(row: Any, operands: Any, words: Any, splits: Any, trees: Any, leaves: Any, points: Any, out: Any) -> None:
-    """Write the contributions (n_features,) of one row; see fraud.treeshap for the formulas."""
+    """Write the contributions (n_features,) of one row; see fraud.detectors.trees.treeshap for the formulas."""
     n_features = len(out)
     n_splits = 0
     for t in range(len(trees)):

@@ -1,4 +1,4 @@
-"""Eight float64 side by side as one value in numba kernels: LLVM's vector type, so nothing is left to auto-vectorising.
+"""Eight float64 side by side as one value in numba kernels: LLVM's vector type, independent of auto-vectorisation.
 
 One AVX-512 register, two of AVX2, four of NEON: LLVM lowers it to what the machine has. Numba's cache watches a
 kernel's own file alone: after a change here, touch the modules that import it.

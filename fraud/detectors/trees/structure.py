@@ -1,6 +1,6 @@
 """Decision trees as plain data, whichever library grew them.
 
-A tree is checked when it is made, so the kernels may follow its children without looking where they lead.
+A tree is checked when it is made, so the kernels follow child indices without bounds checks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Missing = Literal["none", "zero", "nan"]
 
 
 class MalformedTree(BundleError):
-    """The parts make no tree."""
+    """The parts do not form a tree."""
 
 
 class UnsupportedModel(BundleError):
-    """The model is consistent, but has something that is not taken here, or not proven for contributions."""
+    """The model is consistent, but uses a feature that is not supported here, or not verified for contributions."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Tree:
     Raises
     ------
     MalformedTree
-        It is none, is deeper than `MAX_DEPTH`, or holds numbers that no library could.
+        It is not a tree, is deeper than `MAX_DEPTH`, or holds numbers that no library writes.
     """
 
     splits: tuple[Split, ...]
@@ -95,7 +95,7 @@ class Forest:
     Raises
     ------
     MalformedTree
-        A tree splits on a feature that there is not, or exact contributions of one row would take seconds.
+        A tree splits on a feature that does not exist, or exact contributions of one row would take seconds.
     """
 
     n_features: int

@@ -43,7 +43,7 @@ class TreeShap:
     Parameters
     ----------
     forest : Forest
-        All its trees count. Their leaves, and so the contributions, are in the unit of the raw score.
+        Its leaves, and so the contributions, are in the unit of the raw score.
 
     Attributes
     ----------
@@ -214,7 +214,7 @@ class _Packer:
 
 @cache
 def _quadrature(n_points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return points and weights on [0, 1], filled up to whole lanes by points of no weight."""
+    """Return points and weights on [0, 1], padded to whole lanes with points of weight 0."""
     t, weights = np.polynomial.legendre.leggauss(n_points)
     fill = (0, -n_points % WIDTH)
     return np.pad((t + 1) / 2, fill, constant_values=0.5), np.pad(weights / 2, fill)
