@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ import pandas as pd
 import pytest
 
 from fraud.checks.history import recorded_features
+from fraud.cli.history import read_labels
 from fraud.cli.main import main
 from fraud.features.featurizer import Featurizer, Matrix
 from fraud.models.scorer import Scorer
@@ -78,6 +80,22 @@ def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service:
         "labels_unknown": 1,
         "labels_refused": 2,
     }
+
+
+def test_a_label_may_come_in_the_forms_of_a_table(service: Service) -> None:
+    scored = {**transactions(1, 44)[0], "transaction_id": 1001}
+    service.score([scored])
+    forms: list[dict[str, Any]] = [
+        {"transaction_id": 1001.0, "is_fraud": 1, "label_time": "2026-03-01T12:30Z"},
+        {"transaction_id": "1001", "is_fraud": True, "label_time": "2026-03-01T12:30:00Z"},
+        {"transaction_id": "1001.0", "is_fraud": 0, "label_time": "2026-03-01T14:30+01:00"},
+    ]
+    assert service.outcomes(forms) == ["told", "known", "told"]
+    _, answer = service.call("POST", "/v1/labels", {"labels": [{**forms[0], "is_fraud": 2}, {**forms[0], "x": 1}]})
+    assert [error["message"] for error in answer["errors"]] == [
+        "Expected `bool | null`, got `int`; 2 arrived",
+        "Object contains unknown field `x`",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +376,17 @@ def at(block: str, url: str) -> str:
     return block.replace("http://localhost:3000", url)
 
 
+def test_a_file_of_labels_is_read_as_one_of_transactions(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv.gz"
+    text = "transaction_id;is_fraud;label_time\r\n1001.0;1.0;2026-03-01T12:30Z\r\n1002;False;\r\n1003;;\r\n"
+    file.write_bytes(gzip.compress(text.encode("utf-16")))
+    assert [(label.transaction_id, label.is_fraud) for label in read_labels(file)] == [
+        ("1001", True),
+        ("1002", False),
+        ("1003", True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -374,14 +403,24 @@ def at(block: str, url: str) -> str:
             '"2026-01-31T12:30:00Z"; "yesterday" arrived\n'
             'row 3.transaction_id: Expected `str` of length >= 1; "" arrived',
         ),
-        ("transaction_id,label_time\nt-1,2026-02-01T00:00:00Z,x\n", "frauds.csv: row 1 has more fields than"),
+        (
+            "transaction_id,label_time\nt-1,2026-02-01T00:00:00Z,x\n",
+            "frauds.csv: each row must have 2 fields, as the header has; 1 breaks this: row 1 has 3",
+        ),
+        ("transaction_id,transaction_id\na,b\n", "frauds.csv: columns transaction_id, transaction_id; give"),
+        ("transaction_id,is_fraud\nt-1,NULL\n", 'row 1.is_fraud: Expected `bool | null`, got `str`; "NULL" arrived'),
+        ("transaction_id\n4.53202E+15\n", "row 1.transaction_id: '4.53202E+15' is in scientific notation"),
+        (
+            "transaction_id,model\nt-1,café\n",
+            "frauds.csv: column 'model' is not UTF-8; 1 of 1 rows breaks this: row 1 (b'caf\\xe9')",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_told(
     content: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FRAUD_STATE_DIR", str(tmp_path / "state"))
-    (tmp_path / "frauds.csv").write_text(content)
+    (tmp_path / "frauds.csv").write_text(content, encoding="cp1252")
     with pytest.raises(SystemExit) as ended:
         main(["history", "label", "--data", str(tmp_path / "frauds.csv")])
     assert ended.value.code == 1

@@ -7,7 +7,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,17 @@ class CsvFile:
     escape: str | None
     escape_is_given: bool
     header: list[str]
+    nulls: tuple[str, ...] = NULLS
 
     @classmethod
-    def open(cls, path: Path, dialect: Dialect, wanted: Sequence[str]) -> CsvFile:
+    def open(cls, path: Path, dialect: Dialect, wanted: Collection[str]) -> CsvFile:
         """Read the header.
 
         Parameters
         ----------
         path : Path
         dialect : Dialect
-        wanted : sequence of str
+        wanted : collection of str
             Columns that the file should have; the usual delimiter that yields most of them is used.
 
         Raises
@@ -147,7 +148,7 @@ class CsvFile:
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(self.header, pa.large_string()),
                 strings_can_be_null=True,
-                null_values=list(NULLS),
+                null_values=list(self.nulls),
             ),
         ) as rows:
             return rows.read_next_batch()
@@ -174,7 +175,7 @@ class CsvFile:
                     column_types=dict.fromkeys(columns, kind),
                     check_utf8=kind == pa.large_string(),
                     strings_can_be_null=True,
-                    null_values=list(NULLS),
+                    null_values=list(self.nulls),
                 ),
             )
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import getpass
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,6 +18,7 @@ from rich.progress import Progress
 from fraud.cli import registry
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.errors import DataError, RequestError
+from fraud.forms import one_text
 from fraud.history.profile import readable_profile
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, open_store
@@ -104,7 +104,7 @@ def label(
     """
     from fraud.serving.labels import apply_labels
 
-    labels = _read_labels(data)
+    labels = read_labels(data)
     told: list[LabelOutcome] = []
 
     async def tell(opened: Store) -> None:
@@ -124,43 +124,37 @@ def label(
         )
 
 
+LABEL_COLUMNS = {"transaction_id", "is_fraud", "label_time", "model"}
 IS_FRAUD = {"1": True, "true": True, "0": False, "false": False, "none": None}
 """What the column is_fraud may say, in lower case; empty means fraud."""
 
 
-def _read_labels(data: Path) -> list[Label]:
+def read_labels(data: Path) -> list[Label]:
     """Return the labels of a file, or say of each row what is wrong with it."""
+    from fraud.models.lifecycle import user_name
     from fraud.serving.labels import read_label
+    from training.csv_files import CsvFile, Dialect
 
     now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().scoring.max_clock_ahead_s * 1000)
+    file = replace(CsvFile.open(data, Dialect(), LABEL_COLUMNS), nulls=("",))  # NULL may not come to mean fraud
+    if (
+        "transaction_id" not in file.header
+        or len(set(file.header)) < len(file.header)
+        or set(file.header) - LABEL_COLUMNS
+    ):
+        raise DataError(
+            f"{data.name}: columns {', '.join(file.header)}; "
+            "give transaction_id and, where they are known, label_time, is_fraud and model"
+        )
     rows: list[Label | RequestError] = []
-    try:
-        with data.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            columns = table.fieldnames or ()
-            if set(columns) - {"is_fraud", "label_time", "model"} != {"transaction_id"}:
-                raise DataError(
-                    f"{data.name}: columns {', '.join(columns) or 'none'}; "
-                    "give transaction_id and, where they are known, label_time, is_fraud and model"
-                )
-            for number, row in enumerate(table, 1):
-                if None in row:
-                    raise DataError(f"{data.name}: row {number} has more fields than the header has")
-                said: dict[str, object] = {k: v for k, v in row.items() if v or k == "transaction_id"}
-                verdict = row.get("is_fraud") or "1"
-                said["is_fraud"] = IS_FRAUD.get(verdict.lower(), verdict)
-                rows.append(
-                    read_label(
-                        orjson.dumps(said),
-                        f"row {number}",
-                        now_ms,
-                        max_ahead_ms,
-                        source="file",
-                        actor=getpass.getuser(),
-                    )
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{data.name}: cannot be read as CSV: {error}") from error
+    for number, row in enumerate(file.read(file.header).to_pylist(), 1):
+        verdict = row.get("is_fraud") or "1"
+        said = {name: value for name, value in row.items() if value is not None} | {
+            "transaction_id": row["transaction_id"] or "",
+            "is_fraud": IS_FRAUD.get(one_text(verdict.lower()), verdict),
+        }
+        raw = orjson.dumps(said)
+        rows.append(read_label(raw, f"row {number}", now_ms, max_ahead_ms, source="file", actor=user_name()))
     if not rows:
         raise DataError(f"{data.name}: the file has no rows")
     wrong = [row for row in rows if isinstance(row, RequestError)]

@@ -115,12 +115,16 @@ class Lifecycle:
 
 
 def who_am_i() -> str:
-    """Return who moves an alias: user and host; the user's number if it has no name, as in a container."""
+    """Return who moves an alias: user and host."""
+    return f"{user_name()}@{socket.gethostname()}"
+
+
+def user_name() -> str:
+    """Return the user's name; the user's number if it has none, as in a container."""
     try:
-        user = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+        return str(os.getuid())
 
 
 def as_record(event: Event) -> dict[str, Any]:
