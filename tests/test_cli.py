@@ -37,13 +37,14 @@ def test_a_table_of_ready_features_from_a_file_to_reasons(
     (folder,) = runs.iterdir()
     scores = tmp_path / "scores.csv"
     assert run("score", *given, "--model", folder, "--out", scores) == 0
-    assert run("explain", *given, "--model", folder, "--transaction", "7", "--top", 3) == 0
+    assert run("explain", *given, "--model", folder, "--transaction", "a00000007", "--top", 3) == 0
     table = pd.read_csv(scores)
     assert len(table) == 3000
     assert table["fraud_probability"].between(0, 1).all()
     shown = capsys.readouterr().out
     assert f"next     fraud import {folder}" in shown
-    assert "transaction 7  probability" in shown
+    assert "transaction a00000007  probability" in shown
+    assert "the first feature alone" in " ".join(shown.split())
     assert "= raw margin" in shown
 
 
@@ -53,6 +54,13 @@ def test_a_table_of_ready_features_from_a_file_to_reasons(
         (
             ("train", "--mapping", EXAMPLES / "simulated.yaml", "--kind", "features"),
             "error: the mapping is of kind transaction, features is needed; set 'kind: features' in it",
+        ),
+        (
+            (
+                *("backtest", "--mapping", EXAMPLES / "features.yaml", "--out", "scores.csv"),
+                *("--train-until", "2025-03-01", "--test-from", "2025-03-01", "--test-until", "2025-03-02"),
+            ),
+            "error: the mapping is of kind features; a backtest walks histories, which only transactions have",
         ),
         (
             ("score", "--mapping", EXAMPLES / "simulated.yaml", "--model", "nobody", "--out", "scores.csv"),

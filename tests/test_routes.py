@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route as StarletteRoute
 
 from fraud.errors import InvalidRequest, SettingsError
+from fraud.serving.contract import ScoreBody
+from fraud.serving.descriptors import descriptor
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, Call, ErrorShape, Failure, HttpLimits, Route
 from fraud.serving.openapi import document
@@ -325,3 +327,9 @@ def test_the_document_says_what_the_routes_say() -> None:
     assert old["429"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Detail"}
     assert "415" in old
     assert "415" not in orders["responses"]
+
+
+def test_bentoml_describes_a_body_without_a_warning_and_fills_in_what_is_left_out() -> None:
+    question = descriptor(ScoreBody)
+    assert question.model_json_schema(mode="serialization")["properties"].keys() == {"instances", "model"}
+    assert question.model_validate({}).model_dump() == {"instances": [], "model": None}

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from fraud.schema import FeatureSpec
+from fraud.schema import FeatureSpec, Kind
 from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored
 from training.measures import FALSE_POSITIVE_RATES, TOP_CARDS
@@ -221,15 +221,16 @@ def model_card(facts: ModelFacts) -> str:
     return template.render(
         facts=facts,
         test=facts.windows[-1],
-        plain=_plain_fields(facts),
+        plain=plain_fields(facts.spec.kind),
         limits=limits(facts),
         by_rate=by_rate(facts),
         definitions=definitions,
     )
 
 
-def _plain_fields(facts: ModelFacts) -> str:
-    return "the request's own fields" if facts.spec.kind == "transaction" else "the first feature"
+def plain_fields(kind: Kind) -> str:
+    """Return in words what the plain baseline is trained on."""
+    return "the request's own fields" if kind == "transaction" else "the first feature"
 
 
 def write_report(
@@ -284,7 +285,7 @@ def write_report(
             features=written["features"].to_dict("records"),
             images=images,
             captions=CAPTIONS,
-            plain=_plain_fields(facts),
+            plain=plain_fields(facts.spec.kind),
             limits=limits(facts),
             by_rate=by_rate(facts),
             tiles=[name for name in TILES if name in facts.metrics],

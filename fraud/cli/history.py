@@ -125,7 +125,7 @@ def label(
 
 
 LABEL_COLUMNS = {"transaction_id", "is_fraud", "label_time", "model"}
-IS_FRAUD = {"1": True, "true": True, "0": False, "false": False, "none": None}
+IS_FRAUD: dict[str | None, bool | None] = {"1": True, "true": True, "0": False, "false": False, "none": None}
 """What the column is_fraud may say, in lower case; empty means fraud."""
 
 

@@ -108,6 +108,7 @@ def train(
     from fraud.cli.registry import models, tell
     from training.data import Mapping, dataset_digest, load_table
     from training.preflight import check_folder
+    from training.report import plain_fields
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
     _expect_kind(mapped, kind)
@@ -128,7 +129,7 @@ def train(
             progress=progress,
         )
         watch.finish(run.folder)
-    _show(run)
+    _show(run, plain_fields(mapped.kind))
     _warn(run.warnings)
     out.print(f"report   {run.folder / 'report.html'}\nbundle   {run.folder / 'bundle'}\ndigest   {run.digest}")
     models().log_run(run.folder)
@@ -159,7 +160,8 @@ def backtest(
     from training.train import StageTimer
 
     mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, None)
-    _expect_kind(mapped, "transaction")
+    if mapped.kind != "transaction":
+        raise DataError("the mapping is of kind features; a backtest walks histories, which only transactions have")
     until, test = _moment(train_until), (_moment(test_from), _moment(test_until))
     delay = None if label_delay is None else parse_duration_ms(label_delay)
     _writable(file)
@@ -201,7 +203,7 @@ def score(
     shows in the version's lineage.
     """
     _writable(file)
-    table, _, X, scorer = _scored(data, mapping, model)
+    table, X, scorer = _scored(data, mapping, model)
     margins, probabilities = scorer.score(X)
     verdicts = [verdict_of(scorer.policy, p) for p in probabilities.tolist()]
     scores = table[[c for c in ("transaction_id", "event_time_ms", "customer_id") if c in table]].assign(
@@ -226,14 +228,15 @@ def explain(
     mapping: MappingFile,
     model: Model,
     transaction: Annotated[
-        str | None, typer.Option(help="Which transaction (or row number of a features table); the riskiest if none.")
+        str | None, typer.Option(help="Which transaction (row-7 where the mapping names no ids); the riskiest if none.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many reasons.")] = 10,
 ) -> None:
     """Explain the score of a transaction of a file: what each feature adds to the log-odds."""
     import numpy as np
 
-    _, rows, X, scorer = _scored(data, mapping, model)
+    table, X, scorer = _scored(data, mapping, model)
+    rows = table["transaction_id"]
     margins, probabilities = scorer.score(X)
     at = int(np.argmax(margins))
     if transaction is not None:
@@ -252,8 +255,8 @@ def explain(
     out.print(shown)
 
 
-def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, pd.Series[Any], Any, Scorer]:
-    """Return a table, its rows' names, their features, and the model."""
+def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, Any, Scorer]:
+    """Return a table, the features of its rows, and the model."""
     import numpy as np
 
     from fraud.models.find import load_scorer
@@ -270,11 +273,11 @@ def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, 
             X = replay(table, scorer.featurizer, slice(None), lambda done: progress("replay", done, len(table)))
         if scorer.spec.currencies:
             table = table.assign(stake=stakes(table, scorer.spec.currencies, slice(None)))
-        return table, table["transaction_id"], X, scorer
+        return table, X, scorer
     _expect_columns(table, [f.name for f in scorer.spec.requested], data)
     X = np.empty((len(table), len(scorer.spec.features)))
     requested_columns(table, scorer.spec, X)
-    return table, table.index.to_series().astype(str), X, scorer
+    return table, X, scorer
 
 
 def _record_backtest(
@@ -384,8 +387,8 @@ def _warn(warnings: list[str]) -> None:
         Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
 
 
-def _show(run: Run) -> None:
-    table = Table("measure", "model", "request's own fields alone", title="test window, with 95% intervals", box=None)
+def _show(run: Run, plain: str) -> None:
+    table = Table("measure", "model", f"{plain} alone", title="test window, with 95% intervals", box=None)
     for name, interval in run.metrics.items():
         cells = [f"{i.value:.4f}  [{i.low:.4f}, {i.high:.4f}]" for i in (interval, run.baseline[name])]
         table.add_row(name, *cells)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from bentoml import IODescriptor
-from pydantic import WithJsonSchema, create_model
+from pydantic import Field, WithJsonSchema, create_model
 
 
 def descriptor(kind: type[msgspec.Struct]) -> type[IODescriptor]:
@@ -19,12 +19,18 @@ def descriptor(kind: type[msgspec.Struct]) -> type[IODescriptor]:
     fields: dict[str, Any] = {
         field.name: (
             Annotated[Any, WithJsonSchema(_shown(properties[field.encode_name]))],
-            ... if field.required else field.default,
+            _default(field),
         )
         for field in msgspec.structs.fields(kind)
     }
     made: type[IODescriptor] = create_model(kind.__name__, __base__=IODescriptor, __doc__=kind.__doc__, **fields)
     return made
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.required:
+        return ...
+    return field.default if field.default_factory is msgspec.NODEFAULT else Field(default_factory=field.default_factory)
 
 
 def _shown(schema: dict[str, Any]) -> dict[str, Any]:
