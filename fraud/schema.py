@@ -7,7 +7,7 @@ service serves models of any columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -102,7 +102,7 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(feature.name for feature in self.features if feature.source == "history")
 
 
-class Row(msgspec.Struct):
+class Row(msgspec.Struct, gc=False):
     """One valid instance: the caller's fields, and the columns of `X` that they fill."""
 
     transaction_id: str | None
@@ -186,24 +186,24 @@ class RowDecoder:
         self._required = [field.name for field in fields if not field.optional]
         self._forms = {field.name: empty_is_missing(field.form) if field.optional else field.form for field in fields}
         attributes = {field.name: f"f{i}" for i, field in enumerate(fields)}  # any name will do in a table
-        self._type = msgspec.defstruct(
-            "Instance",
-            [
-                (
-                    attributes[field.name],
-                    field.annotation | None if field.optional else field.annotation,
-                    msgspec.field(name=field.name, default=None if field.optional else msgspec.NODEFAULT),
-                )
-                for field in fields
-            ],
-            kw_only=True,
-        )
-        self._decoder = msgspec.json.Decoder(self._type)
+        columns = [
+            (
+                attributes[field.name],
+                field.annotation | None if field.optional else field.annotation,
+                msgspec.field(name=field.name, default=None if field.optional else msgspec.NODEFAULT),
+            )
+            for field in fields
+        ]
+        self._type = msgspec.defstruct("Instance", columns, kw_only=True, gc=False)
+        self._decode = msgspec.json.Decoder(self._type).decode
+        nothing_else = msgspec.defstruct("Instance", columns, kw_only=True, gc=False, forbid_unknown_fields=True)
+        self._decode_known = msgspec.json.Decoder(nothing_else).decode
         self._ids = [(name, attributes[name]) for name in ID_FIELDS if name in attributes]
-        of_all = attrgetter(*(attribute for _, attribute in self._ids))
-        self._ids_of = of_all if len(self._ids) > 1 else lambda instance: (of_all(instance),)
-        self._columns = [(attributes[f.name], f, _codes(f)) for f in spec.requested]
+        self._ids_of = _all_of([attribute for _, attribute in self._ids])
+        self._values_of = _all_of([attributes[f.name] for f in spec.requested])
+        self._converted = [(i, f, _codes(f)) for i, f in enumerate(spec.requested) if f.missing or f.type != "numeric"]
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
+        self._text_roles = [role.name for role in spec.roles if role.name not in POSITION_LIMITS]
         self._currencies = {} if spec.currencies is msgspec.UNSET else spec.currencies
 
     def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
@@ -224,39 +224,24 @@ class RowDecoder:
             States what arrived, what is allowed, and the field's path.
         """
         said = bytes(raw)
-        fields = fields_of(said, path)
-        try:
-            instance: Any = self._decoder.decode(said)
-        except msgspec.ValidationError:
-            instance = in_other_forms(self._type, self._forms, fields, path, self._required)
+        instance, n_extra = self._instance(said, path)
         escaped = said.find(ESCAPE) >= 0
         for value in self._ids_of(instance):
             if value is not None and (escaped or "." in value or "+" in value):
                 self._check_ids(instance, path)
                 break
-        values = []
-        for attribute, feature, codes in self._columns:
-            value = getattr(instance, attribute)
-            if codes is None:
-                values.append(np.nan if value is None else float(value))
-            elif value in codes:
-                values.append(codes[value])
-            elif one_text(value) in codes:
-                values.append(codes[one_text(value)])
-            elif feature.unknown == "missing":
-                values.append(np.nan)
-            else:
-                raise unknown_category(value, feature.categories, f"{path}.{feature.name}")
-        n_extra = len(fields.keys() - self._known)
+        values = self._values_of(instance)
+        if self._converted:
+            values = self._as_numbers(values, path)
         if self.spec.kind == "features":
-            return Row(instance.f0, tuple(values), said, n_extra=n_extra)
+            return Row(instance.f0, values, said, n_extra=n_extra)
         transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
         event_time_ms = time_ms(event_time, "event_time", path, now_ms, self.max_ahead_ms)
         roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
-        if b".0" in said:
-            for name, value in roles.items():
-                if isinstance(value, str) and ".0" in value:
-                    roles[name] = one_text(value)
+        for name in self._text_roles:
+            text = roles[name]
+            if text is not None and ".0" in text:
+                roles[name] = one_text(text)
         scaled = None
         if self._currencies:
             code = str(roles.get("currency") or next(iter(self._currencies)))
@@ -264,7 +249,42 @@ class RowDecoder:
             if currency is None:
                 raise unknown_category(code, tuple(self._currencies), f"{path}.currency", "currency")
             scaled = history_amount(amount, currency)
-        return Row(transaction_id, tuple(values), said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
+        return Row(transaction_id, values, said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
+
+    def _instance(self, said: bytes, path: str) -> tuple[Any, int]:
+        """Return one instance as its table has it, and how many of its fields are not in there.
+
+        Most rows hold what the model reads, in the first form, and nothing else: these are read once. All others are
+        taken apart first, which tells what is wrong with them.
+        """
+        if len(said) <= MAX_OBJECT_BYTES:
+            try:
+                return self._decode_known(said), 0
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                pass  # read again below
+        fields = fields_of(said, path)
+        n_extra = len(fields.keys() - self._known)
+        try:
+            return self._decode(said), n_extra
+        except msgspec.ValidationError:
+            return in_other_forms(self._type, self._forms, fields, path, self._required), n_extra
+
+    def _as_numbers(self, values: tuple[Any, ...], path: str) -> tuple[float, ...]:
+        """Return the columns of `X` for the values of an instance: flags, codes of categories, NaN for missing."""
+        numbers = [*values]
+        for i, feature, codes in self._converted:
+            value = values[i]
+            if codes is None:
+                numbers[i] = np.nan if value is None else float(value)
+            elif value in codes:
+                numbers[i] = codes[value]
+            elif one_text(value) in codes:
+                numbers[i] = codes[one_text(value)]
+            elif feature.unknown == "missing":
+                numbers[i] = np.nan
+            else:
+                raise unknown_category(value, feature.categories, f"{path}.{feature.name}")
+        return tuple(numbers)
 
     def _check_ids(self, instance: Any, path: str) -> None:
         """Convert each id to its canonical text, or refuse it."""
@@ -288,6 +308,16 @@ class RowDecoder:
                 position = Annotated[float, msgspec.Meta(ge=-limit, le=limit)]
                 fields.append(_Field(role.name, position, as_it_is, role.missing))
         return fields
+
+
+def _all_of(attributes: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what reads some attributes of an instance at once."""
+    match attributes:
+        case []:
+            return lambda instance: ()
+        case [attribute]:
+            return lambda instance: (getattr(instance, attribute),)
+    return attrgetter(*attributes)
 
 
 def _codes(feature: Feature) -> dict[str | None, float] | None:

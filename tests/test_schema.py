@@ -61,6 +61,22 @@ def test_a_good_payment_becomes_a_row() -> None:
     assert row.n_extra == 2
 
 
+@pytest.mark.parametrize(
+    "more", ['"note": 1', '"no\\u0074e": "ö"', '"a": [{"income": 1}], "b": "\\"c\\": 1", "a": 2', ""]
+)
+@pytest.mark.parametrize("space", ["", " ", "\n\t"])
+def test_a_row_is_read_alike_whether_or_not_it_holds_more(more: str, space: str) -> None:
+    known = {"transaction_id", *(feature.name for feature in LOANS.spec.features)}
+    fields = [f"{json.dumps(name)}{space}:{space}{json.dumps(value)}" for name, value in LOAN.items()]
+    again = '"\\u0069ncome": 7'  # of a name that comes twice, the last counts
+    raw = ("{" + f"{space},{space}".join([more, *fields, again] if more else [*fields, again]) + "}").encode()
+    row = LOANS.decode(raw, "$")
+    assert row.n_extra == len(json.loads(raw).keys() - known)
+    assert row.values[:3] == (7.0, 24.0, 0.0)
+    assert np.isnan(row.values[3])
+    assert row.raw == raw
+
+
 def test_an_id_may_hold_any_other_character() -> None:
     ids = {"transaction_id": "\\u0000", "customer_id": "ö/\n", "merchant_id": "\x01"}
     row = PAYMENTS.decode(json.dumps(PAYMENT | ids).encode(), "$", NOW_MS)
