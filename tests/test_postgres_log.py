@@ -16,7 +16,8 @@ from fraud.errors import StoreError
 from fraud.settings import Settings, StoreSettings
 from fraud.stores.log import decode_record
 from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.postgres import CHAIN_LOCK, PostgresStore
+from fraud.stores.postgres import PostgresStore
+from fraud.stores.postgres_linker import CHAIN_LOCK
 from fraud.stores.postgres_log import PostgresLog
 from tests.servers import Postgres, Server, running
 
@@ -76,9 +77,9 @@ def test_what_a_killed_worker_left_is_linked_by_the_next(url: str) -> None:
     async def run() -> None:
         store = PostgresStore(url, audit_key=KEY)
         await store.record([decided(1), decided(2)], None)
-        assert store._linker is not None
-        store._linker.cancel()  # as if the process had ended before its turn
-        for line in (store._reading, store._writing, store._linking):
+        assert store._linker.task is not None
+        store._linker.task.cancel()  # as if the process had ended before its turn
+        for line in (store._reading, store._writing, store._linker._connection):
             await line.close()
         assert PostgresLog(url).head() == Anchor()
         following = PostgresStore(url, audit_key=KEY)
@@ -229,8 +230,8 @@ def test_a_decision_deleted_before_it_was_linked_shows(url: str, caplog: pytest.
         assert verified.broken is not None
         assert "record 3 of its writer is missing" in verified.broken.reason
         forge(url, "DELETE FROM fraud.decisions WHERE key LIKE '%t3'")  # now its end is missing, which the writer knows
-        assert store._linker is not None
-        await store._linker
+        assert store._linker.task is not None
+        await store._linker.task
         await store.link()
         assert "records of this worker up to its 4th were deleted before they were linked" in caplog.text
         await store.close()

@@ -4,30 +4,25 @@ A batch is recorded in two round trips: lock the states it changes, insert what 
 commit. Locks are taken on the ids and in one order, so that the first transaction of a new customer is as
 safe as the hundredth and no two workers wait for each other.
 
-The chain of decisions (`fraud.decisions.chain`) is made behind the answer, within a second, by one worker at a time:
-made with the commit, it would let only one worker of all commit at once.
+The chain of decisions is made behind the answer: see `fraud.stores.postgres_linker`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 
-from fraud.decisions.chain import Anchor, extend
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.marks import Turns, Unlinked, Writer, in_turn, is_marked, place_mark, void_mark
+from fraud.decisions.marks import Writer, void_mark
 from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import InvalidRequest, StoreDown, StoreError
+from fraud.errors import InvalidRequest, StoreError
 from fraud.features.featurizer import Records
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER, decode, encode
-from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect
+from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect, fetch_all
 from fraud.stores.postgres_labels import (
     Connection,
     add_search_rows,
@@ -36,6 +31,7 @@ from fraud.stores.postgres_labels import (
     keep_frauds,
     labels_of,
 )
+from fraud.stores.postgres_linker import Linker
 from fraud.stores.protocol import Recalled, Recorded, States, StoreHealth, StoreStats, distinct
 from fraud.stores.rows import decode_record, encode_record, row_key
 from fraud.stores.search import SEARCH_S, TOO_WIDE, conditions, page_of
@@ -43,18 +39,6 @@ from fraud.stores.states import Blobs, Change, Written, histories_of
 
 MERCHANT_LOCKS = 0x5F3759DF
 LABEL_LOCKS = 0x4C41424C
-CHAIN_LOCK = 0x4348414E
-CLOSE_S = 5.0
-LINK_AFTER_S = 0.2
-LINK_AT_ONCE = 500
-UNLINKED = f"""
-SELECT id, key, record, mark FROM fraud.decisions WHERE seq IS NULL AND id > %b ORDER BY id LIMIT {LINK_AT_ONCE}
-"""
-VOIDS = "SELECT mark FROM fraud.voids"
-LINK = """
-UPDATE fraud.decisions AS d SET seq = linked.seq, link = linked.link
-FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[]) AS linked (id, seq, link) WHERE d.id = linked.id
-"""
 LOCK = "SELECT pg_advisory_xact_lock(k) FROM (SELECT unnest(%b::bigint[]) AS k ORDER BY 1) AS locks"
 DECIDE = """
 INSERT INTO fraud.decisions (key, record, mark) SELECT * FROM unnest(%b::text[], %b::bytea[], %b::bytea[])
@@ -71,9 +55,6 @@ WRITE = {
     """
     for table in ("customers", "merchants")
 }
-
-logger = logging.getLogger("fraud.stores")
-T = TypeVar("T")
 
 
 class PostgresStore:
@@ -96,18 +77,14 @@ class PostgresStore:
         check_conninfo(url)
         self._durable = durable
         self._writer = Writer(audit_key)
-        self._seen = Anchor()
-        self._refused: dict[int, str] = {}
-        self._linking = PostgresConnection(lambda: connect(url, audit_key))
-        self._has_unlinked = False
-        self._linker: asyncio.Task[None] | None = None
+        self._linker = Linker(PostgresConnection(lambda: connect(url, audit_key)), self._writer, audit_key)
         self._reading = PostgresConnection(lambda: connect(url, audit_key))
         self._searching = PostgresConnection(lambda: connect(url, audit_key))
         self._writing = PostgresConnection(lambda: connect(url, audit_key))
 
     async def open(self) -> None:
         await self.ping()
-        self._link_soon()  # what a worker that died has left
+        self._linker.link_soon()  # what a worker that died has left
 
     async def ping(self) -> None:
         """Write as `record` does, and take it back: a server that is read-only or short of a right answers a read."""
@@ -174,7 +151,7 @@ class PostgresStore:
         except BaseException:  # a caller that waits no longer, as well: the commit may have been done
             self._writer.renew()
             raise
-        self._link_soon()
+        self._linker.link_soon()
         return recorded
 
     async def _begin(self, db: Connection) -> None:
@@ -243,7 +220,7 @@ class PostgresStore:
             try:
                 async with db.transaction():
                     await db.execute(f"SET LOCAL statement_timeout = {round(SEARCH_S * 1000)}".encode())
-                    return await _all(db, query, [*values, question.limit + 1])
+                    return await fetch_all(db, query, [*values, question.limit + 1])
             except psycopg.errors.QueryCanceled:
                 return None
 
@@ -299,112 +276,11 @@ class PostgresStore:
         return StoreHealth()
 
     async def link(self) -> int:
-        """Give the decisions recorded so far their places in the chain; return how many got one.
-
-        Returns 0 while another worker is at it.
-
-        Raises
-        ------
-        StoreError
-            The chain's end is not what a service with this key wrote, or went back: nothing is linked behind it.
-        """
-        linked, after = 0, 0
-        while True:
-            n, after = await self._linking.use(lambda db: self._link_some(db, after))  # noqa: B023
-            linked += n
-            if not after:
-                return linked
-
-    def _link_soon(self) -> None:
-        self._has_unlinked = True
-        if self._linker is None or self._linker.done():
-            self._linker = asyncio.ensure_future(self._link_until_done())
-
-    async def _link_until_done(self) -> None:
-        while self._has_unlinked:
-            self._has_unlinked = False
-            await asyncio.sleep(LINK_AFTER_S)
-            try:
-                await self.link()
-            except StoreDown as error:  # what is unlinked stays so until the next decision, or the next worker
-                logger.warning("the chain of decisions waits: %s", error.message)
-            except StoreError as error:
-                logger.error("the chain of decisions waits: %s", error.message)
-
-    async def _link_some(self, db: Connection, after: int) -> tuple[int, int]:
-        """Link some rows after one; return how many got a place, and the last one looked at or 0 at the end."""
-        own, written = self._writer.name, self._writer.number
-        async with db.transaction():
-            cursor = await db.execute("SELECT pg_try_advisory_xact_lock(%b)", [CHAIN_LOCK])
-            if (await cursor.fetchone() or (False,))[0] is False:
-                self._has_unlinked = True
-                return 0, 0
-            head, turns = await self._head(db)
-            rows = [Unlinked(*row) for row in await _all(db, UNLINKED, [after])]
-            voids = {mark for (mark,) in await _all(db, VOIDS)}
-            taken, refused = in_turn(rows, turns, voids, self._audit_key)
-            self._report(refused)
-            if taken:
-                chained = list(extend(head, [row.record for row in taken], self._audit_key))
-                numbers = [row.number for row in taken]
-                await db.execute(LINK, [numbers, [row.sequence for row in chained], [row.link for row in chained]])
-                head = Anchor(chained[-1].sequence, chained[-1].link)
-            is_end = len(rows) < LINK_AT_ONCE
-            if is_end and not refused and turns.passed(own, voids, self._audit_key) < written:
-                self._report({0: f"records of this worker up to its {written}th were deleted before they were linked"})
-            if is_end and not refused:
-                turns.forget(time.time_ns() // 1_000_000)
-            if taken:
-                writers = turns.encode()
-                await db.execute(
-                    "UPDATE fraud.chain SET seq = %b, link = %b, mark = %b, writers = %b WHERE place = 'head'",
-                    [*head, place_mark("head", head, self._audit_key, writers), writers],
-                )
-                passed = [mark for mark in voids if turns.has_passed(mark)]
-                if passed:
-                    await db.execute("DELETE FROM fraud.voids WHERE mark = ANY (%b::bytea[])", [passed])
-        self._seen = max(self._seen, head)
-        return len(taken), 0 if is_end else rows[-1].number
-
-    async def _head(self, db: Connection) -> tuple[Anchor, Turns]:
-        """Return where the chain ends and how far each writer has been linked."""
-        rows = await _all(db, "SELECT seq, link, mark, writers FROM fraud.chain WHERE place = 'head'")
-        if not rows:
-            raise StoreError("the chain of decisions has no head: the table fraud.chain was changed")
-        sequence, link, mark, writers = rows[0]
-        head = Anchor(sequence, link)
-        if not is_marked("head", head, mark, self._audit_key, writers):
-            raise StoreError(
-                f"the chain of decisions was changed at its end, row {sequence}, or FRAUD_AUDIT_KEY is another one: "
-                "nothing is linked behind it"
-            )
-        if sequence < self._seen.sequence:
-            raise StoreError(
-                f"the chain of decisions went back from row {self._seen.sequence} to row {sequence}: nothing is "
-                "linked behind it until the service is started anew"
-            )
-        return head, Turns.decode(writers)
-
-    def _report(self, refused: Mapping[int, str]) -> None:
-        """Log each row that may not be linked, once."""
-        for number, reason in refused.items():
-            if self._refused.get(number) != reason:
-                self._refused[number] = reason
-                logger.error("a decision is not linked (fraud.decisions, id %d): %s", number, reason)
+        """See `Linker.link`."""
+        return await self._linker.link()
 
     async def close(self) -> None:
-        if self._linker is not None:
-            self._linker.cancel()
-            linked = asyncio.ensure_future(self.link())
-            await asyncio.wait({linked}, timeout=CLOSE_S)
-            if not linked.done():
-                linked.cancel()  # not awaited: the server may be frozen
-            error = linked.exception() if linked.done() else None
-            if isinstance(error, StoreError) and not isinstance(error, StoreDown):
-                logger.error("the chain of decisions waits: %s", error.message)
-            elif error is not None or not linked.done():
-                logger.warning("the chain of decisions waits for the next worker")
-        await self._linking.close()
+        await self._linker.close()
         await self._reading.close()
         await self._searching.close()
         await self._writing.close()
@@ -425,11 +301,6 @@ async def _expire(db: Connection, table: str, before_ms: int) -> int:
         keys = [key for (key,) in await cursor.fetchall()]
         await forget_frauds_of(db, table[:-1], keys)
     return len(keys)
-
-
-async def _all(db: Connection, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-    cursor = await db.execute(query.encode(), values, binary=True)
-    return await cursor.fetchall()
 
 
 async def _select_one(db: Connection) -> None:

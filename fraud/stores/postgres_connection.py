@@ -7,8 +7,8 @@ outlives a transaction, and behind a pool no prepared statements, whose names it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -107,3 +107,9 @@ def translated(error: psycopg.Error | OSError) -> StoreError:
     is_permanent |= not state and any(words in text for words in PERMANENT_WORDS)
     refuses = is_permanent or state[:2] not in ("", "08", "57")
     return StoreDown(f"postgresql {'refuses' if refuses else 'cannot be reached'}: {text}", is_permanent=is_permanent)
+
+
+async def fetch_all(db: Connection, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    """Return every row that a query answers with."""
+    cursor = await db.execute(query.encode(), values, binary=True)
+    return await cursor.fetchall()

@@ -47,7 +47,7 @@ def _marks(db: sqlite3.Connection, audit_key: bytes) -> None:
 def _labels(db: sqlite3.Connection, audit_key: bytes) -> None:
     """Keep labels one by one, each with a link, and the frauds that the states contain; make decisions searchable.
 
-    Takes some 30 s for a million decisions, which are read one by one.
+    Reads every decision.
     """
     _run(
         db,
