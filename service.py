@@ -20,7 +20,7 @@ from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreBody
 from fraud.serving.descriptors import descriptor
 from fraud.serving.security import AccessControl
-from fraud.serving.startup import end_unless_a_worker_starts, tell_failed, tell_ready
+from fraud.serving.startup import end_unless_a_worker_starts, signal_failed, signal_ready
 from fraud.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class FraudBento:
         try:
             await self.worker().start()
         except BaseException as error:
-            tell_failed(error)
+            signal_failed(error)
             raise
-        tell_ready()
+        signal_ready()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:

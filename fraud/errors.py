@@ -133,7 +133,7 @@ class UnknownModel(RequestError):
 
 
 class PastVersion(UnknownModel):
-    """The version that decided is served no more; whoever has the store may load it and ask again."""
+    """The version that decided is no longer served; a caller with access to the store may load it and retry."""
 
     def __init__(self, name: str, digest: str, served: list[str]) -> None:
         super().__init__(f"{name} {digest}", served)

@@ -144,7 +144,7 @@ class ModelSettings(Group):
         False, description="Whether the registry's challenger also scores what the champion answers, and is recorded."
     )
     canary_share: float = Field(
-        0.0, ge=0, le=1, description="Share of the customers whom the registry's challenger answers, 0 to 1."
+        0.0, ge=0, le=1, description="Share of the customers that the registry's challenger answers, 0 to 1."
     )
 
     @staticmethod
@@ -174,8 +174,8 @@ class ScoringSettings(Group):
     )
     record_unnamed: bool = Field(
         True,
-        description="Whether rows of ready features that carry no transaction id are recorded too, under an id that "
-        "their answer tells.",
+        description="Whether rows of ready features without a transaction id are recorded too, under a generated id "
+        "that their answer carries.",
     )
 
 
@@ -215,7 +215,7 @@ class StoreSettings(Group):
         "lose the last ones.",
     )
     history_ttl_days: float = Field(
-        90.0, gt=0, description="Days after which Redis forgets a customer or merchant of whom nothing was heard."
+        90.0, gt=0, description="Days without a transaction after which Redis forgets a customer or merchant."
     )
     decision_ttl_days: float = Field(7.0, gt=0, description="Days for which Redis recalls a transaction id.")
 
@@ -232,7 +232,7 @@ class PrivacySettings(Group):
         description="Fields that are stored only as keyed hashes, comma-separated: customer_id, merchant_id, others.",
     )
     personal_key: SecretStr = Field(
-        SecretStr(""), description="Key of those hashes; whoever has it can test a guess of an id."
+        SecretStr(""), description="Key of those hashes; with it, guessed ids can be tested."
     )
 
 

@@ -207,7 +207,7 @@ async def test_what_is_served_waits_for_wandb_once_whatever_the_workers_and_rest
     for item in home.registry.pending():
         home.registry.delivered(item.id)
     again = await start(home.settings())
-    again.models.following.tell_served({NAME: again.served})
+    again.models.following.record_served({NAME: again.served})
     assert told() == []
     await again.models.close()
     (first, *_) = [event for event in reversed(home.registry.events()) if event.kind == "use"]
@@ -222,7 +222,7 @@ async def test_a_registry_that_takes_no_notes_is_logged_once_and_does_not_stop_s
         db.execute("create trigger full before insert on events begin select raise(abort, 'the disk is full'); end")
     worker = await start(home.settings(), poll=True)
     await until(lambda: "will not be told" in caplog.text)
-    worker.models.following.tell_served({NAME: worker.served})
+    worker.models.following.record_served({NAME: worker.served})
     assert caplog.text.count("will not be told") == caplog.text.count("the disk is full") == 1
     assert worker.models.describe()["registry_readable"] is True
     await worker.models.close()

@@ -301,7 +301,7 @@ def test_inspect_leaves_out_what_is_no_feature(tmp_path: Path) -> None:
     table["lat"], table["n"], table["tags"], table["dispute_code"] = 1.0, [7, 8, 9], [["x"], [], ["y"]], "z"
     table.to_parquet(tmp_path / "t.parquet")
     lines = propose(tmp_path / "t.parquet").splitlines()
-    for line in ("# n: does it count the rows?", "# dispute_code: does it tell the label?"):
+    for line in ("# n: does it count the rows?", "# dispute_code: does it leak the label?"):
         assert line in lines
     assert "# label: which column says what was fraud?" in lines
     table.drop(columns="tags").to_csv(tmp_path / "t.csv")

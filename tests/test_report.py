@@ -19,7 +19,7 @@ from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored, measure, no_skill, reliability
 from training.policy import DEFAULT_COSTS, choose_policy
 from training.report import MEASURES, ModelFacts, limits, model_card, write_report
-from training.tables import Explained, Window
+from training.tables import ExplainedRows, Window
 
 Material = dict[str, Any]
 
@@ -80,7 +80,7 @@ def make_material(kind: str, seed: int = 0, n: int = 3_000) -> Material:
         difference=samples[0].minus(samples[1]),
         no_skill=no_skill(outcomes.y_true, policy=scores[0].policy, **known),
     )
-    explained = Explained(X[half : half + 200], contributions, gain)
+    explained = ExplainedRows(X[half : half + 200], contributions, gain)
     return {"facts": facts, "outcomes": outcomes, "model": scores[0], "baseline": scores[1], "explained": explained}
 
 

@@ -76,7 +76,7 @@ class CsvFile:
             text = codecs.getincrementaldecoder(encoding)().decode(start)
         except UnicodeDecodeError as error:
             if b"\n" in start[: error.start] or b"\r" in start[: error.start]:
-                text = start[: error.start].decode(encoding)  # the header is good; reading the rows tells the place
+                text = start[: error.start].decode(encoding)  # the header is valid; reading the rows finds the place
             else:
                 raise DataError(f"{path.name}: {_not_text('the header', start[: error.end][-20:], encoding)}") from None
         text = text.removeprefix("\ufeff")

@@ -120,7 +120,7 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
         what = "of zero" if option == "on_zero_amount" else "below zero"
         _logger.warning("%s: left out %s rows with an amount %s (%s: drop)", reader.source, f"{count:,}", what, option)
     if mapping.currency is None:
-        _tell_amounts_off_scale(reader.source, mapping.amount, amount)
+        _warn_of_amounts_off_scale(reader.source, mapping.amount, amount)
     table = _sorted(frame, frame["processing_time_ms"])
     table.attrs["dropped_zero_amounts"] = dropped.get("on_zero_amount", 0)
     table.attrs["dropped_negative_amounts"] = dropped.get("on_negative_amount", 0)
@@ -221,7 +221,7 @@ def _present_columns(source: str, mapping: Mapping, present: list[str], labelled
     return list(dict.fromkeys(column for _, column in roles))
 
 
-def _tell_amounts_off_scale(source: str, column: str, amounts: NDArray[np.float64]) -> None:
+def _warn_of_amounts_off_scale(source: str, column: str, amounts: NDArray[np.float64]) -> None:
     """Warn that a table's amounts are outside the range that histories can resolve, which suits euros."""
     large, lost = float(np.mean(amounts > LARGE)), int(np.sum((amounts < SMALLEST / 2) | (amounts > LARGEST)))
     if large > 0.05 or lost:

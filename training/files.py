@@ -86,9 +86,9 @@ class Files:
             A file cannot be read, has no rows, or has other columns than the first, or one of another type.
         """
         tables: list[pa.Table] = []
-        told: set[str] = set()
+        logged: set[str] = set()
         for path in self.paths:
-            tables.append(_read(path, wanted, choose, dialect, told))
+            tables.append(_read(path, wanted, choose, dialect, logged))
             if tables[-1].num_rows == 0:
                 raise DataError(f"{path.name}: the file has no rows")
             other = set(tables[-1].column_names) ^ set(tables[0].column_names)
@@ -121,14 +121,14 @@ class Files:
         return pa.chunked_array(chunks, kind)
 
 
-def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect, told: set[str]) -> pa.Table:
-    """Return the chosen columns of a file; a detected delimiter is logged once, and added to `told`."""
+def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect, logged: set[str]) -> pa.Table:
+    """Return the chosen columns of a file; a detected delimiter is logged once, and added to `logged`."""
     is_csv = path.name.lower().endswith(csv_files.SUFFIXES)
     try:
         if is_csv:
             file = CsvFile.open(path, dialect, wanted)
-            if file.delimiter not in {dialect.delimiter or ",", *told}:
-                told.add(file.delimiter)
+            if file.delimiter not in {dialect.delimiter or ",", *logged}:
+                logged.add(file.delimiter)
                 _logger.warning("%s: the fields are separated by %r", path.name, file.delimiter)
             return file.read(choose(path.name, file.header))
         return pq.read_table(path, columns=choose(path.name, pq.read_schema(path).names), partitioning=None)

@@ -142,7 +142,7 @@ def _boost(
         callbacks.append(lgb.early_stopping(config.early_stopping_rounds, verbose=False))
     boosted = 0
 
-    def tell(env: Any) -> None:
+    def report(env: Any) -> None:
         nonlocal boosted
         boosted = env.iteration + 1
         if progress is not None:
@@ -154,7 +154,7 @@ def _boost(
         rounds,
         valid_sets=None if validation is None else [validation],
         valid_names=None if validation is None else ["validation"],
-        callbacks=[*callbacks, tell],
+        callbacks=[*callbacks, report],
         keep_training_booster=False,
     )
     if progress is not None:

@@ -59,7 +59,7 @@ class Mapping(Part):
     escape: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
     """What takes the meaning from the next character of a CSV field: a backslash; ``"`` says that none does."""
     missing_values: MissingValues = ()
-    """What stands for a missing value in every column, beside an empty field."""
+    """The values that mean missing in every column, besides an empty field."""
     numbers: NumberFormat | None = None
     """How numbers are written in columns of text; left out, with a decimal point and digits alone."""
     event_time: TimeColumn | None = None

@@ -54,7 +54,7 @@ def _words(value: Any) -> Any:
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words), Field(strict=False)]
 MissingValues = Annotated[tuple[str | int | float, ...], BeforeValidator(_words), Field(strict=False)]
-"""What stands for a missing value, beside an empty field: text, or a number however it is written."""
+"""The values that mean missing, besides an empty field: text, or a number in any notation."""
 
 
 class Part(BaseModel):
@@ -93,7 +93,7 @@ class TextColumn(_Columns):
     """An id or another text."""
 
     join: str = "-"
-    """What stands between the texts of several columns."""
+    """The separator between the texts of several columns."""
 
 
 class LabelColumn(Part):
@@ -226,7 +226,7 @@ class NumberFormat(Part):
     decimal: str = Field(default=".", min_length=1, max_length=1)
     thousands: str | None = Field(default=None, min_length=1, max_length=1)
     sign: str | None = Field(default=None, min_length=1)
-    """What stands before or after a number and says its currency or unit, such as ``$``."""
+    """A currency or unit sign before or after a number, such as ``$``."""
 
     @model_validator(mode="after")
     def _differ(self) -> Self:

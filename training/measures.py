@@ -54,7 +54,7 @@ class Ranking:
         fp_above = np.where(above < 0, 0, fp[self.n_other[above]])
         gained = np.diff(tp_here, prepend=0)
         ranked_below = fp[-1] - (fp_here + fp_above) / 2
-        # a margin whose customers were all left out gains nothing: any divisor will do
+        # a margin whose customers were not drawn adds nothing: any divisor will do
         precision = tp_here / np.maximum(tp_here + fp_here, 1)
         values = [gained @ ranked_below / (tp[-1] * fp[-1]), gained @ precision / tp[-1]]
         for rate in FALSE_POSITIVE_RATES:

@@ -16,7 +16,7 @@ from training.replay import MAX_CATEGORIES
 from training.splits import Windows, moment
 
 REFUSED_SHARE = 0.01
-"""A model whose service would refuse more of the test window's rows than this is warned of."""
+"""Warn of a model whose service would refuse a larger share of the test window's rows than this."""
 NEEDED = (
     ("train", "learnt from", "give more data, or lower validation_share, calibration_share or test_share"),
     ("validation", "known when training stops", "raise validation_share"),
@@ -91,7 +91,7 @@ def check_features(table: pd.DataFrame, windows: Windows, spec: FeatureSpec) -> 
     test = table.iloc[windows.test]
     test = test[test["label"] >= 0]
     refused = np.zeros(len(test), bool)
-    told: list[str] = []
+    reasons: list[str] = []
     for feature in spec.requested:
         if feature.type != "categorical":
             continue
@@ -104,15 +104,17 @@ def check_features(table: pd.DataFrame, windows: Windows, spec: FeatureSpec) -> 
             unknown = refusals(test[feature.name], feature)
             refused |= unknown
             if unknown.any():
-                told.append(_unknown(table[feature.name], feature, float(unknown.mean())))
-    if told and refused.all():
-        problems.append("no row of the test window has only categories that the train window knows: " + "; ".join(told))
+                reasons.append(_unknown(table[feature.name], feature, float(unknown.mean())))
+    if reasons and refused.all():
+        problems.append(
+            "no row of the test window has only categories that the train window knows: " + "; ".join(reasons)
+        )
     if problems:
         raise DataError("\n".join(problems))
     share = float(refused.mean()) if len(test) else 0.0
     if share <= REFUSED_SHARE:
         return []
-    return [f"The service would refuse {share:.1%} of the test window: {'; '.join(told)}"]
+    return [f"The service would refuse {share:.1%} of the test window: {'; '.join(reasons)}"]
 
 
 def refusals(column: pd.Series[Any], feature: Feature) -> NDArray[np.bool_]:

@@ -279,7 +279,7 @@ def _further(proposal: Proposal) -> None:
             left_out.append(f"# {name}: does it count the rows?")
             continue
         if _TELLS.search(name):
-            left_out.append(f"# {name}: does it tell the label?")
+            left_out.append(f"# {name}: does it leak the label?")
             continue
         kinds = {_kind(proposal, column) for column in members}
         if None in kinds:

@@ -199,9 +199,9 @@ def _labels_of(table: pd.DataFrame, labels: Sequence[Label]) -> tuple[Ints, Ints
     place = {str(name): i for i, name in enumerate(table["transaction_id"])}
     known = sorted((label for label in labels if label.transaction_id in place), key=lambda label: label.order)
     kept, does = label_effects([place[x.transaction_id] for x in known], [x.is_fraud for x in known])
-    told = [known[i] for i in kept]
-    label_of = np.array([place[label.transaction_id] for label in told], np.int64)
-    return label_of, np.array([label.label_time_ms for label in told], np.int64), does
+    effective = [known[i] for i in kept]
+    label_of = np.array([place[label.transaction_id] for label in effective], np.int64)
+    return label_of, np.array([label.label_time_ms for label in effective], np.int64), does
 
 
 def _codes(ids: pd.Series[Any]) -> Ints:
@@ -238,10 +238,10 @@ def replay(
     X = np.empty((last - first, len(featurizer.spec.features)), np.float64)
     places = np.full(len(table), -1)
     places[wanted] = np.arange(last - first)
-    told = 0
+    applied = 0
     for begin in range(0, last, PIECE):
         end = min(begin + PIECE, last)
-        told = featurizer.walk(
+        applied = featurizer.walk(
             arrays.customers,
             arrays.merchants,
             arrays.transactions,
@@ -254,7 +254,7 @@ def replay(
             arrays.label_times,
             arrays.label_does,
             arrays.in_effect,
-            told,
+            applied,
             begin,
             end,
         )

@@ -17,7 +17,7 @@ from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored
 from training.measures import FALSE_POSITIVE_RATES, TOP_CARDS
 from training.policy import declines_too_many
-from training.tables import Explained, Window, meaning
+from training.tables import ExplainedRows, Window, meaning
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def write_report(
     outcomes: Outcomes,
     model: Scored,
     baseline: Scored,
-    explained: Explained,
+    explained: ExplainedRows,
     run: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `report.html`, `plots/*.png` and `tables/*.csv` into a run's folder.
@@ -251,7 +251,7 @@ def write_report(
     facts : ModelFacts
     outcomes : Outcomes
     model, baseline : Scored
-    explained : Explained
+    explained : ExplainedRows
     run : mapping, optional
         Facts of this run by their titles, such as when it was made and what took how long; values are shown
         as they are.
@@ -295,7 +295,9 @@ def write_report(
     (run_dir / "report.html").write_text(html, encoding="utf-8")
 
 
-def _figures(spec: FeatureSpec, outcomes: Outcomes, scores: plots.Scores, explained: Explained) -> dict[str, Figure]:
+def _figures(
+    spec: FeatureSpec, outcomes: Outcomes, scores: plots.Scores, explained: ExplainedRows
+) -> dict[str, Figure]:
     y = outcomes.y_true
     figures = {
         "roc": plots.roc(y, scores),

@@ -78,7 +78,7 @@ def split_by_time(
             "needed; give more data, a later moment or a shorter label delay"
         )
     gap = min(label_delay_ms, span // 20)
-    begin = start + min(BURN_IN_MS, span // 8)  # nobody has a history yet
+    begin = start + min(BURN_IN_MS, span // 8)  # histories are still empty
     validation_share, calibration_share = shares
     calibration = known - int(span * calibration_share)
     validation = calibration - gap - int(span * validation_share)

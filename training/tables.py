@@ -31,7 +31,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedRows:
     """Some test transactions with their contributions, and the booster's gain by feature.
 
     Attributes
@@ -77,7 +77,7 @@ def meaning(feature: Feature) -> str:
     return HISTORY_FEATURES[feature.name].meaning
 
 
-def features(listed: Sequence[Feature], explained: Explained) -> pd.DataFrame:
+def features(listed: Sequence[Feature], explained: ExplainedRows) -> pd.DataFrame:
     """The features by falling effect: mean absolute contribution (log-odds) and share of the booster's gain."""
     table = pd.DataFrame(
         {

@@ -34,7 +34,7 @@ from training.preflight import check_features, check_folder, check_windows
 from training.replay import further_features, replay, requested_columns, transaction_spec
 from training.report import ModelFacts, model_card, write_report
 from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
-from training.tables import Explained, Window
+from training.tables import ExplainedRows, Window
 
 Progress = Callable[[str, int, int], None]
 NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731
@@ -70,7 +70,7 @@ class PreparedData:
     stake: NDArray[np.float64] | None
     """Money at stake in each row of the table, in the unit of the costs; None where it is not known."""
     warnings: list[str] = field(default_factory=list)
-    """What the service would do otherwise than a person expects."""
+    """What the service would do differently than expected."""
 
     def rows(self, window: slice) -> tuple[Matrix, pd.DataFrame]:
         return self.X[self.windows.within(window)], self.table.iloc[window]
@@ -393,6 +393,6 @@ def _windows(prepared: PreparedData) -> list[Window]:
     return windows
 
 
-def _explained(trained: Trained, X: Matrix, seed: int) -> Explained:
+def _explained(trained: Trained, X: Matrix, seed: int) -> ExplainedRows:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(X))[:N_EXPLAINED])
-    return Explained(X[chosen], trained.detector.contributions(X[chosen]), trained.fitted.gain())
+    return ExplainedRows(X[chosen], trained.detector.contributions(X[chosen]), trained.fitted.gain())

@@ -80,7 +80,7 @@ class Outbox:
         arguments = {"folder": "", "run_id": run_id, "training_pid": os.getpid()}
         with held(entry), sdk_process(environment) as process:
             watch = Watch(self, process, run_id)
-            watch.tell(json.dumps(self.client.request("log_run", arguments)))
+            watch.send(json.dumps(self.client.request("log_run", arguments)))
             try:
                 yield watch
             finally:
@@ -147,7 +147,7 @@ class Watch:
         self.run_id = run_id
         self.finished = False
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process is not None
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it could not start: the run is logged without it when it is pushed

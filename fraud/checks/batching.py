@@ -111,7 +111,7 @@ async def measure_batching(box: Sandbox, users: int, bad: float, requests: int, 
                     rows.append(fresh(variants[pick], **wrong))
                 started = time.perf_counter()
                 status, answer = await _ask(client, rows, slowly=kind == "slow")
-                while status == 503:  # full: told so at once, and asks again as told
+                while status == 503:  # full: refused at once, so it retries after Retry-After
                     result.shed += 1
                     await asyncio.sleep(draw.uniform(0.1, 1.0))
                     started = time.perf_counter()

@@ -30,7 +30,7 @@ out = Console(soft_wrap=True)
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplanationCheck:
     """How exact the explanations of a model's answers are."""
 
     rows: int
@@ -73,7 +73,7 @@ def explain(
         raise typer.Exit(1)
 
 
-async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> Explained:
+async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> ExplanationCheck:
     """Explain instances through a pipeline of their own, an empty history behind it."""
     gaps, others, refused = [0.0], 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -91,4 +91,4 @@ async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> Explai
                 calibrated = scorer.detector.probability(np.array([outcome.raw_margin]))
                 others += float(calibrated[0]) != outcome.fraud_probability
         await pipeline.close()
-    return Explained(len(gaps) - 1, refused, max(gaps), others)
+    return ExplanationCheck(len(gaps) - 1, refused, max(gaps), others)

@@ -38,9 +38,9 @@ from fraud.schema import RowDecoder
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT_S, LIMIT_BYTES = 2.0, 300 * 1024 * 1024
 PATIENCE_S = 60.0
-"""Waited for one load on a busy machine; what is judged is its processor time."""
+"""Longest wait for one load on a busy machine; the limit that is checked is on its processor time."""
 
-Outcome = Literal["refused", "accepted", "traceback", "ended", "slow", "large"]
+LoadOutcome = Literal["refused", "accepted", "traceback", "ended", "slow", "large"]
 Load = Callable[[Path], object]
 
 app = typer.Typer(no_args_is_help=True)
@@ -51,7 +51,7 @@ out = Console(soft_wrap=True, highlight=False)
 class Tried:
     """The result of one load in a child process."""
 
-    outcome: Outcome
+    outcome: LoadOutcome
     message: str
     seconds: float
     peak_bytes: int
@@ -66,7 +66,7 @@ class Tally:
     slowest_s: float = 0.0
     largest_bytes: int = 0
 
-    def add(self, what: str, tried: Tried, allowed: tuple[Outcome, ...]) -> None:
+    def add(self, what: str, tried: Tried, allowed: tuple[LoadOutcome, ...]) -> None:
         """Count one load; an outcome that is not `allowed` is kept with the change that caused it."""
         self.outcomes[tried.outcome] += 1
         self.slowest_s = max(self.slowest_s, tried.seconds)

@@ -65,7 +65,7 @@ class Kept:
         verified = auditing.verify_chain(log, audit_key_of(AUDIT_KEY))
         self.broken = verified.broken.reason if verified.broken else ""
 
-    def tell(self) -> None:
+    def print_figures(self) -> None:
         """Print the figures."""
         out.print(
             f"{len(self.acknowledged)} decisions acknowledged, {self.logged} in the log: "
@@ -131,7 +131,7 @@ def _judge(kept: Kept, log: Path, flips: int, seed: int) -> None:
     """Look up every acknowledged decision in the log, then change bytes of it; exit with 1 if either check fails."""
     kept.compare(log)
     named = flipped(log, flips, seed)
-    kept.tell()
+    kept.print_figures()
     out.print(f"{flips} bytes changed one after another, the row named {named} times")
     if not kept.holds or named != flips:
         raise typer.Exit(1)

@@ -25,8 +25,8 @@ class Verify(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def _read(self) -> None:
-        for room in self.ROOMS:
-            self.commands.update(typer.main.get_group(importlib.import_module(f"fraud.checks.{room}").app).commands)
+        for part in self.ROOMS:
+            self.commands.update(typer.main.get_group(importlib.import_module(f"fraud.checks.{part}").app).commands)
 
 
 app = typer.Typer(
@@ -42,12 +42,12 @@ Exit codes: 0 done; 1 an input, a setting or a file is refused, and the message 
 defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B.
 """,
 )
-for room in (training.app, inspecting.app, registry.app, serving.app, audit.replaying):
-    app.registered_commands += room.registered_commands
+for part in (training.app, inspecting.app, registry.app, serving.app, audit.replaying):
+    app.registered_commands += part.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
 app.add_typer(decisions.app, name="decisions", help="Decisions on record: show one, list or export them.")
 app.add_typer(keys.app, name="keys", help="API keys of the service.")
-app.add_typer(audit.app, name="audit", help="The decision log: is it whole, what does it say.")
+app.add_typer(audit.app, name="audit", help="Verify, export and trim the decision log.")
 app.add_typer(
     typer.Typer(cls=Verify, no_args_is_help=True, callback=lambda: None),
     name="verify",

@@ -12,9 +12,9 @@ from pathlib import Path
 from fraud.errors import FraudError
 
 MISTAKE = 1
-"""Exit code of what the message lets the user mend: an input, a setting, a file, a full disk."""
+"""Exit code of an error that the user can fix: an input, a setting, a file, a full disk."""
 DEFECT = 70
-"""Exit code of an error that nobody foresaw (EX_SOFTWARE)."""
+"""Exit code of an unexpected error (EX_SOFTWARE)."""
 INTERRUPTED = 130
 
 

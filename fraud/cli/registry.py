@@ -22,7 +22,7 @@ STILL_WAITING = 75
 
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True)
-wide = Console(width=max(out.width, 160))  # a table that is cut off tells nothing
+wide = Console(width=max(out.width, 160))  # a truncated table is useless
 
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the history.")]
 Name = Annotated[
@@ -64,7 +64,7 @@ def push(
     all_models = models()
     if run is not None:
         show_version("imported", all_models.publish(run))
-    tell(all_models)
+    send_queue(all_models)
 
 
 @app.command()
@@ -96,7 +96,7 @@ def promote(
         show_version("challenger:", all_models.challenge(name, reference, why=why))
     else:
         show_version("in production:", all_models.promote(name, reference, why=why, force=force, metric=metric))
-    tell(all_models, needed=False)
+    send_queue(all_models, needed=False)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def rollback(name: Name, why: Why = "") -> None:
     """Put the version before back into production. A running service follows at once."""
     all_models = models()
     show_version("in production:", all_models.rollback(name, why=why))
-    tell(all_models, needed=False)
+    send_queue(all_models, needed=False)
 
 
 def history(name: str | None) -> None:
@@ -214,7 +214,7 @@ def show_version(what: str, version: Version) -> None:
     out.print(f"{what} {version}{aliases}, bundle {version.digest}")
 
 
-def tell(all_models: Models, needed: bool = True) -> None:
+def send_queue(all_models: Models, needed: bool = True) -> None:
     """Send what is queued, and print what was sent; if `needed`, exit with 75 when something is still queued."""
     sent = all_models.send_pending()
     for line in as_told(sent):

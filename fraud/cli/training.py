@@ -105,7 +105,7 @@ def train(
     [bold]fraud train --data data/simulated.parquet --mapping examples/simulated.yaml[/bold]
     """
     import training.train as training
-    from fraud.cli.registry import models, tell
+    from fraud.cli.registry import models, send_queue
     from training.data import Mapping, dataset_digest, load_table
     from training.preflight import check_folder
     from training.report import plain_fields
@@ -133,7 +133,7 @@ def train(
     _warn(run.warnings)
     out.print(f"report   {run.folder / 'report.html'}\nbundle   {run.folder / 'bundle'}\ndigest   {run.digest}")
     models().log_run(run.folder)
-    tell(models(), needed=False)
+    send_queue(models(), needed=False)
     out.print(f"next     fraud import {run.folder}", highlight=False)
 
 
@@ -286,7 +286,7 @@ def _record_backtest(
     """Measure the scores of the labelled rows, print them, and record them in W&B if the model is `registered`."""
     import msgspec
 
-    from fraud.cli.registry import models, tell
+    from fraud.cli.registry import models, send_queue
     from training.config import Config
     from training.data import dataset_digest
     from training.evaluate import Scored
@@ -316,7 +316,7 @@ def _record_backtest(
         facts = {"data": _dataset(data, table, digest), "labelled_rows": len(rows), "trained_on_it": trained_on_it}
         facts["metrics"] = {name: interval._asdict() for name, interval in measures.items()}
         models().record_use(scorer.name.name, scorer.name.digest, "backtest", facts)
-        tell(models(), needed=False)
+        send_queue(models(), needed=False)
 
 
 def _expect_columns(table: pd.DataFrame, needed: list[str], data: list[Path]) -> None:

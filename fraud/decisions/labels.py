@@ -21,7 +21,7 @@ from fraud.decisions.record import decision_key_of
 
 Verdict = Literal["fraud", "legitimate", "none"]
 LabelOutcome = Literal["told", "known", "superseded", "unknown"]
-"""What became of a label: it stands now; it says what stood; a later one stands; of no recorded transaction."""
+"""The outcome of a label: now in effect; same as before; superseded by a later one; transaction not recorded."""
 
 
 class Label(msgspec.Struct, frozen=True, omit_defaults=True):

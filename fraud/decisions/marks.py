@@ -31,11 +31,11 @@ from fraud.decisions.chain import Anchor
 WRITER = struct.Struct(">Q8s")
 """A writer's name: when it began, ms since the epoch, and random bytes."""
 NUMBERED = struct.Struct(">16sQ")
-"""What stands before a mark's hash: the writer, and the record's number in its count."""
+"""The bytes before a mark's hash: the writer, and the record's number in its count."""
 MARK_BYTES = 32
 WRITER_LASTS_MS = 86_400_000
 WRITER_KEPT_MS = 3 * WRITER_LASTS_MS
-"""How long the head remembers a writer after it began: longer than any goes on, and than any record waits."""
+"""How long the head remembers a writer after its start: longer than any writer runs, or any record waits."""
 
 
 class Writer:

@@ -256,7 +256,7 @@ class Featurizer:
         label_times: np.ndarray[tuple[int], np.dtype[np.int64]] = _NO_LABELS,
         label_does: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None,
         in_effect: np.ndarray[tuple[int], np.dtype[np.uint8]] | None = None,
-        told: int = 0,
+        applied: int = 0,
         begin: int = 0,
         end: int | None = None,
     ) -> int:
@@ -285,7 +285,7 @@ class Featurizer:
             label_times,
             np.full(len(label_of), TELL, np.int64) if label_does is None else label_does,
             np.zeros(len(label_of), np.uint8) if in_effect is None else in_effect,
-            told,
+            applied,
             begin,
             len(transactions) if end is None else end,
             self.amount_quantiles,

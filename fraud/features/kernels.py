@@ -384,7 +384,7 @@ def advance(
     label_times: Any,
     label_does: Any,
     in_effect: Any,
-    told: Any,
+    applied: Any,
     begin: Any,
     end: Any,
     amount_quantiles: Any,
@@ -410,7 +410,7 @@ def advance(
         `TELL`, `NOTE`, or the number of the label whose fraud it takes back.
     in_effect : (f,) uint8
         Which labels are in effect, changed in place.
-    told : int
+    applied : int
         How many of the labels have been applied before.
     begin, end : int
         Which transactions to walk; a long table is walked in pieces.
@@ -427,15 +427,15 @@ def advance(
 
     Returns
     -------
-    told : int
+    applied : int
         How many labels have been applied now.
     """
     c_then, m_then, nobody, row, values = scratch
     for i in range(begin, end):
-        due = told
+        due = applied
         while due < len(label_of) and label_times[due] <= processing_times[i]:
             due += 1
-        if due > told:
+        if due > applied:
             apply_labels(
                 customers,
                 merchants,
@@ -446,10 +446,10 @@ def advance(
                 label_times,
                 label_does,
                 in_effect,
-                told,
+                applied,
                 due,
             )
-            told = due
+            applied = due
         t = transactions[i]
         c, m = customers[customer_of[i]], nobody[0]
         if places[i] >= 0:
@@ -469,4 +469,4 @@ def advance(
         update_customer(customers[customer_of[i]], t)
         if merchant_of[i] >= 0:
             update_merchant(merchants[merchant_of[i]], t)
-    return told
+    return applied

@@ -151,23 +151,23 @@ def _nobody(dtype: np.dtype[np.void]) -> bytes:
     return state.tobytes()
 
 
-def encode(state: np.void, told: int | None = None) -> bytes:
+def encode(state: np.void, updates: int | None = None) -> bytes:
     """Return one state as bytes: the encoding's version, the number of updates, then the record.
 
     Parameters
     ----------
-    told : int, optional
+    updates : int, optional
         The number of updates, withdrawn labels included; it grows with each one, so the newer of two copies is known.
         By default the number of transactions and frauds.
     """
-    told = int(state["count"]) + int(state["fraud_count"]) if told is None else told
-    return _HEADER.pack(ENCODING_VERSION, told & 0xFFFFFFFF) + state.tobytes()
+    updates = int(state["count"]) + int(state["fraud_count"]) if updates is None else updates
+    return _HEADER.pack(ENCODING_VERSION, updates & 0xFFFFFFFF) + state.tobytes()
 
 
 def told_of(blob: bytes) -> int:
     """Return the number of updates of an encoded state of a version known here."""
-    told: int = _HEADER.unpack_from(upgraded(blob))[1]
-    return told
+    updates: int = _HEADER.unpack_from(upgraded(blob))[1]
+    return updates
 
 
 def upgraded(blob: bytes) -> bytes:

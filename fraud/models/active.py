@@ -147,7 +147,7 @@ class ActiveModels:
                 del self._failures[key]
             for key, tag in wanted.items():
                 if self._tags.get(key) != tag and (now or self._may_try(key)):
-                    with contextlib.suppress(Exception):  # _swap has told everyone
+                    with contextlib.suppress(Exception):  # _swap has reported it
                         await self._swap(key, tag)
                         changed = True
             for key in [key for key in self._scorers if key not in wanted]:  # no longer challenged
@@ -219,7 +219,7 @@ class ActiveModels:
         while True:
             await self.check()
             served = {name: scorer.name.digest for name, scorer in self.champions.items()}
-            await self._in_thread(self.following.tell_served, served)
+            await self._in_thread(self.following.record_served, served)
             await asyncio.sleep(self._settings.models.poll_s * random.uniform(0.8, 1.2))
 
     def _wanted(self) -> dict[Key, str]:
@@ -253,7 +253,7 @@ class ActiveModels:
 
     def _load_in_turn(self, tag: str) -> Scorer:
         """Load while no other worker of this server does, so that cores stay free for requests."""
-        if self._task is None:  # at start there is nobody to answer
+        if self._task is None:  # at start there are no requests yet
             return self._load(tag)
         self._settings.process.state_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(self._settings.process.state_dir / "load.lock"):

@@ -71,7 +71,7 @@ class BentoStore:
         return model, preprocessor
 
     def read(self, tag: str, digest: str | None = None) -> Bundle:
-        """Return the audited bundle of a tag, whose name and digits it must have, and this `digest` if one is given.
+        """Return the checked bundle of a tag, whose name and digits it must have, and this `digest` if one is given.
 
         Every file was compared with the manifest; here the manifest is compared with the tag, because someone with
         write access could replace the folder by another consistent bundle.
@@ -123,7 +123,7 @@ class BentoStore:
             return False
 
     def import_bundle(self, bundle: Path, facts: Mapping[str, str], preprocessor: Path | None = None) -> str:
-        """Import an audited bundle into the store and return its tag; importing again changes nothing.
+        """Import a checked bundle into the store and return its tag; importing again changes nothing.
 
         Parameters
         ----------
@@ -201,7 +201,7 @@ class BentoStore:
         write_model(private, tag, files, labels, metadata)
         target = self._folder(tag)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():  # damaged, or half of it is missing: the import was asked to mend it
+        if target.exists():  # damaged or incomplete: this import repairs it
             os.rename(target, Path(tempfile.mkdtemp(dir=self.staging)) / "damaged")
         stored = private / target.relative_to(self.models)
         os.rename(stored, target)

@@ -1,4 +1,4 @@
-"""The bundle: the folder a trained model travels in, audited before anything is built from it.
+"""The bundle: the folder a trained model travels in, checked before anything is built from it.
 
 All of it is text. A manifest names every file with its SHA-256; the digest of the manifest names the
 bundle. The two parts, preprocessor (`PREPROCESSOR_FILES`) and model (the rest), may lie in two folders,
@@ -102,7 +102,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been audited and parsed, but not yet verified by scoring."""
+    """A bundle whose files have been checked and parsed, but not yet verified by scoring."""
 
     digest: str
     manifest: Manifest
@@ -251,7 +251,7 @@ def read_files(model_dir: Path, preprocessor_dir: Path | None = None) -> tuple[s
 
 
 def read_bundle(model_dir: Path, preprocessor_dir: Path | None = None) -> Bundle:
-    """Audit and parse a bundle.
+    """Check and parse a bundle.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fraud.models.scorer import Scorer
 
 IN_PRODUCTION = ""
-"""Stands for the one model that is in production."""
+"""Means the one model that is in production."""
 
 
 def bundle_folders(model: str) -> tuple[Path, Path | None]:
@@ -32,7 +32,7 @@ def bundle_folder(model: str) -> Path | None:
 
 
 def load_bundle(model: str) -> Bundle:
-    """Return the audited bundle that `model` names."""
+    """Return the checked bundle that `model` names."""
     if folder := bundle_folder(model):
         return read_bundle(folder)
     served = Served(ModelSettings.read())

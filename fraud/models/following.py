@@ -61,7 +61,7 @@ class AliasFollower:
         looks = {name: self._registry.following(name) for name in names}
         self.looks = {name: look for name, look in looks.items() if look is not None}
 
-    def tell_served(self, digests: Mapping[str, str]) -> None:
+    def record_served(self, digests: Mapping[str, str]) -> None:
         """Queue, for each model's digest, one run that records that this host serves it; repeated calls add none.
 
         If the registry fails, the error is logged.

@@ -310,7 +310,7 @@ class Registry:
             row = db.execute("select checked, error from following where name = ?", (name,)).fetchone()
             return None if row is None else FollowStatus(row["checked"], row["error"])
 
-    # What W&B has not been told yet
+    # What has not been sent to W&B yet
 
     def pend_run(self, name: str, payload: dict[str, Any]) -> int:
         """Queue a run with its artifacts, once by its ``payload["key"]``; the caller put its files in the outbox."""

@@ -50,7 +50,7 @@ class RunData(msgspec.Struct):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run on disk with its audited bundle.
+    """A finished run on disk with its checked bundle.
 
     Attributes
     ----------

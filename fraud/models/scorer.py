@@ -49,7 +49,7 @@ class Scorer:
 
     @classmethod
     def load(cls, model_dir: Path, preprocessor_dir: Path | None = None, max_ahead_ms: int = 86_400_000) -> Scorer:
-        """Audit a bundle, build it, check it against its golden rows and warm it up.
+        """Check a bundle, build it, check it against its golden rows and warm it up.
 
         Raises
         ------
@@ -60,7 +60,7 @@ class Scorer:
 
     @classmethod
     def of(cls, bundle: Bundle, max_ahead_ms: int = 86_400_000) -> Scorer:
-        """Build an audited bundle, check it against its golden rows and warm it up; raises `BundleError`."""
+        """Build a checked bundle, check it against its golden rows and warm it up; raises `BundleError`."""
         scorer = cls(bundle, max_ahead_ms)
         scorer.verify()
         scorer.detector.warm_up()

@@ -120,7 +120,7 @@ class Served:
         return self._store_of(tag).bundle_paths(tag)
 
     def read(self, tag: str, digest: str | None = None) -> Bundle:
-        """Return the audited bundle of a tag; its digest must be `digest`, or else the one in the registry.
+        """Return the checked bundle of a tag; its digest must be `digest`, or else the one in the registry.
 
         Raises
         ------

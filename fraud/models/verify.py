@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def verify(bundle: Path, preprocessor: Path | None = None) -> None:
-    """Audit a bundle and score its golden rows; warn of libraries other than in training.
+    """Check a bundle and score its golden rows; warn of libraries other than in training.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from fraud.errors import Overloaded, SettingsError
 logger = logging.getLogger("fraud.pipeline.batching")
 
 BACKLOG_ROWS = 64
-"""Fewer rows than these are no backlog: they neither tell how long a row takes nor are refused for waiting."""
+"""Fewer rows than these are no backlog: too few to estimate the time per row, and not refused for waiting."""
 
 
 class HasRows(Protocol):

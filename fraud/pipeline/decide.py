@@ -173,7 +173,7 @@ class Pipeline:
         if not self.record_unnamed and are_plain(rows):
             decisions = await self._in_turn(rows, self._decide_plain, rows)
             self.counts["rows"] += len(rows)
-            self._tell(decisions)
+            self._notify(decisions)
             return [*decisions]
         in_flight = [RowInFlight(row, name_it=self.record_unnamed) for row in rows]
         named, repeats, fresh = firsts(in_flight)
@@ -201,7 +201,7 @@ class Pipeline:
             for name in row.lacks if row.record is not None else ():
                 self.counts[f"degraded_{name}"] += 1
         outcomes = [row.outcome() for row in in_flight]
-        self._tell([outcome for outcome in outcomes if isinstance(outcome, Decision) and not outcome.is_repeat])
+        self._notify([outcome for outcome in outcomes if isinstance(outcome, Decision) and not outcome.is_repeat])
         return outcomes
 
     def describe(self) -> list[ModelName]:
@@ -357,7 +357,7 @@ class Pipeline:
         if self.on_stage is not None:
             self.on_stage(name, time.perf_counter() - started)
 
-    def _tell(self, decisions: Sequence[Decision]) -> None:
+    def _notify(self, decisions: Sequence[Decision]) -> None:
         if self.on_decided is not None and decisions:
             self.on_decided(decisions)
 

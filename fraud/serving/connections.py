@@ -94,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        if isinstance(self.app, ProxyHeadersMiddleware):  # it believes whoever calls from this machine
+        if isinstance(self.app, ProxyHeadersMiddleware):  # it trusts every caller on this machine
             self.app = self.app.app
         self.timeout_keep_alive = self.limits.keep_alive_s  # type: ignore[assignment]  # given to loop.call_later
 

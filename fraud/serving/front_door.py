@@ -105,7 +105,7 @@ class FrontDoor:
         try:
             await app(call.scope, receive, send)
         except Exception as raised:
-            if send.status:  # the server closes the connection, so that nobody takes it for the whole answer
+            if send.status:  # the server closes the connection, so that the caller sees that the answer is incomplete
                 raise
             if isinstance(raised, FraudError):
                 error = raised

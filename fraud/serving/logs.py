@@ -47,7 +47,7 @@ def configure_logging(level: str = "INFO", style: Literal["json", "text"] = "jso
     for name in LOGGERS:
         other = logging.getLogger(name)
         other.handlers, other.propagate = [], True
-    logging.getLogger("uvicorn.access").propagate = False  # heard by nobody, it does not compose a line a request
+    logging.getLogger("uvicorn.access").propagate = False  # without a handler, it does not format a line per request
     logging.getLogger("bentoml").setLevel(logging.INFO)
     logging.getLogger("fraud").setLevel(level)
 

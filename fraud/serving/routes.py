@@ -12,7 +12,7 @@ from fraud.serving.http import ONE_SHAPE, Answer, ASGIApp, Call, ErrorShape, Rou
 from fraud.serving.scopes import Scope
 
 OTHER = "other"
-"""Stands for every undeclared path in metrics, logs and traces: callers choose those, and could choose without end."""
+"""Replaces undeclared paths in metrics, logs and traces: callers could send any number of different ones."""
 NO_NAMES: Mapping[str, str] = {}
 _NAME = re.compile(r"\{([a-z_]+)\}")
 

@@ -20,6 +20,6 @@ SCOPES: dict[Scope, str] = {
 """Every scope and what it is for, in the order in which a key lists them."""
 
 KEYLESS: frozenset[Scope] = frozenset({"score", "read"})
-"""The scopes whose routes take a call without a key where FRAUD_REQUIRE_KEYS is off; all others always ask for one."""
+"""The scopes whose routes need no key if FRAUD_REQUIRE_KEYS is off; routes of all others always need one."""
 
 assert tuple(SCOPES) == get_args(Scope)

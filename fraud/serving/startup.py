@@ -55,18 +55,18 @@ def end_unless_a_worker_starts() -> None:
     atexit.register(starts.end)
 
 
-def tell_ready() -> None:
+def signal_ready() -> None:
     """Signal to the parent process that this worker started."""
-    _tell(READY)
+    _signal(READY)
 
 
-def tell_failed(error: BaseException) -> None:
+def signal_failed(error: BaseException) -> None:
     """Log why this worker cannot start, and signal it to the parent process."""
     logger.critical("this worker cannot start: %s", error)
-    _tell(FAILED)
+    _signal(FAILED)
 
 
-def _tell(number: signal.Signals) -> None:
+def _signal(number: signal.Signals) -> None:
     """Signal the parent if it has a handler; without one the signal would kill it."""
     parent = os.getppid()
     try:

@@ -204,7 +204,7 @@ class Telemetry:
         self._counts_seen: dict[tuple[str, ...], int] = {}
         self._served: dict[tuple[str, str], tuple[str, str, str, str]] = {}
 
-    # what the parts of the service tell
+    # what the parts of the service report
 
     def answered(self, call: _Called, answer: _Answered, seconds: float) -> None:
         """Count one request; an observer of the front door."""

@@ -139,8 +139,8 @@ class Worker:
         self._running.callback(tracing.close)
 
     def _stage(self, name: str, seconds: float) -> None:
-        for tell in self._on_stage:
-            tell(name, seconds)
+        for report in self._on_stage:
+            report(name, seconds)
 
     def _serve(self, pipeline: Pipeline, champions: dict[str, Scorer], challengers: dict[str, Scorer]) -> None:
         pipeline.scorers, pipeline.challengers = champions, challengers

@@ -40,7 +40,7 @@ CACHED_STATES = 10_000
 PROBE_FIRST_S = 0.01
 PROBE_LAST_S = 0.5
 PATIENT_S = 5.0
-"""The budget of what nobody waits for: catching up, labels, profiles."""
+"""The budget of calls outside of scoring: catching up, labels, profiles."""
 DRAIN_ROWS = 200
 
 T = TypeVar("T")
@@ -215,7 +215,7 @@ class LocalCache:
             while len(kept) > self._most:
                 kept.popitem(last=False)
 
-    def tell(self, change: Change) -> None:
+    def apply(self, change: Change) -> None:
         """Apply a change to the cached states, as a store would."""
         self.keep(*change.apply(self._customers, self._merchants))
 
@@ -361,7 +361,7 @@ class Resilient:
         for i in new:
             self._waiting[decided[i].key] = decided[i], None if transactions is None else transactions[i]
         if transactions is not None and new:
-            self.cache.tell(Change([decided[i] for i in new], transactions[new]))
+            self.cache.apply(Change([decided[i] for i in new], transactions[new]))
 
     async def _catch_up(self) -> None:
         """Record the queued decisions in order; the store records each transaction id once."""

@@ -16,7 +16,7 @@ from fraud.errors import BundleError
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 MISSING: tuple[Missing, ...] = ("none", "zero", "nan")
-CATEGORICAL, DEFAULT_LEFT = 1, 2  # bits of decision_type; what is missing stands above them
+CATEGORICAL, DEFAULT_LEFT = 1, 2  # bits of decision_type; the kind of missing value is in the bits above
 HEADER_FIELDS = {
     *("version", "num_class", "num_tree_per_iteration", "label_index", "max_feature_idx", "objective", "feature_names"),
     *("feature_infos", "monotone_constraints", "tree_sizes", "average_output", "parser", "tree", ""),
