@@ -31,6 +31,8 @@ _MINOR_DIGITS = {
 }
 """Of the codes of ISO 4217, how many decimal places their minor unit has."""
 MAX_MINOR_DIGITS = 18
+MAX_MINOR_UNITS = 2.0**53
+"""Above it, floats skip whole numbers."""
 
 
 class Currency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,8 +54,9 @@ def iso_minor_digits(code: str) -> int | None:
 
 
 def to_minor_units(amounts: NDArray[np.float64], minor_digits: int) -> NDArray[np.float64]:
-    """Return amounts in whole minor units, at least one, (n,) float64."""
-    return np.maximum(np.floor(amounts * 10.0**minor_digits + 0.5), 1.0)
+    """Return amounts in whole minor units, from one to `MAX_MINOR_UNITS`, (n,) float64."""
+    with np.errstate(over="ignore"):
+        return np.floor(np.clip(amounts * 10.0**minor_digits + 0.5, 1.0, MAX_MINOR_UNITS))
 
 
 def history_amounts(amounts: NDArray[np.float64], currency: Currency) -> NDArray[np.float64]:
@@ -69,5 +72,5 @@ def history_amount(amount: float, currency: Currency) -> float:
     >>> history_amount(10.53, Currency(2, 4_173)) == history_amount(168_480, Currency(0, 667_680))
     True
     """
-    minor_units = max(float(floor(amount * 10.0**currency.minor_digits + 0.5)), 1.0)
+    minor_units = floor(min(max(amount * 10.0**currency.minor_digits + 0.5, 1.0), MAX_MINOR_UNITS))
     return minor_units * 100.0 / float(currency.typical_minor_units)

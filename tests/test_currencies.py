@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraud.currencies import Currency, history_amount, history_amounts
+from fraud.currencies import MAX_MINOR_UNITS, Currency, history_amount, history_amounts
 from fraud.errors import BundleError, DataError, RequestError
 from fraud.features.featurizer import Featurizer, Histories
 from fraud.models.specification import expect_specification
@@ -223,3 +223,14 @@ def test_scales_are_of_the_training_window_alone(tmp_path: Path) -> None:
     assert mapped.currency is not None
     later = table.assign(amount=np.where(np.arange(N) < 300, table["amount"], 9e6))
     assert scales(later, mapped.currency, slice(0, 300)) == scales(table, mapped.currency, slice(0, 300))
+
+
+@pytest.mark.parametrize("digits", [0, 2, 8])
+@pytest.mark.parametrize("amount", [1e-300, 1e-7, 48.2, 1e15, 1e17, 1.7e308])
+def test_an_amount_of_any_size_is_finite_on_its_scale_and_the_same_online_as_offline(
+    amount: float, digits: int
+) -> None:
+    currency = Currency(digits, 1)
+    scaled = history_amount(amount, currency)
+    assert scaled == history_amounts(np.array([amount]), currency)[0]
+    assert 100.0 <= scaled <= 100.0 * MAX_MINOR_UNITS

@@ -26,6 +26,7 @@ from fraud.history.state import (
     TRANSACTION,
     decode,
     encode,
+    minor_units,
     new_states,
     token,
 )
@@ -284,3 +285,14 @@ def test_an_encoded_state_says_its_version() -> None:
     for broken in (b"\x63" + blob[1:], blob[:-1]):
         with pytest.raises(StoreError, match="a stored state has version"):
             decode([broken], CUSTOMER)
+
+
+@pytest.mark.parametrize(
+    ("amount", "kept"),
+    [
+        *((1e-300, 1), (0.004, 1), (0.015, 2), (48.2, 4820), (42_949_672.94, 4_294_967_294)),
+        *((amount, 4_294_967_295) for amount in (42_949_672.95, 1e15, 9.3e16, 1e17, 1.7e308)),
+    ],
+)
+def test_an_amount_beyond_what_states_keep_is_the_largest_they_keep(amount: float, kept: int) -> None:
+    assert minor_units(amount) == minor_units.py_func(amount) == kept

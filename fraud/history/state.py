@@ -243,7 +243,7 @@ UPGRADERS: dict[int, Callable[[bytes], bytes]] = {1: _from_version_1}
 @njit(cache=True, nogil=True)
 def minor_units(amount: Any) -> Any:
     """Return an amount in minor units as states store it, from 1 to 2**32 - 1."""
-    return np.int64(min(max(math.floor(amount * 100.0 + 0.5), 1.0), 4294967295.0))
+    return np.int64(min(max(amount * 100.0 + 0.5, 1.0), 4294967295.0))  # bounded first: int64 ends at 9.2e18
 
 
 @njit(cache=True, nogil=True)
