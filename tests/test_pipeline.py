@@ -8,7 +8,7 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fraud.decisions.record import DecisionRecord
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import FraudError, PastVersion, StoreError, UnknownModel
-from fraud.features.featurizer import Histories
+from fraud.features.featurizer import Histories, Records, transactions_of
 from fraud.models.scorer import Scorer
 from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
@@ -31,6 +32,7 @@ from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import HttpLimits
 from fraud.serving.routes import Router
 from fraud.serving.scoring import decode_request
+from fraud.stores.protocol import Recalled, Recorded
 from fraud.stores.sqlite import SqliteStore
 from tests.asking import answers, ask
 from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
@@ -574,6 +576,56 @@ def test_typed_rows_of_several_models_and_callers_are_decided_in_one_call(
     ]
     alone = [call.runner.run(call.pipeline.decide([row]))[0] for row in rows[1:3]]
     assert alone == [plain, plain_too]
+
+
+class ForgetfulStore(SqliteStore):
+    """Holds every decision for unrecorded, as a store does that was off when they were made; notes what it records."""
+
+    noted: list[tuple[list[str | None], Any]]
+
+    async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
+        recalled = await super().recall(keys, customer_ids, merchant_ids)
+        recalled.unrecorded = frozenset(recalled.decided)
+        return recalled
+
+    async def record(
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
+    ) -> Recorded:
+        self.noted.append(([record.transaction_id for record in decided], transactions))
+        return await super().record(decided, transactions, recalled)
+
+
+def test_decisions_are_recorded_with_their_own_transactions(scorers: dict[str, Scorer], tmp_path: Path) -> None:
+    instances = transactions(6, 23)
+    named = [{**row, "transaction_id": f"r{i}"} for i, row in enumerate(ready_rows(2, 5))]
+
+    async def run() -> list[tuple[list[str | None], Any]]:
+        store = ForgetfulStore(tmp_path / "history.db", durable=False)
+        store.noted = []
+        pipeline = Pipeline(scorers, store)
+        await pipeline.decide(pending(pipeline, instances[:2]))
+        rows = [
+            *pending(pipeline, instances[1:4]),
+            *pending(pipeline, named, model="fraud-features"),
+            *pending(pipeline, [instances[0], *instances[4:]]),
+        ]
+        outcomes = await pipeline.decide(rows)
+        assert all(isinstance(outcome, Decision) for outcome in outcomes)
+        await pipeline.close()
+        return store.noted
+
+    decoder = scorers["fraud-transaction"].decoder
+    said = {row["transaction_id"]: decoder.decode(json.dumps(row).encode(), "$") for row in instances}
+    noted = asyncio.run(run())
+    assert [sorted(map(str, ids)) for ids, _ in noted] == [
+        sorted(row["transaction_id"] for row in instances[:2]),
+        sorted(row["transaction_id"] for row in instances),
+        ["r0", "r1"],
+    ]
+    for ids, told in noted[:2]:
+        own = transactions_of([said[str(name)] for name in ids])
+        assert repr(told.tolist()) == repr(own.tolist())  # as text, for NaN is not NaN
+    assert noted[2][1] is None
 
 
 def test_a_store_that_fails_rejects_only_the_rows_that_need_it(call: Caller, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ class Featurizer:
         """Return (n, n_features) float64 for rows of ready features."""
         return np.array([row.values for row in rows], dtype=np.float64).reshape(len(rows), len(self.spec.features))
 
-    def advance(self, rows: Sequence[Row], histories: Histories) -> Matrix:
+    def advance(self, rows: Sequence[Row], histories: Histories, transactions: Records | None = None) -> Matrix:
         """Featurize transactions in order; each one updates the histories for the next.
 
         Parameters
@@ -220,6 +220,8 @@ class Featurizer:
         rows : sequence of Row, n of them
         histories : Histories
             Must hold every customer and merchant of the rows; updated in place.
+        transactions : Records, optional
+            `transactions_of` the rows, for a caller that has them.
 
         Returns
         -------
@@ -232,7 +234,7 @@ class Featurizer:
         self.walk(
             histories.customers,
             histories.merchants,
-            transactions_of(rows),
+            transactions_of(rows) if transactions is None else transactions,
             np.array([customer_at[row.customer_id] for row in rows], np.int64),
             np.array([merchant_at.get(row.roles.get("merchant_id", ""), -1) for row in rows], np.int64),
             np.arange(n),

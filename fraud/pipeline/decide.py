@@ -20,10 +20,9 @@ from typing import ParamSpec, TypeVar
 import msgspec
 import numpy as np
 
-from fraud.decisions.record import DecisionRecord
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import AheadOfClock, PastVersion, StoreError, UnknownModel
-from fraud.features.featurizer import Histories, Matrix, transactions_of
+from fraud.features.featurizer import Histories, Matrix, Records, transactions_of
 from fraud.models.scorer import ModelName, Scorer
 from fraud.pipeline.canary import for_canary
 from fraud.pipeline.in_flight import RowInFlight, firsts, reject
@@ -37,6 +36,7 @@ logger = logging.getLogger("fraud.pipeline")
 P = ParamSpec("P")
 T = TypeVar("T")
 
+NO_TRANSACTIONS = transactions_of(())
 INLINE_ROWS = 64
 """Rows scored, or encoded, on the event loop itself; more of them go to a thread."""
 
@@ -134,10 +134,7 @@ class Pipeline:
 
     def _read_some(self, request: ScoreRequest) -> None:
         """Read the next rows, and count those ahead of the clock: if most are, this machine's clock is slow."""
-        read = len(request.rows)
-        request.read_some()
-        errors = [row.error for row in request.rows[read:] if isinstance(row, Rejection)]
-        ahead = [error for error in errors if isinstance(error, AheadOfClock)]
+        ahead = [error for error in request.read_some() if isinstance(error, AheadOfClock)]
         if ahead:
             if not self.counts["rows_ahead_of_clock"]:
                 logger.warning("a row is refused: %s; is the time of this machine right?", ahead[0].message)
@@ -157,9 +154,10 @@ class Pipeline:
         answered: list[list[Outcome]] = []
         for request in requests:
             outcomes = [row if isinstance(row, Rejection) else next(decided) for row in request.rows]
-            refused = sum([isinstance(outcome, Rejection) for outcome in outcomes])
-            if 0 < refused < len(outcomes):  # otherwise it is a request that is refused
-                self.counts["rows_refused"] += refused
+            if len(outcomes) > 1:
+                refused = sum([isinstance(outcome, Rejection) for outcome in outcomes])
+                if refused < len(outcomes):  # otherwise it is a request that is refused
+                    self.counts["rows_refused"] += refused
             answered.append(outcomes)
         return answered
 
@@ -187,12 +185,13 @@ class Pipeline:
                     unrecorded.append(row)
             elif row.error is None:
                 fresh.append(row)
+        transactions = NO_TRANSACTIONS
         if fresh:
-            await self._in_turn(fresh, self._score, fresh, recalled)
+            transactions = await self._in_turn(fresh, self._score, fresh, recalled)
             self.counts["rows"] += len(fresh)
             for name in recalled.degraded:
                 self.counts[f"degraded_{name}"] += len(fresh)
-        await self._record([row for row in (*fresh, *unrecorded) if row.key is not None], recalled)
+        await self._record([row for row in (*fresh, *unrecorded) if row.key is not None], recalled, transactions)
         for row in repeats:
             row.follow(named[row.key or ""])
         await self._explain_recorded([row for row in in_flight if row.asks_explanation])
@@ -231,13 +230,18 @@ class Pipeline:
         finally:
             self._timed("recall", started)
 
-    def _score(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
-        """Give every row its decision record, and add its transaction to the histories."""
+    def _score(self, rows: Sequence[RowInFlight], recalled: Recalled) -> Records:
+        """Give every row its decision record, and add its transaction to the histories.
+
+        Returns the transactions of the rows that have histories.
+        """
+        scored: list[Records] = []
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
             some = list(group)
             challenger = self.challengers.get(scorer.name.name) if self.shadow is not None else None
             before = copy_of(recalled.histories) if challenger is not None else None
-            X = self._featurize(scorer, some, recalled.histories)
+            X, transactions = self._featurize(scorer, some, recalled.histories)
+            scored.append(transactions)
             started = time.perf_counter()
             margins, probabilities = scorer.score(X)
             self._timed("score", started)
@@ -247,19 +251,23 @@ class Pipeline:
                 lacks = degraded
                 if recalled.is_unread(row.row.customer_id, row.row.roles.get("merchant_id")):
                     lacks = (*degraded, *({"history"} - {*degraded}))
-                row.record = _decided(row, x, margin, probability, lacks)
+                row.decide(x, margin, probability, lacks)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 records = [row.record for row in some if row.record is not None]
                 self.shadow.offer(ShadowJob(challenger, [row.row.raw for row in some], before, records))
+        return scored[0] if len(scored) == 1 else np.concatenate(scored)
 
-    def _featurize(self, scorer: Scorer, rows: Sequence[RowInFlight], histories: Histories) -> Matrix:
+    def _featurize(self, scorer: Scorer, rows: Sequence[RowInFlight], histories: Histories) -> tuple[Matrix, Records]:
+        """Return the rows of `X`, and their transactions if they have histories."""
         started = time.perf_counter()
+        said, transactions = [row.row for row in rows], NO_TRANSACTIONS
         if scorer.spec.kind == "features":
-            X = scorer.featurizer.ready([row.row for row in rows])
+            X = scorer.featurizer.ready(said)
         else:
-            X = scorer.featurizer.advance([row.row for row in rows], histories)
+            transactions = transactions_of(said)
+            X = scorer.featurizer.advance(said, histories, transactions)
         self._timed("featurize", started)
-        return X
+        return X, transactions
 
     def _explain(self, scorer: Scorer, rows: Sequence[RowInFlight], X: Matrix) -> None:
         """Explain the rows that ask for it, and keep the strongest reasons of those that are recorded."""
@@ -283,14 +291,19 @@ class Pipeline:
                 row.reasons = reasons
         self._timed("explain", started)
 
-    async def _record(self, rows: Sequence[RowInFlight], recalled: Recalled) -> None:
-        """Record decisions and update the histories; if another worker recorded first, its decision counts."""
+    async def _record(self, rows: Sequence[RowInFlight], recalled: Recalled, scored: Records) -> None:
+        """Record decisions and update the histories; if another worker recorded first, its decision counts.
+
+        `scored` are the transactions of the first of the rows that have histories.
+        """
         with_history = [row for row in rows if row.row.customer_id]
         without = [row for row in rows if not row.row.customer_id]
+        unscored = with_history[len(scored) :]
+        known = np.concatenate([scored, transactions_of([row.row for row in unscored])]) if unscored else scored
         for some in (with_history, without):
             if not some:
                 continue
-            transactions = transactions_of([row.row for row in some]) if some is with_history else None
+            transactions = known if some is with_history else None
             started = time.perf_counter()
             try:
                 recorded = await self.store.record([row.record for row in some if row.record], transactions, recalled)
@@ -360,37 +373,3 @@ class Pipeline:
     def _notify(self, decisions: Sequence[Decision]) -> None:
         if self.on_decided is not None and decisions:
             self.on_decided(decisions)
-
-
-def _decided(
-    row: RowInFlight,
-    x: np.ndarray[tuple[int], np.dtype[np.float64]],
-    margin: float,
-    probability: float,
-    degraded: Sequence[str],
-) -> DecisionRecord:
-    """Return the decision record of one row."""
-    scorer, said, pending = row.scorer, row.row, row.pending
-    prediction, risk_level, decision = verdict_of(scorer.policy, probability)
-    return DecisionRecord(
-        said.transaction_id,
-        row.fingerprint,
-        scorer.name.name,
-        scorer.name.digest,
-        x.tobytes(),
-        margin,
-        probability,
-        prediction,
-        risk_level,
-        decision,
-        list(degraded),
-        said.event_time_ms,
-        pending.now_ms,
-        pending.request_id,
-        said.customer_id,
-        said.roles.get("merchant_id"),
-        said.amount,
-        row.reasons,
-        msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
-        said.raw,
-    )

@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Iterable, Sequence
 
 import msgspec
+import numpy as np
 
 from fraud.decisions.record import DecisionRecord, decision_key_of, fingerprint
-from fraud.decisions.verdict import Verdict
+from fraud.decisions.verdict import Verdict, verdict_of
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError, IdempotencyConflict
 from fraud.models.bundle import short
@@ -63,6 +64,39 @@ class RowInFlight:
         self.is_repeat = False
         self.explanation: Explained | None = None
         self.error: FraudError | None = None
+
+    def decide(
+        self,
+        x: np.ndarray[tuple[int], np.dtype[np.float64]],
+        margin: float,
+        probability: float,
+        degraded: Sequence[str],
+    ) -> None:
+        """Take the decision on a score; `x` is the row of `X`, and `degraded` says what the score had to do without."""
+        said, model = self.row, self.scorer.name
+        prediction, risk_level, decision = verdict_of(self.scorer.policy, probability)
+        self.record = DecisionRecord(
+            said.transaction_id,
+            self.fingerprint,
+            model.name,
+            model.digest,
+            x.tobytes(),
+            margin,
+            probability,
+            prediction,
+            risk_level,
+            decision,
+            list(degraded),
+            said.event_time_ms,
+            self.pending.now_ms,
+            self.pending.request_id,
+            said.customer_id,
+            said.roles.get("merchant_id"),
+            said.amount,
+            self.reasons,
+            msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
+            said.raw,
+        )
 
     def repeat(self, record: DecisionRecord) -> None:
         """Take the recorded decision if it was made on the same row; otherwise reject the row with a conflict."""

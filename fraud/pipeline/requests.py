@@ -71,8 +71,12 @@ class ScoreRequest:
         """Whether all rows are read and none can be scored."""
         return self.is_read and all(isinstance(row, Rejection) for row in self.rows)
 
-    def read_some(self) -> None:
-        """Read the next rows, up to `CHUNK_ROWS` or about `CHUNK_BYTES`; a bad row becomes a rejection."""
+    def read_some(self) -> list[RequestError]:
+        """Read the next rows, up to `CHUNK_ROWS` or about `CHUNK_BYTES`; a bad row becomes a rejection.
+
+        Returns the errors of these rejections.
+        """
+        errors: list[RequestError] = []
         scorer, explain, now_ms, request_id = self.scorer, self.explain, self.now_ms, self.request_id
         decode = scorer.decoder.decode
         n_bytes = 0
@@ -81,13 +85,16 @@ class ScoreRequest:
             try:
                 row = decode(raw, path, now_ms)
             except RequestError as error:
+                errors.append(error)
                 self.rows.append(Rejection(transaction_id_of(raw), error.kept()))
+                n_bytes += memoryview(raw).nbytes
             else:
                 self.rows.append(PendingRow(row, scorer, now_ms, explain, request_id, path))
-            n_bytes += memoryview(raw).nbytes
+                n_bytes += len(row.raw)
             if n_bytes >= CHUNK_BYTES:
                 break
         self.queued_at = time.perf_counter()
+        return errors
 
     def only(self, rows: list[PendingRow]) -> ScoreRequest:
         """Return a request of some of the rows, which have been read."""

@@ -12,12 +12,15 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
+from fraud.decisions.verdict import ACTIONS
 from fraud.models.active import Swap
 from fraud.settings import TelemetrySettings
 
@@ -237,10 +240,15 @@ class Telemetry:
     def decided(self, decisions: Sequence[Decision]) -> None:
         """Count the new decisions of a batch; repeated ones are not counted."""
         with self._lock:
-            for decision in decisions:
-                name, version = decision.model.name, decision.model.version
-                self._tally("fraud_score", name, version).observe(decision.fraud_probability)
-                self._tally("fraud_rows_total", name, version, decision.verdict.decision).increase()
+            for model, group in groupby(decisions, key=attrgetter("model")):
+                scores = self._tally("fraud_score", model.name, model.version)
+                made = dict.fromkeys(ACTIONS, 0)
+                for decision in group:
+                    scores.observe(decision.fraud_probability)
+                    made[decision.verdict.decision] += 1
+                for action, count in made.items():
+                    if count:
+                        self._tally("fraud_rows_total", model.name, model.version, action).increase(count)
 
     def swapped(self, swap: Swap) -> None:
         """Count a swap, and show which version is served."""
