@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -12,21 +13,25 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
 from fraud.checks.audit import replay, verify_chain
 from fraud.decisions.chain import audit_key_of
+from fraud.decisions.labels import Label
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import short
+from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.stores.log import DecisionLog
 from fraud.stores.opening import StoreOptions, open_log, open_store
 from fraud.stores.protocol import Store
+from fraud.stores.redis_labels import SCHEMA, STEPS
 from fraud.stores.sqlite import SqliteStore
 from tests.asking import ask
-from tests.servers import Postgres, Server, running
+from tests.servers import Postgres, Redis, Server, running
 from tests.tiny import transactions
 
 FIXTURE = Path(__file__).parent / "fixtures" / "release_9521b23"
@@ -144,6 +149,101 @@ def test_a_log_of_this_release_cannot_pass_for_one_of_the_first(tmp_path: Path) 
         )
     with pytest.raises(StoreError, match="is not what the first release recorded"):
         asyncio.run(record(1))
+
+
+DAY_MS = 86_400_000
+TOLD = (3, 8, 20)
+"""Which of the transactions were told as fraud, each as many days after the first of them."""
+
+
+async def assert_same(store: Store, other: Store) -> None:
+    """Both hold the same histories, and no state that they could not read."""
+    names = [f"c{i}" for i in range(4)], [f"m{i}" for i in range(3)]
+    recalled, expected = await store.recall([], *names), await other.recall([], *names)
+    assert not any(recalled.is_unread(customer, None) for customer in names[0])
+    assert recalled.histories.customers["count"].min() > 0
+    for kept, wanted in zip(
+        (recalled.histories.customers, recalled.histories.merchants),
+        (expected.histories.customers, expected.histories.merchants),
+        strict=True,
+    ):
+        assert kept.tobytes() == wanted.tobytes()
+
+
+def test_its_redis_is_brought_up_recalled_and_goes_on(home: Path, tmp_path: Path) -> None:
+    """Beside a store in which this release did all of it, whose histories are the same to the byte."""
+    kept = {bytes.fromhex(k): bytes.fromhex(v) for k, v in json.loads((FIXTURE / "redis.json").read_text()).items()}
+    (version,) = BentoStore(home).versions("tiny-transaction")
+    scorer = Scorer.load(*BentoStore(home).bundle_paths(f"tiny-transaction:{version}"))
+
+    async def go_on(server: Server) -> None:
+        store, own = opened(server.url), opened(f"sqlite:{tmp_path / 'own.db'}")
+        await store.open()
+        pipeline, beside = (Pipeline({"tiny-transaction": scorer}, some) for some in (store, own))
+        answers = [row for i in range(0, 30, 6) for row in await ask(beside, INSTANCES[i : i + 6])]
+        first_ms = (await own.recall(["t77-3"], [], [])).decided["t77-3"].event_time_ms
+        frauds = [Label(f"t77-{i}", True, first_ms + i * DAY_MS) for i in TOLD]
+        assert await own.apply_labels(frauds) == ["told"] * 3
+
+        assert await ask(pipeline, INSTANCES[:30]) == answers  # those on record
+        assert set((await store.recall([f"tiny-features\x1ff{i}" for i in range(3)], [], [])).decided) == {
+            f"tiny-features\x1ff{i}" for i in range(3)
+        }
+        for label in frauds:
+            (had,) = await store.labels(label.key)
+            assert (had.is_fraud, had.label_time_ms) == (True, label.label_time_ms)
+        await assert_same(store, own)
+
+        assert await ask(pipeline, INSTANCES[24:]) == await ask(beside, INSTANCES[24:])
+        more = [
+            frauds[2],
+            Label("t77-8", False, first_ms + 60 * DAY_MS),
+            Label("t77-3", None, first_ms + 60 * DAY_MS),
+            Label("t78-1", True, first_ms + 60 * DAY_MS),
+        ]
+        for some in (store, own):
+            assert await some.apply_labels(more) == ["known", "told", "told", "told"]
+        await assert_same(store, own)
+        await pipeline.close()
+        await beside.close()
+
+    with running(Redis) as server, redis.Redis(port=server.port) as client:
+        client.mset(kept)
+        asyncio.run(go_on(server))
+        assert client.get(SCHEMA) == str(len(STEPS)).encode()
+        client.set(SCHEMA, len(STEPS) + 1)
+        with pytest.raises(
+            StoreError, match=f"Redis has schema {len(STEPS) + 1}; this release reads schema {len(STEPS)} and"
+        ):
+            asyncio.run(opened_and_closed(server.url))
+
+
+async def opened_and_closed(url: str) -> None:
+    store = opened(url)
+    try:
+        await store.open()
+    finally:
+        await store.close()
+
+
+def test_its_registry_is_read_brought_up_and_goes_on(home: Path) -> None:
+    registry = Registry.beside(home)
+    for name in ("tiny-transaction", "tiny-features"):
+        (version,) = BentoStore(home).versions(name)
+        served = registry.resolve(name, "production")
+        assert (served.version, short(served.digest)) == (0, version)
+        assert registry.resolve(name, "candidate") == served
+        assert [(event.kind, event.who, event.why) for event in registry.events(name)] == [
+            ("promote", "ann@desk", "the first"),
+            ("register", "ann@desk", ""),
+        ]
+    assert [pending.name for pending in registry.pending()] == ["tiny-transaction", "tiny-features"]
+    before = registry.resolve("tiny-transaction", "production")
+    registry.register("tiny-transaction", "sha256:" + "1" * 64, before.preprocessor_digest, who="bob@desk")
+    registry.move("tiny-transaction", "v1", "production", who="bob@desk", why="the second")
+    assert registry.resolve("tiny-transaction", "previous").digest == before.digest
+    assert registry.rollback("tiny-transaction", who="bob@desk", why="too strict").digest == before.digest
+    assert len(registry.pending()) == 4
 
 
 def execute(url: str, statement: str) -> None:
