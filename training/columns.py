@@ -66,6 +66,11 @@ class Reader:
         self.table = self.table.filter(pa.array(wanted))
         self.rows = self.rows[wanted]
 
+    def take(self, rows: NDArray[np.int64]) -> None:
+        """Leave these rows, in this order; they keep their numbers."""
+        self.table = self.table.take(pa.array(rows))
+        self.rows = self.rows[rows]
+
     def place(self, row: int) -> str:
         """Return a row's name in messages: its number in its file."""
         number = int(self.rows[row])

@@ -18,13 +18,13 @@ from training.columns import Reader
 from training.csv_files import Dialect
 from training.currencies import minor_digits_of
 from training.files import Files, Given
-from training.mapping import STAKE, Mapping
+from training.labels import fold_labels, read_labels
+from training.mapping import EVERY_LABEL, STAKE, Mapping
 from training.mapping_parts import (
     BooleanColumn,
     CategoricalColumn,
     CurrencyColumn,
     NumericColumn,
-    TextColumn,
     did_you_mean,
     parse_duration_ms,
     unknown_currency,
@@ -77,7 +77,9 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
         str), ``amount`` (float64), ``currency``, ``category``, ``channel``, ``device_id`` (Categorical of
         str), the positions in degrees (float64, NaN where missing), ``label`` (int8: 1, 0, -1 unknown),
         ``label_time_ms`` (int64; without meaning where the label is unknown), then the further columns (float64,
-        boolean, Categorical of str). Optional roles that the mapping leaves out have no column.
+        boolean, Categorical of str). Where transactions have several label rows, ``every_label`` too: lists of
+        (label, time in ms), see `training.labels.fold_labels`. Optional roles that the mapping leaves out have no
+        column.
         ``attrs["dropped_zero_amounts"]`` and ``attrs["dropped_negative_amounts"]`` count the rows that were left out.
     """
     _expect_kind(mapping, "transaction")
@@ -85,10 +87,11 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
     assert mapping.amount is not None
     assert mapping.event_time is not None
     dropped = _drop_amounts(reader, mapping)
+    every_label = fold_labels(reader, mapping)
     event_time_ms = times.time_ms(reader, mapping.event_time, "event_time")
     arrival = mapping.processing_time
     frame: dict[str, Any] = {
-        "transaction_id": _transaction_ids(reader, mapping.transaction_id),
+        "transaction_id": _transaction_ids(reader, mapping),
         "event_time_ms": event_time_ms,
         "processing_time_ms": event_time_ms if arrival is None else times.time_ms(reader, arrival, "processing_time"),
     }
@@ -113,7 +116,10 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
             limit = 90 if role.endswith("latitude") else 180
             reader.refuse(column, role, f"must be within -{limit} and {limit} degrees", np.abs(degrees) > limit)
             frame[role] = degrees
-    frame |= _labels(reader, mapping, labelled, event_time_ms)
+    labels = read_labels(reader, mapping, labelled, event_time_ms)
+    frame |= {"label": labels.label, "label_time_ms": labels.time_ms}
+    if every_label is not None:
+        frame[EVERY_LABEL] = every_label
     frame |= _further(reader, mapping)
     reader.finish()
     for option, count in dropped.items():
@@ -140,14 +146,16 @@ def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd
     """
     _expect_kind(mapping, "features")
     reader = _open(path, mapping, labelled)
-    frame: dict[str, Any] = {"transaction_id": _transaction_ids(reader, mapping.transaction_id)}
+    fold_labels(reader, mapping)
+    frame: dict[str, Any] = {"transaction_id": _transaction_ids(reader, mapping)}
     order = np.arange(reader.table.num_rows, dtype=np.int64)
     if mapping.event_time is not None:
         order = frame["event_time_ms"] = times.time_ms(reader, mapping.event_time, "event_time")
-    labels = _labels(reader, mapping, labelled, order)
-    if mapping.event_time is None:
-        del labels["label_time_ms"]
-    frame |= labels | _further(reader, mapping) | _stake(reader, mapping)
+    labels = read_labels(reader, mapping, labelled, order)
+    frame["label"] = labels.label
+    if mapping.event_time is not None:
+        frame["label_time_ms"] = labels.time_ms
+    frame |= _further(reader, mapping) | _stake(reader, mapping)
     reader.finish()
     return _sorted(frame, order)
 
@@ -263,7 +271,8 @@ def _drop_amounts(reader: Reader, mapping: Mapping) -> Dict[str, int]:
     return dropped
 
 
-def _transaction_ids(reader: Reader, spec: TextColumn | None) -> pd.Series[str]:
+def _transaction_ids(reader: Reader, mapping: Mapping) -> pd.Series[str]:
+    spec = mapping.transaction_id
     if spec is None:
         return pd.Series([f"row-{row}" for row in reader.rows], dtype="str")
     text, column = ids.ids(reader, spec, "transaction_id")
@@ -275,47 +284,12 @@ def _transaction_ids(reader: Reader, spec: TextColumn | None) -> pd.Series[str]:
         reader.refuse(
             column,
             "transaction_id",
-            "must be different in each row",
+            "must be different in each row"
+            + (", but for rows that differ in label and label_time alone" if mapping.label_time is not None else ""),
             repeated,
             lambda row: f"{names.iloc[row]!r}, as in {first[names.iloc[row]]}",
         )
     return names
-
-
-def _labels(
-    reader: Reader, mapping: Mapping, labelled: bool, event_time_ms: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    present = reader.table.column_names
-    spec = mapping.label
-    if spec is None or spec.column not in present:
-        return {"label": np.full(len(event_time_ms), -1, dtype=np.int8), "label_time_ms": event_time_ms}
-    before = len(reader.problems)
-    rule = "must be 0 or 1, or empty where it is unknown"
-    label = numbers.flag(reader, spec.column, "label", rule, spec.positive, spec.negative)
-    if labelled and len(reader.problems) == before:
-        counts = {value: int((label == value).sum()) for value in (1, 0)}
-        for value, what in ((1, "fraud"), (0, "legitimate")):
-            if counts[value] == 0:
-                reader.reject(spec.column, "label", f"has no row with label {value} ({what}); a model needs both")
-    label_time_ms = event_time_ms + (mapping.label_delay_ms or 0)
-    if mapping.label_time is not None and set(mapping.label_time.names) <= set(present):
-        column = mapping.label_time.name
-        before = len(reader.problems)
-        given_ms = times.time_ms(reader, mapping.label_time, "label_time", missing=True, day_end=True)
-        given = given_ms != times.MISSING_MS
-        if len(reader.problems) == before:
-            early = given & (given_ms < event_time_ms)
-            reader.refuse(column, "label_time", "must not be before the event_time", early)
-            if mapping.label_delay is None:
-                reader.refuse(
-                    column,
-                    "label_time",
-                    "must be given where there is a label, as the mapping has no label_delay",
-                    ~given & (label >= 0),
-                    lambda row: "missing",
-                )
-        label_time_ms = np.where(given & (label >= 0), given_ms, label_time_ms)
-    return {"label": label, "label_time_ms": label_time_ms}
 
 
 def _further(reader: Reader, mapping: Mapping) -> dict[str, Any]:

@@ -38,9 +38,11 @@ STAKE = "stake"
 TIME_ROLES = ("event_time", "processing_time", "label_time")
 ROLES = ("transaction_id", *TIME_ROLES, *TRANSACTION_ROLES, "label")
 _TEXT_ROLES = ("transaction_id", "customer_id", "merchant_id", "category", "channel", "device_id")
+EVERY_LABEL = "every_label"
+"""The column of a canonical table with all labels of the transactions that have several."""
 _RESERVED = {
     "features": {"transaction_id", "label", STAKE, *TIME_ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
-    "transaction": {*ROLES, *(f"{role}_ms" for role in TIME_ROLES)},
+    "transaction": {*ROLES, EVERY_LABEL, *(f"{role}_ms" for role in TIME_ROLES)},
 }
 
 

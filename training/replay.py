@@ -17,7 +17,7 @@ from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Reco
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
 from training.currencies import amounts_of, scales
-from training.mapping import Mapping
+from training.mapping import EVERY_LABEL, Mapping
 from training.mapping_parts import BooleanColumn, CategoricalColumn, NumericColumn
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -187,9 +187,17 @@ def arrays_of(
 
 
 def _frauds_of(table: pd.DataFrame) -> tuple[Ints, Ints, Ints]:
-    """Return the fraud labels in a table's columns, and the effect of each."""
+    """Return the labels that a table has of its transactions, and the effect of each."""
     frauds = np.flatnonzero(table["label"].to_numpy() == 1)
-    label_times = table["label_time_ms"].to_numpy(np.int64)[frauds]
+    label_times = table["label_time_ms"].to_numpy(np.int64)
+    if EVERY_LABEL in table.columns:
+        several = [(at, i, label) for i, said in enumerate(table[EVERY_LABEL]) for label, at in said]
+        single = frauds[[not said for said in table[EVERY_LABEL].iloc[frauds]]]
+        known = sorted([*several, *((label_times[i], i, 1) for i in single)], key=lambda label: label[0])
+        kept, does = label_effects([i for _, i, _ in known], [label == 1 for *_, label in known])
+        told = np.array([known[k][:2] for k in kept], np.int64).reshape(-1, 2)
+        return np.ascontiguousarray(told[:, 1]), np.ascontiguousarray(told[:, 0]), does
+    label_times = label_times[frauds]
     order = np.argsort(label_times, kind="stable")
     return frauds[order], label_times[order], np.full(len(frauds), TELL, np.int64)
 
