@@ -376,6 +376,14 @@ def at(block: str, url: str) -> str:
     return block.replace("http://localhost:3000", url)
 
 
+@pytest.mark.parametrize("name", ["nowhere.csv", "."])
+def test_labels_from_what_is_no_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["history", "label", "--data", str(tmp_path / name)])
+    assert ended.value.code == 1
+    assert f"error: {tmp_path / name}: no such file" in capsys.readouterr().err
+
+
 def test_a_file_of_labels_is_read_as_one_of_transactions(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv.gz"
     text = "transaction_id;is_fraud;label_time\r\n1001.0;1.0;2026-03-01T12:30Z\r\n1002;False;\r\n1003;;\r\n"

@@ -136,6 +136,8 @@ def read_labels(data: Path) -> list[Label]:
     from training.csv_files import CsvFile, Dialect
 
     now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().scoring.max_clock_ahead_s * 1000)
+    if not data.is_file():
+        raise DataError(f"{data}: no such file")
     file = replace(CsvFile.open(data, Dialect(), LABEL_COLUMNS), nulls=("",))  # NULL may not come to mean fraud
     if (
         "transaction_id" not in file.header
