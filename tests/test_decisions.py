@@ -156,6 +156,28 @@ def test_ids_in_a_question_are_hidden_as_they_are_in_the_store(scorer: Scorer, t
     assert b"her phone" not in content
 
 
+def test_decisions_are_asked_for_over_http(scorer: Scorer, tmp_path: Path) -> None:
+    with Asked(scorer, open_store("sqlite:", StoreOptions(tmp_path, durable=False))) as service:
+        instances = transactions(6, 91, customers=2)
+        service.score(instances)
+        own = [row["transaction_id"] for row in instances if row["customer_id"] == instances[0]["customer_id"]][::-1]
+        version = scorer.name.digest.removeprefix("sha256:")[:8]
+        path = f"/v1/decisions?customer_id={instances[0]['customer_id']}&version={version}&limit=1"
+        found: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            status, answer = service.call("GET", path + (f"&cursor={cursor}" if cursor else ""))
+            assert status == 200
+            found += [row["transaction_id"] for row in answer["decisions"]]
+            cursor = answer["next"]
+        assert sorted(found) == sorted(own)
+        status, answer = service.call("GET", "/v1/decisions?since=2026-01-01T00:00:00Z&until=2100-01-01T00:00:00Z")
+        assert (status, len(answer["decisions"])) == (200, 6)
+        assert service.call("GET", "/v1/decisions?since=2100-01-01T00:00:00Z") == (200, {"decisions": [], "next": None})
+        status, answer = service.call("GET", "/v1/decisions?version=v7")
+        assert (status, answer["error"]["code"], answer["error"]["path"]) == (422, "invalid_request", "$.version")
+
+
 def test_a_cursor_that_is_none_is_refused() -> None:
     for cursor in ("x", "abcd", "ä", "A" * 40):
         with pytest.raises(InvalidRequest, match="send the cursor as an earlier answer gave it"):

@@ -61,7 +61,9 @@ class Service:
         async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
+        path, _, query = path.partition("?")
         scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": []}
+        scope["query_string"] = query.encode()
         self.runner.run(self.door(scope, receive, send))
         self.headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], json.loads(sent[1]["body"] or b"null")

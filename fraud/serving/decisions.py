@@ -41,7 +41,8 @@ class DecisionsWanted(msgspec.Struct):
     label: Annotated[Verdict | None, Meta(description="Whose label that stands says so; none: without one.")] = None
     model: Annotated[Id | None, Meta(description="By this model.")] = None
     version: Annotated[
-        str | None, Meta(pattern=r"^(sha256:)?[0-9a-f]{1,64}$", description="By the version whose digest begins so.")
+        Annotated[str, Meta(pattern=r"^(sha256:)?[0-9a-f]{1,64}$")] | None,
+        Meta(description="By the version whose digest begins so."),
     ] = None
     since: Annotated[Moment | None, Meta(description="Made at this time or later, RFC 3339 with a zone.")] = None
     until: Annotated[Moment | None, Meta(description="Made before this time.")] = None
