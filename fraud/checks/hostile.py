@@ -90,7 +90,7 @@ def hostile(
     """Load hostile bundles, each in a process of its own, and see that each is refused with a message.
 
     Made by hand and at random, most of them with digests that fit. A load may take two seconds of processor time and
-    300 MB. A random change may leave a bundle that is good: it is accepted if its golden rows score as they say.
+    300 MB more than it starts with. A random change may leave a bundle that is good: it is accepted if its golden rows score as they say.
     """
     if sys.platform != "linux":
         raise SettingsError("fraud verify hostile measures and bounds its loads as only Linux lets it")
@@ -125,8 +125,10 @@ def hostile(
 def try_bundle(folder: Path, load: Load = Scorer.load) -> Tried:
     """Load a bundle in a child process and return the result.
 
-    The child may take `LIMIT_BYTES` more address space than it starts with.
+    The child may take `LIMIT_BYTES` more than it starts with, of address space and of memory: it starts with the
+    pages of this process.
     """
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     reading, writing = os.pipe()
     started = time.monotonic()
     pid = os.fork()
@@ -138,7 +140,7 @@ def try_bundle(folder: Path, load: Load = Scorer.load) -> Tried:
     with open(reading, "rb") as answer:
         said = answer.read()
     status, used = ended
-    seconds, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    seconds, peak = used.ru_utime + used.ru_stime, max(0, used.ru_maxrss * 1024 - resident)
     if not os.WIFEXITED(status) or not said:
         how = signal.strsignal(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
         return Tried("ended", str(how), seconds, peak)
