@@ -90,7 +90,8 @@ def hostile(
     """Load hostile bundles, each in a process of its own, and see that each is refused with a message.
 
     Made by hand and at random, most of them with digests that fit. A load may take two seconds of processor time and
-    300 MB more than it starts with. A random change may leave a bundle that is good: it is accepted if its golden rows score as they say.
+    300 MB more than it starts with. A random change may leave a bundle that is good: it is accepted if its golden rows
+    score as they say.
     """
     if sys.platform != "linux":
         raise SettingsError("fraud verify hostile measures and bounds its loads as only Linux lets it")
