@@ -21,6 +21,7 @@ from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.features.featurizer import Featurizer
 from fraud.schema import Feature, FeatureSpec
+from fraud.stores import labelling
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import States, Store
 from tests.tiny import AMOUNT_QUANTILES, START_MS
@@ -256,5 +257,22 @@ def test_a_state_of_a_later_release_concerns_its_customer_alone(tmp_path: Path) 
         with pytest.raises(StoreError, match="a stored state has version 9 and 20 bytes; this release reads"):
             await store.profile("c0")
         await store.close()
+
+    asyncio.run(run())
+
+
+def test_a_store_in_use_waits_for_no_compiler(tmp_path: Path) -> None:
+    """Its calls have a budget of two seconds, and a first label compiled for four."""
+    kernels = [kernel for kernel in vars(labelling).values() if hasattr(kernel, "signatures")]
+
+    async def run() -> None:
+        store = open_store("sqlite:", StoreOptions(tmp_path, durable=False))
+        compiled = [list(kernel.signatures) for kernel in kernels]
+        assert all(compiled)
+        await record(store, table_of(""))
+        labels = [Label("t1", True, START_MS + 1), Label("t2", True, START_MS + 2), Label("t1", None, START_MS + 3)]
+        assert await store.apply_labels(labels) == ["told"] * 3
+        await store.close()
+        assert [list(kernel.signatures) for kernel in kernels] == compiled
 
     asyncio.run(run())

@@ -12,7 +12,10 @@ from fraud.decisions.labels import Label, LabelOutcome, known_since, outcome_of
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Records
 from fraud.history.state import (
+    CUSTOMER,
+    MERCHANT,
     NEVER,
+    TRANSACTION,
     decode,
     encode,
     forget_frauds,
@@ -25,6 +28,7 @@ from fraud.history.state import (
     told_of,
 )
 from fraud.stores.protocol import KnownFraud
+from fraud.stores.states import tell_transactions
 
 Told = tuple[int, float, int]
 """A fraud as a state is told it: event time, amount, and since when it is known, ms."""
@@ -161,3 +165,19 @@ def _forget(states: Any) -> Any:
 def known_fraud(told: Told, record: DecisionRecord) -> KnownFraud:
     """Return a fraud as it is kept for the day it has to be taken back."""
     return KnownFraud(*told, record.customer_id, record.merchant_id)
+
+
+def compile_kernels() -> None:
+    """Compile what stores run on states, or read it from numba's cache.
+
+    A store's calls have a time budget, which a first one that waits for the compiler would exceed.
+    """
+    customers, merchants = decode([None], CUSTOMER), decode([None], MERCHANT)
+    for states in (customers, merchants):
+        _note(states, 0, 0)
+        _tell(states, 0, 1.0, 0)
+        _needs_others(states, 0, 1.0, 0)
+        _subtract(states, 0, 0)
+        _forget(states)
+    nothing = np.empty(0, np.int64)
+    tell_transactions(customers, merchants, nothing, nothing, np.empty(0, TRANSACTION))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fraud.decisions.chain import audit_key_of
 from fraud.errors import SettingsError, StoreError
 from fraud.settings import Settings
+from fraud.stores.labelling import compile_kernels
 from fraud.stores.log import DecisionLog
 from fraud.stores.protocol import Store
 from fraud.stores.urls import POSTGRESQL, REDIS, scheme_of
@@ -70,6 +71,7 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     if options.personal_fields and not options.personal_key:
         raise SettingsError("FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE")
     store = _open(url, options)
+    compile_kernels()
     if options.personal_fields:
         from fraud.stores.personal import Pseudonymous
 

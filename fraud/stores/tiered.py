@@ -175,7 +175,9 @@ class Tiered:
                 some = [(d, told) for d, told in held if bool(told) is has_history]
                 if some:
                     decided = [d for d, _ in some]
-                    told = np.frombuffer(b"".join(told for _, told in some), TRANSACTION) if has_history else None
+                    told = (
+                        np.frombuffer(b"".join(told for _, told in some), TRANSACTION).copy() if has_history else None
+                    )
                     recorded = await self.cold.breaker.call(lambda: self._postgres.record(decided, told), PATIENT_S)  # noqa: B023
                     await self._copy_late(recorded)
                     swept += len(some)
