@@ -179,5 +179,6 @@ def compile_kernels() -> None:
         _needs_others(states, 0, 1.0, 0)
         _subtract(states, 0, 0)
         _forget(states)
+    minor_units(1.0)
     nothing = np.empty(0, np.int64)
     tell_transactions(customers, merchants, nothing, nothing, np.empty(0, TRANSACTION))
