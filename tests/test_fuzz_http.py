@@ -379,7 +379,8 @@ def test_nearly_right_calls_of_every_route(server: Server, document: Any) -> Non
 
 def test_the_mutator_is_repeatable() -> None:
     routes = [("POST", "/predict"), ("GET", "/v1/users/{id}/profile")]
-    one, two = (Mutator(7, routes, transactions(4, 1), "m") for _ in range(2))
+    rows = transactions(4, 1)  # of this moment
+    one, two = (Mutator(7, routes, rows, "m") for _ in range(2))
     assert [one.request() for _ in range(200)] == [two.request() for _ in range(200)]
 
 
