@@ -107,7 +107,7 @@ class Mutator:
         body = self._body(route) if method in ("POST", "PUT", "PATCH") or self._random.random() < 0.05 else b""
         headers = choose(HEADERS)
         if headers.startswith("content-encoding: gzip") and self._random.random() < 0.7:
-            body = gzip.compress(body, 1)[: None if self._random.random() < 0.8 else -5]
+            body = gzip.compress(body, 1, mtime=0)[: None if self._random.random() < 0.8 else -5]
         return route, Request(method, path, body, headers)
 
     def _body(self, route: str) -> bytes:
