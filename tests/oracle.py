@@ -59,7 +59,7 @@ class Oracle:
     def tell(self, event: Event) -> None:
         self.events.append(event)
 
-    def tell_fraud(self, event: Event, label_time: int) -> None:
+    def mark_fraud(self, event: Event, label_time: int) -> None:
         self.frauds.append((event, label_time))
 
     def features(self, t: Event) -> dict[str, float]:

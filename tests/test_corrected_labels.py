@@ -20,12 +20,12 @@ from fraud.decisions.labels import Label, known_since, standing
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.features.featurizer import Featurizer
-from fraud.history.state import minor_units
+from fraud.history.updates import minor_units
 from fraud.schema import Feature, FeatureSpec
 from fraud.stores import labelling
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import States, Store
-from fraud.stores.states import tell_transactions
+from fraud.stores.states import apply_transactions
 from tests.tiny import AMOUNT_QUANTILES, START_MS
 from training.backfill import states_of
 from training.replay import arrays_of, replay
@@ -266,7 +266,7 @@ def test_a_state_of_a_later_release_concerns_its_customer_alone(tmp_path: Path) 
 def test_a_store_in_use_waits_for_no_compiler(tmp_path: Path) -> None:
     """Its calls have a budget of two seconds, and a first label compiled for four."""
     own = [kernel for kernel in vars(labelling).values() if getattr(kernel, "__module__", "") == labelling.__name__]
-    kernels = [kernel for kernel in own if hasattr(kernel, "signatures")] + [tell_transactions, minor_units]
+    kernels = [kernel for kernel in own if hasattr(kernel, "signatures")] + [apply_transactions, minor_units]
     assert len(kernels) == 7
 
     async def run() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fraud.errors import StoreError
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer
-from fraud.features.kernels import TELL, apply_labels
+from fraud.history.encoding import decode, encode
+from fraud.history.frauds import MARK_FRAUD, apply_labels
 from fraud.history.state import (
     CATEGORY_SLOTS,
     CUSTOMER,
@@ -24,14 +25,12 @@ from fraud.history.state import (
     MERCHANT_SLOTS,
     RING,
     TRANSACTION,
-    decode,
-    encode,
-    minor_units,
     new_states,
     token,
 )
+from fraud.history.updates import minor_units
 from fraud.schema import Feature, FeatureSpec
-from fraud.stores.states import tell_transactions
+from fraud.stores.states import apply_transactions
 from tests.oracle import DAY, Event, Oracle
 
 START = 1_767_225_600_000
@@ -104,7 +103,7 @@ def by_oracle(stream: list[Arrival]) -> list[dict[str, float]]:
     for arrival in stream:
         while waiting and (waiting[0].label_time or 0) <= arrival.processing_time:
             fraud = waiting.pop(0)
-            oracle.tell_fraud(fraud.event, fraud.label_time or 0)
+            oracle.mark_fraud(fraud.event, fraud.label_time or 0)
         rows.append(oracle.features(arrival.event))
         oracle.tell(arrival.event)
     return rows
@@ -214,10 +213,10 @@ def told(stream: list[Arrival]) -> tuple[bytes, bytes]:
     """The states of one customer and one merchant who were told a stream, and all its frauds."""
     customers, merchants = new_states(CUSTOMER, 1), new_states(MERCHANT, 1)
     zeros = np.zeros(len(stream), np.int64)
-    tell_transactions(customers, merchants, zeros, zeros, records_of([a.event for a in stream]))
+    apply_transactions(customers, merchants, zeros, zeros, records_of([a.event for a in stream]))
     of = np.array([i for i, a in enumerate(stream) if a.label_time is not None], np.int64)
     label_times = np.array([a.label_time for a in stream if a.label_time is not None], np.int64)
-    does, in_effect = np.full(len(of), TELL, np.int64), np.zeros(len(of), np.uint8)
+    does, in_effect = np.full(len(of), MARK_FRAUD, np.int64), np.zeros(len(of), np.uint8)
     transactions = records_of([a.event for a in stream])
     apply_labels(customers, merchants, transactions, zeros, zeros, of, label_times, does, in_effect, 0, len(of))
     return customers.tobytes(), merchants.tobytes()

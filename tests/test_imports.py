@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},
     "detectors": {"errors", "schema", "features"},
-    "decisions": {"errors", "schema"},
+    "decisions": {"errors", "schema", "history"},
     "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
     "models": {"errors", "currencies", "forms", "schema", "settings", "features", "detectors", "decisions"},
     "pipeline": {"errors", "forms", "schema", "features", "detectors", "decisions", "stores", "models"},
@@ -60,6 +60,9 @@ FORBIDDEN_LIBRARIES: dict[str, set[str]] = {
     "checks": {"wandb"},
     "cli": set(),
 }
+
+
+LONGEST = 400
 
 
 def room_of(name: str) -> str:
@@ -103,6 +106,17 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
             assert top not in {"service", "tests", "bench"}, f"{name} imports {other}"
             if top in PACKAGES:
                 assert room_of(other) in MAY_IMPORT[room] | {room, "fraud"}, f"{name} imports {other}"
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for package in (*PACKAGES, "bench", "scripts")
+        for path in modules(package)
+    }
+    assert lengths
+    too_long = {name: length for name, length in lengths.items() if length > LONGEST}
+    assert not too_long, f"split these where a concept ends: {too_long}"
 
 
 def test_every_module_has_a_room() -> None:

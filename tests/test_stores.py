@@ -26,7 +26,8 @@ from fraud.checks.history import (
 from fraud.decisions.labels import Label
 from fraud.errors import SettingsError, StoreError
 from fraud.features.featurizer import Histories
-from fraud.history.state import CUSTOMER, encode, told_of
+from fraud.history.encoding import encode, updates_of
+from fraud.history.state import CUSTOMER
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.stores.opening import StoreOptions, open_store
@@ -276,7 +277,7 @@ def test_a_state_takes_less_than_2_kb_a_customer(tmp_path: Path, scorer: Scorer)
     _, states = alone(scorer, transactions(50, 27, customers=1))
     blob = encode(states.customers[0])
     assert len(blob) == CUSTOMER.itemsize + 5 < 2000
-    assert told_of(blob) == 50
+    assert updates_of(blob) == 50
 
 
 def test_a_store_of_another_release_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from fraud.currencies import Currency
 from fraud.decisions.labels import Label
 from fraud.features.featurizer import Featurizer
-from fraud.features.kernels import apply_labels
+from fraud.history.frauds import apply_labels
 from fraud.schema import FeatureSpec
 from fraud.stores.protocol import KnownFraud, States
 from training.replay import PIECE, Progress, arrays_of

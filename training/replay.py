@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from fraud.currencies import Currency
-from fraud.decisions.labels import TELL, Label, label_effects
+from fraud.decisions.labels import Label, label_effects
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Records
+from fraud.history.frauds import MARK_FRAUD
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
 from training.currencies import amounts_of, scales
@@ -199,7 +200,7 @@ def _frauds_of(table: pd.DataFrame) -> tuple[Ints, Ints, Ints]:
         return np.ascontiguousarray(told[:, 1]), np.ascontiguousarray(told[:, 0]), does
     label_times = label_times[frauds]
     order = np.argsort(label_times, kind="stable")
-    return frauds[order], label_times[order], np.full(len(frauds), TELL, np.int64)
+    return frauds[order], label_times[order], np.full(len(frauds), MARK_FRAUD, np.int64)
 
 
 def _labels_of(table: pd.DataFrame, labels: Sequence[Label]) -> tuple[Ints, Ints, Ints]:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.record import decision_key_of
+from fraud.history.frauds import MARK_FRAUD, NOTE_FRAUD
 
 Verdict = Literal["fraud", "legitimate", "none"]
 LabelOutcome = Literal["told", "known", "superseded", "unknown"]
@@ -92,10 +93,6 @@ def outcome_of(label: Label, before: Sequence[Label]) -> LabelOutcome:
     return "told" if stood is None or label.order > stood.order else "superseded"
 
 
-TELL, NOTE = -1, -2
-"""What a label does to the histories, as `fraud.features.kernels.apply_labels` reads it."""
-
-
 def label_effects(
     transaction_of: Sequence[int], verdicts: Sequence[bool | None]
 ) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.int64]]]:
@@ -112,7 +109,8 @@ def label_effects(
     kept : list of int, k
         Indices of the labels that change something.
     does : (k,) int64
-        `TELL`, `NOTE`, or the index in `kept` of the label whose fraud is withdrawn.
+        The effect of each, as `fraud.history.frauds.apply_labels` reads it: `MARK_FRAUD`, `NOTE_FRAUD`, or the index in
+        `kept` of the label whose fraud is withdrawn.
     """
     told_by: dict[int, int] = {}
     kept: list[int] = []
@@ -120,7 +118,7 @@ def label_effects(
     for j, (transaction, is_fraud) in enumerate(zip(transaction_of, verdicts, strict=True)):
         standing_at = told_by.get(transaction)
         if is_fraud:
-            does.append(TELL if standing_at is None else NOTE)
+            does.append(MARK_FRAUD if standing_at is None else NOTE_FRAUD)
             told_by.setdefault(transaction, len(kept))
         elif standing_at is not None:
             does.append(told_by.pop(transaction))

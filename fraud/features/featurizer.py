@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW, TELL, advance
+from fraud.features.advance import advance
+from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW
+from fraud.history.frauds import MARK_FRAUD
 from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import FeatureSpec, Row
 
@@ -262,7 +264,7 @@ class Featurizer:
         begin: int = 0,
         end: int | None = None,
     ) -> int:
-        """Run the kernel `fraud.features.kernels.advance` over arrays; its docstring says what they hold.
+        """Run the kernel `fraud.features.advance.advance` over arrays; its docstring says what they hold.
 
         Without `label_does`, every label marks a fraud.
         """
@@ -285,7 +287,7 @@ class Featurizer:
             transactions["time"].copy() if processing_times is None else processing_times,
             label_of,
             label_times,
-            np.full(len(label_of), TELL, np.int64) if label_does is None else label_does,
+            np.full(len(label_of), MARK_FRAUD, np.int64) if label_does is None else label_does,
             np.zeros(len(label_of), np.uint8) if in_effect is None else in_effect,
             applied,
             begin,

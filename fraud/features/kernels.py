@@ -1,7 +1,6 @@
 """The kernels that compute features from the two states of `fraud.history.state`.
 
-One of them, `advance`, serves both flows: offline it walks a whole table with its labels, online the few
-transactions of a request. So training rows are computed by the code that serves.
+`fraud.features.advance` calls them, offline and online alike.
 Amounts inside are in minor units and times in ms; what is written to a row is in the units of
 `fraud.features.featurizer.HISTORY_FEATURES`.
 """
@@ -24,19 +23,8 @@ from fraud.history.state import (
     MS_PER_DAY,
     MS_PER_HOUR,
     NEVER,
-    amount_bin,
-    customer_as_of,
-    forget_frauds,
-    hour_of_day,
-    log_units,
-    merchant_as_of,
-    minor_units,
-    note_fraud,
-    tell_fraud,
-    update_customer,
-    update_merchant,
-    weekday_of,
 )
+from fraud.history.updates import amount_bin, hour_of_day, log_units, minor_units, weekday_of
 
 NEW_CUSTOMER_BELOW = 20
 EARTH_RADIUS_KM = 6371.0088
@@ -316,157 +304,3 @@ def featurize(c: Any, m: Any, t: Any, amount_quantiles: Any, row: Any) -> Any:
     _transaction_features(t, amount_quantiles, row)
     _customer_features(c, t, row)
     _merchant_features(m, t, row)
-
-
-TELL = -1
-NOTE = -2
-"""The effect of a label: mark a fraud, or repeat the current state. A number from 0 on withdraws that label's fraud."""
-
-
-@njit(cache=True, nogil=True)
-def apply_labels(
-    customers: Any,
-    merchants: Any,
-    transactions: Any,
-    customer_of: Any,
-    merchant_of: Any,
-    label_of: Any,
-    label_times: Any,
-    label_does: Any,
-    in_effect: Any,
-    begin: Any,
-    end: Any,
-) -> Any:
-    """Apply the labels from `begin` to `end` to the states; `in_effect` marks the labels that count so far.
-
-    A fraud is withdrawn by applying all other frauds again to its cleared states: a state alone does not know which
-    fraud came before. See `advance` for the arrays.
-    """
-    for j in range(begin, end):
-        i = label_of[j]
-        t = transactions[i]
-        time = max(t.time, label_times[j])
-        has_merchant = merchant_of[i] >= 0
-        if label_does[j] == NOTE:
-            note_fraud(customers[customer_of[i]], t.time, time)
-            if has_merchant:
-                note_fraud(merchants[merchant_of[i]], t.time, time)
-        elif label_does[j] == TELL:
-            in_effect[j] = 1
-            tell_fraud(customers[customer_of[i]], t.time, t.amount, time)
-            if has_merchant:
-                tell_fraud(merchants[merchant_of[i]], t.time, t.amount, time)
-        else:
-            in_effect[label_does[j]] = 0
-            forget_frauds(customers[customer_of[i]])
-            if has_merchant:
-                forget_frauds(merchants[merchant_of[i]])
-            for k in range(j):
-                if in_effect[k] == 0:
-                    continue
-                other = transactions[label_of[k]]
-                known = max(other.time, label_times[k])
-                if customer_of[label_of[k]] == customer_of[i]:
-                    tell_fraud(customers[customer_of[i]], other.time, other.amount, known)
-                if has_merchant and merchant_of[label_of[k]] == merchant_of[i]:
-                    tell_fraud(merchants[merchant_of[i]], other.time, other.amount, known)
-
-
-@njit(cache=True, nogil=True)
-def advance(
-    customers: Any,
-    merchants: Any,
-    transactions: Any,
-    customer_of: Any,
-    merchant_of: Any,
-    processing_times: Any,
-    label_of: Any,
-    label_times: Any,
-    label_does: Any,
-    in_effect: Any,
-    applied: Any,
-    begin: Any,
-    end: Any,
-    amount_quantiles: Any,
-    columns: Any,
-    scratch: Any,
-    places: Any,
-    X: Any,
-) -> Any:
-    """Walk transactions in order of arrival: apply the labels known by then, featurize, update the states.
-
-    Parameters
-    ----------
-    customers, merchants : records of `CUSTOMER`, `MERCHANT`
-        The states, changed in place.
-    transactions : (n,) records of `TRANSACTION`
-    customer_of, merchant_of : (n,) int64
-        Which state each transaction belongs to; merchant -1 where the data has none.
-    processing_times : (n,) int64
-        Arrival, ms, ascending.
-    label_of, label_times : (f,) int64
-        Which transactions labels are of, and when each becomes known, ms, ascending in time.
-    label_does : (f,) int64
-        `TELL`, `NOTE`, or the number of the label whose fraud it takes back.
-    in_effect : (f,) uint8
-        Which labels are in effect, changed in place.
-    applied : int
-        How many of the labels have been applied before.
-    begin, end : int
-        Which transactions to walk; a long table is walked in pieces.
-    amount_quantiles : (q,) float64
-    columns : (k,) int64
-        The fields of `ROW` wanted, in the order of the first k columns of `X`.
-    scratch : tuple of 1-element arrays
-        A `CUSTOMER` and a `MERCHANT` work record, an empty `MERCHANT` for transactions without one, a `ROW` record, and
-        the row as float64.
-    places : (n,) int64
-        The line of `X` for each transaction, or -1 where its features are not needed.
-    X : (m, >= k) float64
-        Receives the features.
-
-    Returns
-    -------
-    applied : int
-        How many labels have been applied now.
-    """
-    c_then, m_then, nobody, row, values = scratch
-    for i in range(begin, end):
-        due = applied
-        while due < len(label_of) and label_times[due] <= processing_times[i]:
-            due += 1
-        if due > applied:
-            apply_labels(
-                customers,
-                merchants,
-                transactions,
-                customer_of,
-                merchant_of,
-                label_of,
-                label_times,
-                label_does,
-                in_effect,
-                applied,
-                due,
-            )
-            applied = due
-        t = transactions[i]
-        c, m = customers[customer_of[i]], nobody[0]
-        if places[i] >= 0:
-            if c.ring_size > 0 and c.ring_time[c.ring_size - 1] > t.time:
-                c_then[0] = c
-                customer_as_of(c_then[0], t.time)
-                c = c_then[0]
-            if merchant_of[i] >= 0:
-                m = merchants[merchant_of[i]]
-                if m.ring_size > 0 and m.ring_time[m.ring_size - 1] > t.time:
-                    m_then[0] = m
-                    merchant_as_of(m_then[0], t.time)
-                    m = m_then[0]
-            featurize(c, m, t, amount_quantiles, row[0])
-            for k in range(len(columns)):
-                X[places[i], k] = values[columns[k]]
-        update_customer(customers[customer_of[i]], t)
-        if merchant_of[i] >= 0:
-            update_merchant(merchants[merchant_of[i]], t)
-    return applied

@@ -11,24 +11,12 @@ from numba import njit
 from fraud.decisions.labels import Label, LabelOutcome, known_since, outcome_of
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Records
-from fraud.history.state import (
-    CUSTOMER,
-    MERCHANT,
-    NEVER,
-    TRANSACTION,
-    decode,
-    encode,
-    forget_frauds,
-    is_readable,
-    minor_units,
-    needs_frauds,
-    note_fraud,
-    take_back_fraud,
-    tell_fraud,
-    told_of,
-)
+from fraud.history.encoding import decode, encode, is_readable, updates_of
+from fraud.history.frauds import forget_frauds, mark_fraud, needs_other_frauds, note_fraud, withdraw_fraud
+from fraud.history.state import CUSTOMER, MERCHANT, NEVER, TRANSACTION
+from fraud.history.updates import minor_units
 from fraud.stores.protocol import KnownFraud
-from fraud.stores.states import tell_transactions
+from fraud.stores.states import apply_transactions
 
 Told = tuple[int, float, int]
 """A fraud as a state is told it: event time, amount, and since when it is known, ms."""
@@ -111,7 +99,7 @@ def labelled(blob: bytes | None, dtype: np.dtype[np.void], effect: Effect, conta
             _take_back(states, effect.before, others)
         if effect.after is not None:
             _tell(states, *effect.after)
-    return encode(states[0], 1 if blob is None else told_of(blob) + 1)
+    return encode(states[0], 1 if blob is None else updates_of(blob) + 1)
 
 
 def needs_others(blob: bytes | None, dtype: np.dtype[np.void], effect: Effect) -> bool:
@@ -144,17 +132,17 @@ def _note(states: Any, time: Any, label_time: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _tell(states: Any, time: Any, amount: Any, label_time: Any) -> Any:
-    tell_fraud(states[0], time, amount, label_time)
+    mark_fraud(states[0], time, amount, label_time)
 
 
 @njit(cache=True, nogil=True)
 def _subtract(states: Any, time: Any, label_time: Any) -> Any:
-    take_back_fraud(states[0], time, label_time)
+    withdraw_fraud(states[0], time, label_time)
 
 
 @njit(cache=True, nogil=True)
 def _needs_others(states: Any, time: Any, amount: Any, label_time: Any) -> Any:
-    return needs_frauds(states[0], time, amount, label_time)
+    return needs_other_frauds(states[0], time, amount, label_time)
 
 
 @njit(cache=True, nogil=True)
@@ -181,4 +169,4 @@ def compile_kernels() -> None:
         _forget(states)
     minor_units(1.0)
     nothing = np.empty(0, np.int64)
-    tell_transactions(customers, merchants, nothing, nothing, np.empty(0, TRANSACTION))
+    apply_transactions(customers, merchants, nothing, nothing, np.empty(0, TRANSACTION))

@@ -20,8 +20,9 @@ from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest, StoreError
 from fraud.features.featurizer import Records
+from fraud.history.encoding import decode, encode
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, decode, encode
+from fraud.history.state import CUSTOMER
 from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect, fetch_all
 from fraud.stores.postgres_labels import (
     Connection,

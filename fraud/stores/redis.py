@@ -32,8 +32,9 @@ from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest, SettingsError, StoreDown, StoreError
 from fraud.features.featurizer import Records
+from fraud.history.encoding import decode, encode
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, decode, encode
+from fraud.history.state import CUSTOMER
 from fraud.stores.protocol import Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.redis_labels import (
     PREFIX,

@@ -12,7 +12,8 @@ import redis.asyncio
 
 from fraud.decisions.labels import Label, LabelOutcome, known_since
 from fraud.decisions.record import DecisionRecord
-from fraud.history.state import CUSTOMER, MERCHANT, told_of
+from fraud.history.encoding import updates_of
+from fraud.history.state import CUSTOMER, MERCHANT
 from fraud.stores.labelling import Told, effect_of, labelled, needs_others
 from fraud.stores.migrations import first_label, steps_after
 from fraud.stores.protocol import KnownFraud
@@ -196,7 +197,7 @@ def frauds_of(state_key: str) -> str:
 
 def stamped(blob: bytes) -> bytes:
     """Return an encoded state as it stands in Redis."""
-    return HEADER.pack(os.urandom(STAMP_BYTES), told_of(blob)) + blob
+    return HEADER.pack(os.urandom(STAMP_BYTES), updates_of(blob)) + blob
 
 
 def state_of(value: bytes | None) -> bytes | None:

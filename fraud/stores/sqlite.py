@@ -24,8 +24,9 @@ from fraud.decisions.questions import Page, Question
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest, StoreDown, StoreError
 from fraud.features.featurizer import Records
+from fraud.history.encoding import decode, encode, is_readable, last_time_of
 from fraud.history.profile import Profile
-from fraud.history.state import CUSTOMER, decode, encode, is_readable, last_time_of
+from fraud.history.state import CUSTOMER
 from fraud.stores.protocol import Outage, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker
 from fraud.stores.rows import decode_record, encode_record, row_key, search_row

@@ -10,7 +10,9 @@ from numba import njit
 
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
-from fraud.history.state import CUSTOMER, MERCHANT, decode, encode, told_of, update_customer, update_merchant
+from fraud.history.encoding import decode, encode, updates_of
+from fraud.history.state import CUSTOMER, MERCHANT
+from fraud.history.updates import update_customer, update_merchant
 from fraud.stores.protocol import Unread, distinct
 
 Blobs = Mapping[str, bytes | None]
@@ -48,7 +50,7 @@ class Change:
         unread: tuple[list[int], list[int]] = ([], [])
         customer_states = decode(before[0], CUSTOMER, unread[0])
         merchant_states = decode(before[1], MERCHANT, unread[1])
-        tell_transactions(customer_states, merchant_states, self._customer_of, self._merchant_of, self._transactions)
+        apply_transactions(customer_states, merchant_states, self._customer_of, self._merchant_of, self._transactions)
         return (
             _encoded(self.customer_ids, before[0], customer_states, unread[0], self._customer_of),
             _encoded(self.merchant_ids, before[1], merchant_states, unread[1], self._merchant_of),
@@ -60,7 +62,7 @@ def _encoded(
 ) -> Written:
     times = np.bincount(told_of_each[told_of_each >= 0], minlength=len(names)).tolist()
     written = {
-        name: encode(state, n if blob is None else told_of(blob) + n)
+        name: encode(state, n if blob is None else updates_of(blob) + n)
         for name, blob, state, n in zip(names, before, states, times, strict=True)
     }
     for place in unread:
@@ -85,7 +87,7 @@ def histories_of(
 
 
 @njit(cache=True, nogil=True)
-def tell_transactions(customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, transactions: Any) -> Any:
+def apply_transactions(customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, transactions: Any) -> Any:
     for i in range(len(transactions)):
         update_customer(customers[customer_of[i]], transactions[i])
         if merchant_of[i] >= 0:
