@@ -85,7 +85,7 @@ class FraudBento:
 
     @bentoml.api(route="/explain", input_spec=Question, output_spec=Explained)
     async def explain(self, instances: list[dict[str, Any]], model: str | None = None) -> Any:
-        """Score transactions and say why: every feature's contribution in log-odds, and the strongest in words."""
+        """Score transactions and say why: every feature's contribution, and the strongest in words."""
         return Explained.model_validate(await scoring.predictions(self.worker().engine, instances, model, explain=True))
 
 

@@ -68,7 +68,7 @@ def contenders(n_fit: int = 60_000, n_calibrate: int = 20_000) -> tuple[Model, s
         text,
         {
             "score": {
-                OURS: lambda rows: model.probability(model.raw_margin(rows)),
+                OURS: lambda rows: model.decision_score(model.raw_margin(rows)),
                 THEIRS: lambda rows: booster.predict(rows, raw_score=True, num_threads=1),
                 "LGBMClassifier": classifier.predict_proba,
                 "CalibratedClassifierCV": calibrated.predict_proba,

@@ -106,7 +106,7 @@ def test_contributions_add_up_to_the_raw_score(made: Made) -> None:
 
 def test_probabilities_rise_with_the_raw_score_and_stay_between_0_and_1(made: Made) -> None:
     scores = np.concatenate([[-1e9], np.sort(made.detector.raw_margin(made.X)), [1e9]])
-    probabilities = made.detector.probability(scores)
+    probabilities = made.detector.decision_score(scores)
     assert (np.diff(probabilities) >= 0).all()
     assert probabilities[0] >= 0
     assert probabilities[-1] <= 1
@@ -128,7 +128,7 @@ def test_varied_files_are_another_detector_with_the_same_scores(made: Made) -> N
     varied = made.algorithm.load(made.algorithm.vary(made.files), 6)
     scores = made.detector.raw_margin(made.X)
     assert np.array_equal(varied.raw_margin(made.X), scores)
-    assert (varied.probability(scores) != made.detector.probability(scores)).all()
+    assert (varied.decision_score(scores) != made.detector.decision_score(scores)).all()
 
 
 @pytest.mark.parametrize("file", [name for algorithm in ALGORITHMS.values() for name in algorithm.files])

@@ -78,12 +78,12 @@ def test_probabilities_are_scikit_learns(model: Model) -> None:
     knots = Calibrator(isotonic.X_thresholds_.tolist(), isotonic.y_thresholds_.tolist())
     calibrated = Model(train(n_trees=1).model_to_string(), knots)
     asked = np.concatenate([rng.normal(size=2000) * 3, isotonic.X_thresholds_, [-50.0, 50.0]])
-    assert np.array_equal(calibrated.probability(asked), isotonic.predict(asked))
-    assert calibrated.probability(np.array([-50.0, 50.0])).tolist() == [knots.y[0], knots.y[-1]]
+    assert np.array_equal(calibrated.decision_score(asked), isotonic.predict(asked))
+    assert calibrated.decision_score(np.array([-50.0, 50.0])).tolist() == [knots.y[0], knots.y[-1]]
 
 
 def test_one_knot_is_a_constant(text: str) -> None:
-    assert Model(text, Calibrator([0.5], [0.25])).probability(np.array([-1.0, 0.5, 9.0])).tolist() == [0.25] * 3
+    assert Model(text, Calibrator([0.5], [0.25])).decision_score(np.array([-1.0, 0.5, 9.0])).tolist() == [0.25] * 3
 
 
 @pytest.mark.parametrize(

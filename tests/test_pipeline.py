@@ -570,7 +570,7 @@ def test_typed_rows_of_several_models_and_callers_are_decided_in_one_call(
     assert (repeated.raw_margin, repeated.verdict) == (first.raw_margin, first.verdict)
     for decision in decisions:
         policy = scorers[decision.model.name].policy
-        assert decision.verdict == verdict_of(policy, decision.fraud_probability)
+        assert decision.verdict == verdict_of(policy, decision.decision_score)
     assert [(d.transaction_id, d.raw_margin) for d in told[0]] == [
         (d.transaction_id, d.raw_margin) for d in decisions if not d.is_repeat
     ]

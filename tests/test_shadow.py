@@ -91,8 +91,7 @@ def test_shadow_records_what_the_challenger_would_have_said(scorers: list[Scorer
     alone, answers = asyncio.run(run())
     with closing(sqlite3.connect(tmp_path / "shadow.db")) as db, db:
         rows = db.execute(
-            "SELECT transaction_id, champion, champion_probability, challenger, fraud_probability, decision "
-            "FROM shadows"
+            "SELECT transaction_id, champion, champion_score, challenger, decision_score, decision FROM shadows"
         ).fetchall()
     assert {row["model"]["digest"] for row in answers} == {champion.name.digest}
     assert [row[0] for row in rows] == [row["transaction_id"] for row in answers]
@@ -172,3 +171,22 @@ def test_personal_fields_ask_for_a_key(tmp_path: Path) -> None:
     assert first.hashed("c1") != second.hashed("c1")
     for store in (first, second):
         asyncio.run(store.close())
+
+
+def test_a_file_of_an_earlier_release_is_carried_on(tmp_path: Path) -> None:
+    path = tmp_path / "shadow.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "CREATE TABLE shadows ("
+            "processing_time_ms INTEGER NOT NULL, transaction_id TEXT, request_id TEXT NOT NULL, "
+            "champion TEXT NOT NULL, champion_probability REAL NOT NULL, champion_decision TEXT NOT NULL, "
+            "challenger TEXT NOT NULL, raw_margin REAL NOT NULL, fraud_probability REAL NOT NULL, "
+            "decision TEXT NOT NULL) STRICT"
+        )
+        db.execute("INSERT INTO shadows VALUES (1, 't', 'r', 'a', 0.25, 'approve', 'b', -1.5, 0.5, 'review')")
+    for _ in range(2):
+        Shadow(path, lambda *_: None, lambda _: None).close()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT champion_score, decision_score, decision FROM shadows").fetchall() == [
+            (0.25, 0.5, "review")
+        ]

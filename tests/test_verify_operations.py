@@ -71,14 +71,14 @@ def explained(scorer: Scorer, instance: dict[str, Any]) -> dict[str, Any]:
     """Return what /explain answers of one row without history."""
     rows = [scorer.decoder.decode(json.dumps(fresh(instance)).encode(), "$")]
     X = scorer.featurizer.advance(rows, Histories.new(rows))
-    margins, probabilities = scorer.score(X)
+    (score,) = scorer.score(X).rows()
     (explained_row,) = scorer.explainer.explained(X, scorer.contributions(X))
-    prediction, risk_level, decision = verdict_of(scorer.policy, float(probabilities[0]))
+    prediction, risk_level, decision = verdict_of(scorer.policy, score.decision_score)
     return {
-        "raw_margin": float(margins[0]),
+        "raw_margin": score.raw_margin,
         "base_value": explained_row.base_value,
         "contributions": explained_row.contributions,
-        "fraud_probability": float(probabilities[0]),
+        "fraud_probability": score.fraud_probability,
         "prediction": prediction,
         "risk_level": risk_level,
         "decision": decision,

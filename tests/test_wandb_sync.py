@@ -120,9 +120,9 @@ def test_another_machine_pulls_by_alias_and_scores_the_golden_rows_bit_for_bit(
     scorer = Scorer.load(*BentoStore(tmp_path / "bentoml").bundle_paths(tag))
     rows = golden(runs[1] / "bundle")
     X = np.array([row["features"] for row in rows])
-    margins, probabilities = scorer.score(X)
-    assert margins.tolist() == [row["raw_margin"] for row in rows]
-    assert probabilities.tolist() == [row["fraud_probability"] for row in rows]
+    scores = list(scorer.score(X).rows())
+    assert [score.raw_margin for score in scores] == [row["raw_margin"] for row in rows]
+    assert [score.fraud_probability for score in scores] == [row["fraud_probability"] for row in rows]
 
     # an older one by its Bento store tag
     assert other.models.pull(NAME, short(digest_of(runs[0]))) == f"{NAME}:{short(digest_of(runs[0]))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from fraud.models.scorer import scores_of
 from training.config import Config
 from training.data import Mapping
 from training.splits import split_by_time
@@ -57,15 +58,15 @@ def backtest(
         trained = fit_model(prepared, config, progress)
     with clock.stage("score"):
         X, rows = prepared.rows(windows.test)
-        margins = trained.detector.raw_margin(X)
+        given = scores_of(trained.detector, trained.detector.raw_margin(X))
         scores = pd.DataFrame(
             {
                 "transaction_id": rows["transaction_id"].to_numpy(),
                 "event_time": pd.to_datetime(rows["event_time_ms"].to_numpy(), unit="ms", utc=True),
                 "customer_id": rows["customer_id"].astype(str).to_numpy(),
                 "label": rows["label"].to_numpy(),
-                "raw_margin": margins,
-                "fraud_probability": trained.detector.probability(margins),
+                "raw_margin": given.raw_margin,
+                **given.measured(),
             }
         )
     return scores, trained

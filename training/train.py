@@ -204,7 +204,7 @@ def fit_model(
     calibrator = fit_calibrator(margins, y)
     detector = algorithm.load(fitted.files(calibrator), X.shape[1])
     known = y >= 0
-    probabilities = detector.probability(margins)[known]
+    probabilities = detector.decision_score(margins)[known]
     if prepared.stake is None:
         policy = review_the_riskiest(y[known], probabilities, config.review_rate)
     else:
@@ -307,7 +307,7 @@ def train(
             metrics=metrics | {"no_skill": dict(facts.no_skill)},
             model_card=model_card(facts),
             X=prepared.rows(prepared.windows.calibration)[0],
-            probabilities=trained.detector.probability(
+            probabilities=trained.detector.decision_score(
                 trained.detector.raw_margin(prepared.rows(prepared.windows.calibration)[0])
             ),
             examples=test,
@@ -356,7 +356,7 @@ def train(
 
 def _scored(trained: Trained, X: Matrix) -> Scored:
     margins = trained.detector.raw_margin(X)
-    return Scored(margins, trained.detector.probability(margins), trained.policy)
+    return Scored(margins, trained.detector.decision_score(margins), trained.policy)
 
 
 def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:

@@ -181,10 +181,14 @@ def _differences(scorer: Scorer, group: Iterable[tuple[int, DecisionRecord]]) ->
     if not whole:
         return
     X = np.array([np.frombuffer(decided.features) for _, decided in whole])
-    margins, probabilities = scorer.score(X)
-    for (sequence, then), margin, probability in zip(whole, margins.tolist(), probabilities.tolist(), strict=True):
-        verdict = verdict_of(scorer.policy, probability)
-        now = {"raw_margin": margin, "fraud_probability": probability, **verdict._asdict()}
+    for (sequence, then), score in zip(whole, scorer.score(X).rows(), strict=True):
+        verdict = verdict_of(scorer.policy, score.decision_score)
+        now = {
+            "raw_margin": score.raw_margin,
+            "fraud_probability": score.fraud_probability,
+            "anomaly": msgspec.UNSET if score.anomaly is None else score.anomaly,
+            **verdict._asdict(),
+        }
         for name, value in now.items():
             if getattr(then, name) != value:
                 yield Difference(sequence, then.transaction_id, name, getattr(then, name), value)

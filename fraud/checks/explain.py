@@ -88,7 +88,7 @@ async def measure_explanations(scorer: Scorer, instances: list[bytes]) -> Explan
                     continue
                 total = outcome.explanation.base_value + sum(outcome.explanation.contributions.values())
                 gaps.append(abs(total - outcome.raw_margin))
-                calibrated = scorer.detector.probability(np.array([outcome.raw_margin]))
-                others += float(calibrated[0]) != outcome.fraud_probability
+                calibrated = scorer.detector.decision_score(np.array([outcome.raw_margin]))
+                others += float(calibrated[0]) != outcome.decision_score
         await pipeline.close()
     return ExplanationCheck(len(gaps) - 1, refused, max(gaps), others)

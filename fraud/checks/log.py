@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from fraud.checks import audit as auditing
-from fraud.checks.sandbox import Sandbox, connected, fresh, sandbox
+from fraud.checks.sandbox import Sandbox, answered_score, connected, fresh, sandbox
 from fraud.decisions.chain import audit_key_of
 from fraud.models.bundle import short
 from fraud.models.find import IN_PRODUCTION
@@ -59,7 +59,7 @@ class Kept:
             decided = decode_record(logged.record)
             self.logged += 1
             self.twice += decided.transaction_id in found
-            found[decided.transaction_id or ""] = decided.fraud_probability
+            found[decided.transaction_id or ""] = decided.decision_score
         self.missing = [name for name in self.acknowledged if name not in found]
         self.different = [name for name, p in self.acknowledged.items() if found.get(name, p) != p]
         verified = auditing.verify_chain(log, audit_key_of(AUDIT_KEY))
@@ -151,7 +151,7 @@ async def filled(box: Sandbox, rows: int, *, swap_at: int | None = None, at_once
             if status != 200:
                 raise AssertionError(f"{status} {body[:300]!r}")
             for row in json.loads(body)["predictions"]:
-                kept.acknowledged[row["transaction_id"]] = row["fraud_probability"]
+                kept.acknowledged[row["transaction_id"]] = answered_score(row)
     return kept
 
 
@@ -170,7 +170,7 @@ async def killed(box: Sandbox, kills: int, users: int, seed: int) -> Kept:
                         status, body = await client.ask("POST", "/predict", json.dumps({"instances": rows}).encode())
                         if status == 200:
                             for row in json.loads(body)["predictions"]:
-                                kept.acknowledged[row["transaction_id"]] = row["fraud_probability"]
+                                kept.acknowledged[row["transaction_id"]] = answered_score(row)
                         else:
                             kept.failed += 1
             except OSError:  # killed; what was not answered was not acknowledged

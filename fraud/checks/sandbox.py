@@ -29,6 +29,7 @@ from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import Bundle, canonical_json, read_manifest, write_bundle
 from fraud.models.find import load_bundle
 from fraud.models.registry import Registry
+from fraud.models.scorer import scores_of
 from fraud.settings import ModelSettings, ProcessSettings, Settings, child_environment
 
 START_S = 120.0
@@ -153,12 +154,13 @@ def sandbox(model: str, workers: int = 2, environment: Mapping[str, str] | None 
 
 
 def harsher(bundle: Bundle) -> Bundle:
-    """Return a bundle whose answers differ from this one's: lower probabilities, lower thresholds."""
+    """Return a bundle whose answers differ from this one's: lower decision scores, lower thresholds."""
     files = bundle.algorithm.vary(bundle.detector_files)
     detector = bundle.algorithm.load(files, len(bundle.spec.features))
+    scores = scores_of(detector, np.array([g.raw_margin for g in bundle.golden]))
     golden = tuple(
-        msgspec.structs.replace(g, fraud_probability=float(detector.probability(np.array([g.raw_margin]))[0]))
-        for g in bundle.golden
+        msgspec.structs.replace(g, fraud_probability=score.fraud_probability)
+        for g, score in zip(bundle.golden, scores.rows(), strict=True)
     )
     old = bundle.policy
     policy: Policy = msgspec.structs.replace(
@@ -191,6 +193,12 @@ def write_again(bundle: Bundle, folder: Path) -> None:
         seed=manifest.seed,
         git_commit=manifest.git_commit,
     )
+
+
+def answered_score(row: Mapping[str, Any]) -> float:
+    """Return the score of an answered row that its verdict was made on."""
+    probability: float | None = row["fraud_probability"]
+    return float(row["anomaly"]["score"]) if probability is None else probability
 
 
 def fresh(instance: Mapping[str, Any], **fields: Any) -> dict[str, Any]:

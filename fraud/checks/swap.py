@@ -13,11 +13,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from fraud.checks.sandbox import Client, Sandbox, connected, fresh, quantile, sandbox
+from fraud.checks.sandbox import Client, Sandbox, answered_score, connected, fresh, quantile, sandbox
 from fraud.decisions.verdict import verdict_of
 from fraud.models.bundle import read_manifest, short
 from fraud.models.find import IN_PRODUCTION
-from fraud.models.scorer import Scorer
+from fraud.models.scorer import Scorer, scores_of
 
 SWAP_LIMIT_S = 20.0
 ROWS = 3
@@ -186,12 +186,13 @@ def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
     """Return whether all parts of an explained answer come from one version: model, calibrator and policy."""
     base = scorer.contributions(np.full((1, len(scorer.spec.features)), np.nan))[0, -1]
     margin = row["raw_margin"]
-    probability = float(scorer.detector.probability(np.array([margin]))[0])
+    (score,) = scores_of(scorer.detector, np.array([margin])).rows()
     return (
         abs(row["base_value"] - base) <= 1e-9
         and abs(row["base_value"] + sum(row["contributions"].values()) - margin) <= 1e-9
-        and row["fraud_probability"] == probability
-        and (row["prediction"], row["risk_level"], row["decision"]) == verdict_of(scorer.policy, probability)
+        and row["fraud_probability"] == score.fraud_probability
+        and answered_score(row) == score.decision_score
+        and (row["prediction"], row["risk_level"], row["decision"]) == verdict_of(scorer.policy, score.decision_score)
     )
 
 

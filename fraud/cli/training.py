@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 KINDS = f"[{'|'.join(get_args(Kind))}]"
 out = Console(soft_wrap=True)
+SHOWN_AS = {"fraud_probability": "probability", "anomaly_score": "anomaly score"}
 DROPPED = ("dropped_zero_amounts", "dropped_negative_amounts")
 
 
@@ -204,11 +205,11 @@ def score(
     """
     _writable(file)
     table, X, scorer = _scored(data, mapping, model)
-    margins, probabilities = scorer.score(X)
-    verdicts = [verdict_of(scorer.policy, p) for p in probabilities.tolist()]
+    given = scorer.score(X)
+    verdicts = [verdict_of(scorer.policy, score) for score in given.decision_score.tolist()]
     scores = table[[c for c in ("transaction_id", "event_time_ms", "customer_id") if c in table]].assign(
-        raw_margin=margins,
-        fraud_probability=probabilities,
+        raw_margin=given.raw_margin,
+        **given.measured(),
         prediction=[verdict.prediction for verdict in verdicts],
         risk_level=[verdict.risk_level for verdict in verdicts],
         decision=[verdict.decision for verdict in verdicts],
@@ -232,26 +233,27 @@ def explain(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many reasons.")] = 10,
 ) -> None:
-    """Explain the score of a transaction of a file: what each feature adds to the log-odds."""
+    """Explain the score of a transaction of a file: what each feature adds to the raw margin."""
     import numpy as np
 
     table, X, scorer = _scored(data, mapping, model)
     rows = table["transaction_id"]
-    margins, probabilities = scorer.score(X)
-    at = int(np.argmax(margins))
+    scores = scorer.score(X)
+    at = int(np.argmax(scores.raw_margin))
     if transaction is not None:
         found = np.flatnonzero((rows == transaction).to_numpy())
         if not len(found):
             raise DataError(f"{_name_of(data)} has no transaction {transaction!r}")
         at = int(found[0])
     contributions = scorer.contributions(X[at : at + 1])[0]
-    _, level, decision = verdict_of(scorer.policy, float(probabilities[at]))
-    out.print(f"transaction {rows.iloc[at]}  probability {probabilities[at]:.4f}  risk {level}  decision {decision}")
-    shown = Table("reason", "log-odds", box=None)
+    _, level, decision = verdict_of(scorer.policy, float(scores.decision_score[at]))
+    measured = "  ".join(f"{SHOWN_AS[name]} {values[at]:.4f}" for name, values in scores.measured().items())
+    out.print(f"transaction {rows.iloc[at]}  {measured}  risk {level}  decision {decision}")
+    shown = Table("reason", scorer.explainer.unit.name, box=None)
     for reason in scorer.explainer.reasons(X[at], contributions, top):
         shown.add_row(reason.text, f"{reason.contribution:+.3f}")
     shown.add_row("base value", f"{contributions[-1]:+.3f}", style="dim")
-    shown.add_row("sum", f"{contributions.sum():+.3f} = raw margin {margins[at]:+.3f}", style="bold")
+    shown.add_row("sum", f"{contributions.sum():+.3f} = raw margin {scores.raw_margin[at]:+.3f}", style="bold")
     out.print(shown)
 
 

@@ -11,7 +11,7 @@ RiskLevel = Literal["low", "medium", "high", "critical"]
 
 
 class RiskLevels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The probability from which each level above low begins."""
+    """The decision score from which each level above low begins."""
 
     medium: float
     high: float

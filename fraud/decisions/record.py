@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from fraud.decisions.anomaly import Anomaly, decision_score
 from fraud.decisions.policy import Action, RiskLevel
 from fraud.schema import Row
 
@@ -15,7 +16,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class DecisionRecord(msgspec.Struct):
     """One decision: enough to repeat the answer, replay the score and update the history.
 
-    `reasons` are the features that moved the score most, each with its contribution in log-odds.
+    `fraud_probability` is None where the model is not calibrated: then `anomaly` has the score that decided.
+    `reasons` are the features that moved the score most, each with its contribution in the unit of the raw margin.
     `features` is the row of `X` as it was scored, float64 little-endian; `fingerprint` detects a transaction id that
     comes again with other contents. `transaction` is the JSON that was sent, with hashes in place of personal fields;
     empty in records of the first release.
@@ -27,7 +29,7 @@ class DecisionRecord(msgspec.Struct):
     model_digest: str
     features: bytes
     raw_margin: float
-    fraud_probability: float
+    fraud_probability: float | None
     prediction: bool
     risk_level: RiskLevel
     decision: Action
@@ -42,6 +44,13 @@ class DecisionRecord(msgspec.Struct):
     scaled_amount: float | msgspec.UnsetType = msgspec.UNSET
     """The amount on its currency's scale, as histories count it; unset where that is the amount."""
     transaction: bytes = b""
+    anomaly: Anomaly | msgspec.UnsetType = msgspec.UNSET
+    """How unusual the transaction was; unset where the model does not measure it."""
+
+    @property
+    def decision_score(self) -> float:
+        """The score that the verdict was made on."""
+        return decision_score(self.fraud_probability, self.anomaly)
 
     @property
     def history_amount(self) -> float:

@@ -30,23 +30,24 @@ _VERDICTS: dict[tuple[RiskLevel, Action], Verdict] = {
 }
 
 
-def verdict_of(policy: Policy, probability: float) -> Verdict:
-    """Return the verdict on one calibrated probability; a probability equal to a threshold reaches it.
+def verdict_of(policy: Policy, score: float) -> Verdict:
+    """Return the verdict on one decision score; a score equal to a threshold reaches it.
 
-    A transaction is called fraud from the review threshold on.
+    The score is a calibrated probability of fraud, or the anomaly score of a model without one. A transaction is called
+    fraud from the review threshold on.
     """
     levels = policy.risk_levels
     level: RiskLevel = "low"
-    if probability >= levels.critical:
+    if score >= levels.critical:
         level = "critical"
-    elif probability >= levels.high:
+    elif score >= levels.high:
         level = "high"
-    elif probability >= levels.medium:
+    elif score >= levels.medium:
         level = "medium"
     action: Action = "approve"
-    if probability >= policy.decline_threshold:
+    if score >= policy.decline_threshold:
         action = "decline"
-    elif probability >= policy.review_threshold:
+    elif score >= policy.review_threshold:
         action = "review"
     return _VERDICTS[level, action]
 
@@ -57,7 +58,7 @@ def actions_at(y_prob: ArrayLike, review_threshold: float, decline_threshold: fl
     Parameters
     ----------
     y_prob : array, shape (n_transactions,), float64
-        Calibrated probabilities.
+        Decision scores, such as calibrated probabilities.
     review_threshold, decline_threshold : float
         Those of the policy.
 

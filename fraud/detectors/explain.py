@@ -26,11 +26,12 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Explained(NamedTuple):
-    """A row's base value, the contribution of every feature, and the strongest of them in words."""
+    """A row's base value, the contribution of every feature, the strongest of them in words, and their unit."""
 
     base_value: float
     contributions: dict[str, float]
     reasons: list[Reason]
+    unit: str
 
 
 class Explainer:
@@ -62,7 +63,9 @@ class Explainer:
         """
         ranked = _ranked(contributions, TOP_REASONS)
         return [
-            Explained(row[-1], dict(zip(self._names, row[:-1], strict=True)), self._reasons(x, row, order))
+            Explained(
+                row[-1], dict(zip(self._names, row[:-1], strict=True)), self._reasons(x, row, order), self.unit.name
+            )
             for x, row, order in zip(X.tolist(), contributions.tolist(), ranked, strict=True)
         ]
 

@@ -1,8 +1,9 @@
 """The protocol of a detector: what bundles, scorers, explanations and training use of it.
 
-A detector is a trained model that gives each row a raw score, equal to the sum of its features' contributions, and a
-probability. An algorithm makes detectors of one kind. It is a folder beside this file, registered by one line in
-`fraud.detectors.registered`, which also names its fitting function; only training imports that.
+A detector is a trained model that gives each row a raw score, equal to the sum of its features' contributions, and from
+it the decision score that a policy's thresholds are on: a calibrated probability of fraud, or, where no labels
+calibrated one, an anomaly score. An algorithm makes detectors of one kind. It is a folder beside this file, registered
+by one line in `fraud.detectors.registered`, which also names its fitting function; only training imports that.
 """
 
 from __future__ import annotations
@@ -38,14 +39,24 @@ class Detector(Protocol):
     def contributions_fallback(self) -> str | None:
         """Why contributions use the slow method; None where there is only one, or the fast one is used."""
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the decision score is a probability of fraud, calibrated with labels."""
+
     def raw_margin(self, X: Matrix) -> Vector:
         """Return raw scores (n,) float64 in the algorithm's unit for `X` (n, n_features); NaN is a missing value.
 
         A row's score has the same bits alone and in any batch. Raises ValueError if `X` has another shape.
         """
 
-    def probability(self, raw_margin: Vector) -> Vector:
-        """Return calibrated probabilities (n,) float64 in [0, 1], non-decreasing in the raw score."""
+    def decision_score(self, raw_margin: Vector) -> Vector:
+        """Return what the policy's thresholds are on (n,) float64 in [0, 1], non-decreasing in the raw score.
+
+        The calibrated probability of fraud; where `is_calibrated` is false, the anomaly score.
+        """
+
+    def anomaly_score(self, raw_margin: Vector) -> Vector | None:
+        """Return how unusual the rows are (n,) float64 in (0, 1]; None if the algorithm does not measure that."""
 
     def contributions(self, X: Matrix) -> Matrix:
         """Return (n, n_features + 1) float64 in the same unit, the base value last; rows sum to the raw score."""
@@ -82,7 +93,7 @@ class Algorithm:
         Makes a detector from the content of its files and the number of features of the specification. Treats the files
         as untrusted; raises `BundleError` if they hold no valid detector.
     vary : callable
-        Returns files of a detector with other probabilities: `fraud verify` uses them as a second version.
+        Returns files of a detector with lower decision scores: `fraud verify` uses them as a second version.
     fitting : str
         ``module:function`` of training that fits it.
     """

@@ -63,13 +63,14 @@ class Preprocessor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One request with its exact results, bit for bit; None is a missing value.
 
-    Golden requests of a transaction model follow one another from an empty history.
+    Golden requests of a transaction model follow one another from an empty history. `fraud_probability` is None for a
+    detector that is not calibrated.
     """
 
     instance: msgspec.Raw
     features: list[float | None]
     raw_margin: float
-    fraud_probability: float
+    fraud_probability: float | None
     contributions: list[float]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from fraud.decisions.anomaly import Anomaly
 from fraud.detectors.explain import Explainer
 from fraud.detectors.protocol import Detector
 from fraud.errors import BundleError, RequestError
@@ -25,6 +27,48 @@ class ModelName(msgspec.Struct, frozen=True):
     name: str
     version: str
     digest: str
+
+
+class Score(NamedTuple):
+    """The scores of one row, as `Scores` has those of many."""
+
+    raw_margin: float
+    decision_score: float
+    fraud_probability: float | None
+    anomaly: Anomaly | None
+
+
+class Scores(NamedTuple):
+    """The scores of rows, each (n,) float64.
+
+    Attributes
+    ----------
+    raw_margin : Vector
+        In the detector's unit.
+    decision_score : Vector
+        What the policy's thresholds are on, in [0, 1].
+    fraud_probability : Vector or None
+        The decision score, where it is a calibrated probability.
+    anomaly : Vector or None
+        How unusual each row is, in (0, 1], from a detector that measures it.
+    """
+
+    raw_margin: Vector
+    decision_score: Vector
+    fraud_probability: Vector | None
+    anomaly: Vector | None
+
+    def measured(self) -> dict[str, Vector]:
+        """Return the probability and the anomaly score, those that there are, as columns of a table by name."""
+        columns = {"fraud_probability": self.fraud_probability, "anomaly_score": self.anomaly}
+        return {name: values for name, values in columns.items() if values is not None}
+
+    def rows(self) -> Iterator[Score]:
+        """Return the scores row by row."""
+        nothing: repeat[None] = repeat(None)
+        probabilities = nothing if self.fraud_probability is None else self.fraud_probability.tolist()
+        anomalies = nothing if self.anomaly is None else map(Anomaly, self.anomaly.tolist())
+        return map(Score, self.raw_margin.tolist(), self.decision_score.tolist(), probabilities, anomalies)
 
 
 class Scorer:
@@ -67,7 +111,7 @@ class Scorer:
         return scorer
 
     def verify(self) -> None:
-        """Score the golden requests and compare every feature, margin and probability exactly."""
+        """Score the golden requests; compare every feature, margin and probability exactly, contributions to 1e-9."""
         golden = self.bundle.golden
         try:
             rows = [self.decoder.decode(g.instance, f"$.golden[{i}]") for i, g in enumerate(golden)]
@@ -79,46 +123,51 @@ class Scorer:
             X = self.featurizer.ready(rows)
         expected = np.array([row_of(g.features) for g in golden])
         self.detector.verify_contributions(expected)
-        margins = self.detector.raw_margin(X)
-        probabilities = self.detector.probability(margins)
+        scores = self.score(X)
         contributions = self.detector.contributions(X)
-        for i, g in enumerate(golden):
+        for i, (g, score) in enumerate(zip(golden, scores.rows(), strict=True)):
             self._compare(i, "features", X[i], expected[i])
-            self._compare(i, "raw_margin", margins[i], g.raw_margin)
-            self._compare(i, "fraud_probability", probabilities[i], g.fraud_probability)
+            self._compare(i, "raw_margin", score.raw_margin, g.raw_margin)
+            self._compare(i, "fraud_probability", score.fraud_probability, g.fraud_probability)
             if not np.allclose(contributions[i], g.contributions, rtol=0, atol=1e-9):
                 self._compare(i, "contributions", contributions[i], g.contributions)
 
     def _compare(self, i: int, what: str, now: Any, then: Any) -> None:
-        if not np.array_equal(now, then, equal_nan=True):
+        equal = now == then if now is None or then is None else np.array_equal(now, then, equal_nan=True)
+        if not equal:
             trained = ", ".join(f"{k} {v}" for k, v in self.bundle.manifest.libraries.items())
             raise BundleError(
                 f"golden request {i} of {self.name.name} {self.name.version} gives another {what} here than in "
                 f"training ({now} instead of {then}); the model was trained with {trained}"
             )
 
-    def score(self, X: Matrix) -> tuple[Vector, Vector]:
-        """Return raw scores in the detector's unit and calibrated probabilities, both (n,) float64."""
-        margins = self.detector.raw_margin(X)
-        return margins, self.detector.probability(margins)
+    def score(self, X: Matrix) -> Scores:
+        """Return the scores of rows (n, n_features)."""
+        return scores_of(self.detector, self.detector.raw_margin(X))
 
     def contributions(self, X: Matrix) -> Matrix:
         """Return (n, n_features + 1) float64 in the detector's unit, the base value last."""
         return self.detector.contributions(X)
 
 
+def scores_of(detector: Detector, raw_margin: Vector) -> Scores:
+    """Return the scores that a detector gives for raw scores (n,)."""
+    decided = detector.decision_score(raw_margin)
+    probability = decided if detector.is_calibrated else None
+    return Scores(raw_margin, decided, probability, detector.anomaly_score(raw_margin))
+
+
 def golden_of(instances: Sequence[bytes], X: Matrix, detector: Detector) -> bytes:
     """Return `golden.jsonl` for requests and their features."""
-    margins = detector.raw_margin(X)
-    probabilities = detector.probability(margins)
+    scores = list(scores_of(detector, detector.raw_margin(X)).rows())
     contributions = detector.contributions(X)
     return b"".join(
         msgspec.json.encode(
             Golden(
                 msgspec.Raw(instance),
                 [None if np.isnan(value) else float(value) for value in X[i]],
-                float(margins[i]),
-                float(probabilities[i]),
+                scores[i].raw_margin,
+                scores[i].fraud_probability,
                 contributions[i].tolist(),
             )
         )

@@ -243,15 +243,15 @@ class Pipeline:
             X, transactions = self._featurize(scorer, some, recalled.histories)
             scored.append(transactions)
             started = time.perf_counter()
-            margins, probabilities = scorer.score(X)
+            scores = scorer.score(X)
             self._timed("score", started)
             self._explain(scorer, some, X)
             degraded = recalled.degraded if scorer.spec.kind == "transaction" else ()
-            for row, x, margin, probability in zip(some, X, margins.tolist(), probabilities.tolist(), strict=True):
+            for row, x, score in zip(some, X, scores.rows(), strict=True):
                 lacks = degraded
                 if recalled.is_unread(row.row.customer_id, row.row.roles.get("merchant_id")):
                     lacks = (*degraded, *({"history"} - {*degraded}))
-                row.decide(x, margin, probability, lacks)
+                row.decide(x, score, lacks)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 records = [row.record for row in some if row.record is not None]
                 self.shadow.offer(ShadowJob(challenger, [row.row.raw for row in some], before, records))
@@ -351,12 +351,12 @@ class Pipeline:
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
             X = scorer.featurizer.ready([row.row for row in group])
             started = time.perf_counter()
-            margins, probabilities = scorer.score(X)
+            scores = scorer.score(X)
             self._timed("score", started)
             name, policy = scorer.name, scorer.policy
             decisions += [
-                Decision(None, name, margin, probability, verdict_of(policy, probability))
-                for margin, probability in zip(margins.tolist(), probabilities.tolist(), strict=True)
+                Decision(None, name, margin, probability, verdict_of(policy, decided_on), anomaly=anomaly)
+                for margin, decided_on, probability, anomaly in scores.rows()
             ]
         return decisions
 

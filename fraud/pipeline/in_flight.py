@@ -13,7 +13,7 @@ from fraud.decisions.verdict import Verdict, verdict_of
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError, IdempotencyConflict
 from fraud.models.bundle import short
-from fraud.models.scorer import ModelName, Scorer
+from fraud.models.scorer import ModelName, Score, Scorer
 from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection
 
 
@@ -65,24 +65,18 @@ class RowInFlight:
         self.explanation: Explained | None = None
         self.error: FraudError | None = None
 
-    def decide(
-        self,
-        x: np.ndarray[tuple[int], np.dtype[np.float64]],
-        margin: float,
-        probability: float,
-        degraded: Sequence[str],
-    ) -> None:
+    def decide(self, x: np.ndarray[tuple[int], np.dtype[np.float64]], score: Score, degraded: Sequence[str]) -> None:
         """Take the decision on a score; `x` is the row of `X`, and `degraded` says what the score had to do without."""
         said, model = self.row, self.scorer.name
-        prediction, risk_level, decision = verdict_of(self.scorer.policy, probability)
+        prediction, risk_level, decision = verdict_of(self.scorer.policy, score.decision_score)
         self.record = DecisionRecord(
             said.transaction_id,
             self.fingerprint,
             model.name,
             model.digest,
             x.tobytes(),
-            margin,
-            probability,
+            score.raw_margin,
+            score.fraud_probability,
             prediction,
             risk_level,
             decision,
@@ -96,6 +90,7 @@ class RowInFlight:
             self.reasons,
             msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
             said.raw,
+            msgspec.UNSET if score.anomaly is None else score.anomaly,
         )
 
     def repeat(self, record: DecisionRecord) -> None:
@@ -135,6 +130,7 @@ class RowInFlight:
             (*record.degraded, *self.lacks),
             self.is_repeat,
             self.explanation,
+            None if record.anomaly is msgspec.UNSET else record.anomaly,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from fraud.decisions.anomaly import Anomaly, decision_score
 from fraud.decisions.verdict import Verdict
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError
@@ -50,9 +51,9 @@ class Decision(msgspec.Struct, gc=False):
     model : ModelName
         The version that decided; for a repeated transaction the version of the first time.
     raw_margin : float
-        Log-odds.
-    fraud_probability : float
-        Calibrated.
+        In the unit of the model's detector.
+    fraud_probability : float or None
+        Calibrated; None from a model that is not.
     verdict : Verdict
     degraded : tuple of str
         What was missing for the score or its record because a store was off.
@@ -60,16 +61,24 @@ class Decision(msgspec.Struct, gc=False):
         Whether this is the earlier decision on a repeated transaction.
     explanation : Explained, optional
         Present if it was asked for.
+    anomaly : Anomaly, optional
+        How unusual the transaction is, from a model that measures it.
     """
 
     transaction_id: str | None
     model: ModelName
     raw_margin: float
-    fraud_probability: float
+    fraud_probability: float | None
     verdict: Verdict
     degraded: tuple[str, ...] = ()
     is_repeat: bool = False
     explanation: Explained | None = None
+    anomaly: Anomaly | None = None
+
+    @property
+    def decision_score(self) -> float:
+        """The score that the verdict was made on."""
+        return decision_score(self.fraud_probability, self.anomaly)
 
 
 class Rejection(msgspec.Struct):

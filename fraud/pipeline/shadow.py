@@ -23,10 +23,12 @@ MAX_WAITING = 256
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS shadows (
     processing_time_ms INTEGER NOT NULL, transaction_id TEXT, request_id TEXT NOT NULL,
-    champion TEXT NOT NULL, champion_probability REAL NOT NULL, champion_decision TEXT NOT NULL,
-    challenger TEXT NOT NULL, raw_margin REAL NOT NULL, fraud_probability REAL NOT NULL, decision TEXT NOT NULL
+    champion TEXT NOT NULL, champion_score REAL NOT NULL, champion_decision TEXT NOT NULL,
+    challenger TEXT NOT NULL, raw_margin REAL NOT NULL, decision_score REAL NOT NULL, decision TEXT NOT NULL
 ) STRICT
 """
+RENAMED = {"champion_probability": "champion_score", "fraud_probability": "decision_score"}
+"""Columns of files from before some models had no probability."""
 
 
 class ShadowJob(NamedTuple):
@@ -60,7 +62,7 @@ class Shadow:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=30)) as db:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute(SCHEMA)
+            _prepare(db)
         self._thread = threading.Thread(target=self._work, args=(path,), name="shadow", daemon=True)
         self._thread.start()
 
@@ -95,24 +97,35 @@ class Shadow:
             X = scorer.featurizer.ready(rows)
         else:
             X = scorer.featurizer.advance(rows, job.histories)
-        margins, probabilities = scorer.score(X)
+        scores = scorer.score(X)
         agreed = 0
         records = []
-        for d, margin, probability in zip(job.decided, margins.tolist(), probabilities.tolist(), strict=True):
-            decision = verdict_of(scorer.policy, probability).decision
+        for d, score in zip(job.decided, scores.rows(), strict=True):
+            decision = verdict_of(scorer.policy, score.decision_score).decision
             agreed += decision == d.decision
             then = (
                 d.processing_time_ms,
                 d.transaction_id,
                 d.request_id,
                 d.model_digest,
-                d.fraud_probability,
+                d.decision_score,
                 d.decision,
             )
-            records.append((*then, scorer.name.digest, margin, probability, decision))
+            records.append((*then, scorer.name.digest, score.raw_margin, score.decision_score, decision))
         with db:
             db.executemany(f"INSERT INTO shadows VALUES ({','.join('?' * 10)})", records)
         self._on_scored(scorer.name.name, agreed, len(records) - agreed)
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Make the table, or bring that of an earlier release to this one's names; workers take turns."""
+    db.execute("BEGIN IMMEDIATE")
+    db.execute(SCHEMA)
+    names = {row[1] for row in db.execute("PRAGMA table_info(shadows)")}
+    for before, now in RENAMED.items():
+        if before in names:
+            db.execute(f"ALTER TABLE shadows RENAME COLUMN {before} TO {now}")
+    db.commit()
 
 
 def copy_of(histories: Histories) -> Histories:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from fraud.errors import FraudError, RequestError
 from fraud.pipeline.decide import INLINE_ROWS
@@ -62,10 +63,11 @@ def answer_of(outcomes: Sequence[Outcome]) -> PredictAnswer:
             outcome.model,
             outcome.degraded,
         )
+        anomaly = UNSET if outcome.anomaly is None else outcome.anomaly
         if outcome.explanation is None:
-            elements.append(Prediction(*shared))
+            elements.append(Prediction(*shared, anomaly=anomaly))
         else:
-            elements.append(Explanation(*shared, outcome.raw_margin, *outcome.explanation))
+            elements.append(Explanation(*shared, outcome.raw_margin, *outcome.explanation, anomaly=anomaly))
     for error in errors:
         if not isinstance(error, RequestError):
             raise error

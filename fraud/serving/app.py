@@ -91,7 +91,7 @@ def scoring_routes(engine: Engine) -> list[Route]:
             "/explain",
             "score",
             explain,
-            "Score transactions and say why: every feature's contribution in log-odds, and the strongest in words.",
+            "Score transactions and say why: every feature's contribution, and the strongest in words.",
             request=ScoreBody,
             answer=ExplainAnswer,
             fails=fails,

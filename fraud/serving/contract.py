@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from fraud.decisions.anomaly import Anomaly
 from fraud.detectors.explain import Reason
 from fraud.models.scorer import ModelName
 from fraud.schema import MAX_ID_LENGTH, MAX_INSTANCES
@@ -63,25 +64,37 @@ class Refused(msgspec.Struct, frozen=True):
     error: Problem
 
 
-class Prediction(msgspec.Struct):
-    """A row's score and the decision made by it."""
+class Scored(msgspec.Struct):
+    """What every answer to a row says."""
 
     transaction_id: str | None
-    fraud_probability: Annotated[float, Meta(ge=0, le=1, description="calibrated")]
-    prediction: Annotated[bool, Meta(description="whether the probability reaches the policy's threshold")]
+    fraud_probability: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="calibrated; null only from a model without labels to calibrate by, which has an anomaly"),
+    ]
+    prediction: Annotated[bool, Meta(description="whether the policy acts on the transaction: review or decline")]
     risk_level: Literal["low", "medium", "high", "critical"]
     decision: Literal["approve", "review", "decline"]
     model: ModelName
     degraded: Annotated[Sequence[str], Meta(description="what the score had to do without")]
 
 
+class Prediction(Scored, kw_only=True):
+    """A row's score and the decision made by it."""
+
+    anomaly: Annotated[
+        Anomaly | msgspec.UnsetType, Meta(description="how unusual the transaction is, where a model measures it")
+    ] = msgspec.UNSET
+
+
 class Explanation(Prediction):
     """A prediction with what every feature added to it."""
 
-    raw_margin: Annotated[float, Meta(description="log-odds: base_value plus the sum of all contributions")]
+    raw_margin: Annotated[float, Meta(description="base_value plus the sum of all contributions, in the unit")]
     base_value: float
     contributions: dict[str, float]
     reasons: Annotated[list[Reason], Meta(description="the strongest contributions, at most 5")]
+    unit: Annotated[str, Meta(description="of raw_margin, base_value and contributions, such as log-odds")]
 
 
 class PredictAnswer(msgspec.Struct):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from fraud.decisions.anomaly import Anomaly
 from fraud.decisions.labels import Label, Verdict, standing
 from fraud.decisions.questions import Place, Question
 from fraud.decisions.record import DecisionRecord, decision_key_of
@@ -64,7 +65,7 @@ class ReasonRecorded(msgspec.Struct):
     """A feature that moved the score much."""
 
     feature: str
-    contribution: Annotated[float, Meta(description="what it added to the raw margin, log-odds")]
+    contribution: Annotated[float, Meta(description="what it added to the raw margin, in the unit of the model")]
 
 
 class RecordedDecision(msgspec.Struct):
@@ -73,7 +74,7 @@ class RecordedDecision(msgspec.Struct):
     transaction_id: str | None
     model: str
     version: Annotated[str, Meta(description="the digest of the bundle that decided")]
-    fraud_probability: float
+    fraud_probability: Annotated[float | None, Meta(description="null from a model that is not calibrated")]
     raw_margin: float
     prediction: bool
     risk_level: str
@@ -88,6 +89,7 @@ class RecordedDecision(msgspec.Struct):
     label: Annotated[Verdict, Meta(description="what the label that stands says")]
     reasons: Sequence[ReasonRecorded]
     transaction: Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "as it was sent; null if not kept"})]
+    anomaly: Annotated[Anomaly | None, Meta(description="null from a model that does not measure it")]
 
 
 class DecisionAnswer(msgspec.Struct):
@@ -197,6 +199,7 @@ def recorded(record: DecisionRecord, label: Verdict) -> RecordedDecision:
         label,
         [ReasonRecorded(feature, contribution) for feature, contribution in record.reasons],
         msgspec.Raw(record.transaction or b"null"),
+        None if record.anomaly is msgspec.UNSET else record.anomaly,
     )
 
 

@@ -63,7 +63,13 @@ METRICS = (
     ),
     Metric("fraud_batch_rows", "histogram", (), "Rows scored in one batch.", ROWS),
     Metric("fraud_rows_total", "counter", (*MODEL, "decision"), "Rows scored, by the decision made."),
-    Metric("fraud_score", "histogram", MODEL, "Calibrated probabilities given.", PROBABILITIES),
+    Metric(
+        "fraud_score",
+        "histogram",
+        MODEL,
+        "Scores that decided: probabilities, or anomaly scores.",
+        PROBABILITIES,
+    ),
     Metric("fraud_rows_refused_total", "counter", (), "Rows that could not be scored, in requests where others could."),
     Metric("fraud_rows_ahead_of_clock_total", "counter", (), "Rows refused for lying ahead of this machine's clock."),
     Metric("fraud_rows_recalled_total", "counter", (), "Rows answered with the decision they had before."),
@@ -244,7 +250,7 @@ class Telemetry:
                 scores = self._tally("fraud_score", model.name, model.version)
                 made = dict.fromkeys(ACTIONS, 0)
                 for decision in group:
-                    scores.observe(decision.fraud_probability)
+                    scores.observe(decision.decision_score)
                     made[decision.verdict.decision] += 1
                 for action, count in made.items():
                     if count:

@@ -47,6 +47,7 @@ class Model:
     """
 
     contributions_fallback: str | None
+    is_calibrated = True
 
     def __init__(self, booster_text: str, calibrator: Calibrator, n_features: int | None = None) -> None:
         self._knots_x, self._knots_y = calibrator.knots()
@@ -73,9 +74,12 @@ class Model:
         """
         return self._booster.raw_margin(self._matrix(X))
 
-    def probability(self, raw_margin: Vector) -> Vector:
+    def decision_score(self, raw_margin: Vector) -> Vector:
         """Return calibrated probabilities (n,) float64: linear between the knots, constant beyond them."""
         return np.interp(raw_margin, self._knots_x, self._knots_y)
+
+    def anomaly_score(self, raw_margin: Vector) -> None:
+        """Return None: the trees learned from labels what is fraud, not what is unusual."""
 
     def contributions(self, X: Matrix) -> Matrix:
         """Return SHAP values (n, n_features + 1) float64 in log-odds, the base value last; rows sum to the margin."""
@@ -115,7 +119,7 @@ class Model:
         for writeable in (True, False):  # there are kernels for either
             X.flags.writeable = writeable
             for rows in (X, X[:1]):
-                self.probability(self.raw_margin(rows))
+                self.decision_score(self.raw_margin(rows))
                 self.contributions(rows)
 
     def _matrix(self, X: Matrix) -> Matrix:
