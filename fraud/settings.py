@@ -7,6 +7,7 @@ A secret may also be given as a file: `FRAUD_<NAME>_FILE` holds its path.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -18,6 +19,11 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraud.errors import SettingsError
+
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
+_REFERENCE = re.compile(r"v\d+|[0-9a-f]{12,64}")
+_OTHER_ALIASES = ("candidate", "challenger", "previous", "latest")
+"""Aliases with a meaning of their own; W&B moves ``latest`` by itself."""
 
 
 class Group(BaseSettings):
@@ -126,7 +132,7 @@ class ModelSettings(Group):
         "",
         validation_alias="FRAUD_MODEL",
         description="Models to serve, comma-separated, the first being the default: a name follows the "
-        "production alias of the local registry, name:version pins a version of the Bento store. Empty: the one model "
+        "alias in force of the local registry, name:version pins a version of the Bento store. Empty: the one model "
         "that is in production.",
     )
     bentoml_home: Path = Field(
@@ -140,12 +146,37 @@ class ModelSettings(Group):
         validation_alias="FRAUD_MODEL_POLL_S",
         description="How often each worker looks for another version of its models, seconds, give or take 20%.",
     )
+    aliases: str = Field(
+        "production",
+        validation_alias="FRAUD_MODEL_ALIASES",
+        description="Aliases of the version to serve, comma-separated: the first that names a version is in force, and "
+        "is what promote and rollback move; such as champion,production,staging.",
+    )
     shadow: bool = Field(
         False, description="Whether the registry's challenger also scores what the champion answers, and is recorded."
     )
     canary_share: float = Field(
         0.0, ge=0, le=1, description="Share of the customers that the registry's challenger answers, 0 to 1."
     )
+
+    @field_validator("aliases")
+    @classmethod
+    def _aliases(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        for name in names:
+            if not _ALIAS.fullmatch(name) or name in _OTHER_ALIASES or _REFERENCE.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot be the alias of what is served; allowed are at most 50 lower-case letters, "
+                    f"digits, - and _, a letter first, but not {', '.join(_OTHER_ALIASES)}, v and a number, or a digest"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError("an alias is named twice")
+        return ",".join(names)
+
+    @property
+    def alias_order(self) -> tuple[str, ...]:
+        """The aliases of the version to serve; the first that names a version is in force."""
+        return tuple(self.aliases.split(","))
 
     @staticmethod
     def hand_down(names: str) -> None:

@@ -152,7 +152,7 @@ def ends_with_nothing_to_serve(engine: Engine, state: Path, gone: str) -> None:
     command = [engine.command, "run", "--rm", *engine.locked(state), "--network", "host", *from_wandb(gone)]
     done = subprocess.run([*command, engine.image], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 1, f"ended with {done.returncode}: {done.stdout[-2000:]}"
-    assert f"nothing to serve: W&B gave no {NAME}:production, and the volume has none" in done.stdout, done.stdout
+    assert f"nothing to serve: W&B gave no {NAME} in production, and the volume has none" in done.stdout, done.stdout
     print(f"W&B gone, an empty volume: ended with 1 after {time.perf_counter() - started:.1f} s, and said why")
 
 

@@ -134,6 +134,21 @@ async def test_worker_follows_the_alias_there_and_back(home: Home) -> None:
 
 
 @in_loop
+async def test_worker_follows_the_first_alias_that_names_a_version(home: Home) -> None:
+    worker = await start(home.settings(FRAUD_MODEL_ALIASES="champion,production"))
+    registry = Registry(home.path / "fraud" / "registry.db", ("champion", "production"))
+    assert (worker.served, worker.models.describe()["aliases"]) == (home.digests[0], {NAME: "production"})
+    registry.move(NAME, home.digests[1], "champion", who="test", why="")
+    home.promote(2)
+    await worker.models.check()
+    assert (worker.served, worker.models.describe()["aliases"]) == (home.digests[1], {NAME: "champion"})
+    registry.rollback(NAME, who="test", why="worse")
+    await worker.models.check()
+    assert (worker.served, worker.models.describe()["aliases"]) == (home.digests[0], {NAME: "champion"})
+    await worker.models.close()
+
+
+@in_loop
 async def test_version_in_use_outlives_its_swap_and_is_then_freed(home: Home) -> None:
     worker = await start(home.settings())
     in_flight = worker.champions[NAME]

@@ -162,6 +162,31 @@ def test_a_follower_takes_the_alias_and_rolls_back_with_it(
     assert following.error == ""
 
 
+def test_a_follower_takes_the_first_alias_that_wandb_has(
+    server: WandbServer, pushed: tuple[Machine, list[Path]], tmp_path: Path
+) -> None:
+    _, runs = pushed
+    versions, on_wandb = collection(server, NAME).versions, collection(server, NAME).aliases
+    server.state.set_aliases(versions[1], ["production"])
+    follower = Machine(tmp_path, server, FRAUD_MODEL_ALIASES="champion,production,staging").models
+    assert follower.follow(NAME) == f"{NAME}:{short(digest_of(runs[1]))}"
+    assert follower.registry.alias_in_force(NAME) == "production"
+    assert follower.store.versions(NAME) == [short(digest_of(runs[1]))], "only what is served, and what was before"
+
+    server.state.set_aliases(versions[0], ["champion"])
+    assert follower.follow(NAME) == f"{NAME}:{short(digest_of(runs[0]))}"
+    assert follower.registry.alias_in_force(NAME) == "champion"
+
+    moved = follower.promote(NAME, "v0", why="better after all")
+    assert follower.registry.resolve(NAME, "champion") == moved
+    assert follower.send_pending().waiting == []
+    assert on_wandb["champion"] is versions[1], "what was promoted here, W&B has"
+
+    del on_wandb["champion"]  # taken away in the dashboard
+    assert follower.follow(NAME) == f"{NAME}:{short(digest_of(runs[1]))}"
+    assert follower.registry.alias_in_force(NAME) == "production"
+
+
 def test_a_backtest_and_a_challenger_are_in_the_lineage(
     server: WandbServer, pushed: tuple[Machine, list[Path]]
 ) -> None:

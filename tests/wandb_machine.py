@@ -60,7 +60,8 @@ class Machine:
 
     @property
     def models(self) -> Models:
-        return Models(WandbSettings.of(self.environment))
+        order = self.environment.get("FRAUD_MODEL_ALIASES", "production").split(",")
+        return Models(WandbSettings.of(self.environment), order)
 
     @property
     def fraud(self) -> Path:

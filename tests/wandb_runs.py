@@ -19,8 +19,8 @@ from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.detectors.lightgbm.model import Model
 from fraud.models.bundle import Preprocessor, canonical_json, read_manifest, write_bundle
+from fraud.models.libraries import installed_libraries
 from fraud.models.scorer import golden_of
-from fraud.models.verify import installed_libraries
 from fraud.schema import Feature, FeatureSpec
 
 NAME = "fraud-features"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,11 @@ import pandas as pd
 from fraud.detectors.protocol import Algorithm, Detector
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Preprocessor, canonical_json, write_bundle
+from fraud.models.libraries import installed_libraries
 from fraud.models.scorer import golden_of
 from fraud.schema import FeatureSpec, RowDecoder
 from training.replay import instances_of
 
-LIBRARIES = ("lightgbm", "numpy", "scikit-learn", "numba", "scipy")
 GOLDEN_CUSTOMERS, GOLDEN_ROWS_EACH = 8, 8
 GOLDEN_IDS = {"transaction_id": "golden", "customer_id": "customer", "merchant_id": "merchant", "device_id": "device"}
 
@@ -66,7 +65,7 @@ def write_model(
         algorithm=algorithm,
         name=name,
         kind=spec.kind,
-        libraries={library: importlib.metadata.version(library) for library in LIBRARIES},
+        libraries=installed_libraries(),
         data=data,
         seed=seed,
         git_commit=_git_commit(),

@@ -12,6 +12,7 @@ from contextlib import suppress
 from filelock import FileLock
 
 from fraud.errors import FraudError
+from fraud.settings import ModelSettings
 from wandb_sync.models import Models
 from wandb_sync.settings import WandbSettings
 
@@ -20,7 +21,7 @@ def main(names: list[str]) -> str:
     settings = WandbSettings.read()
     if not settings.online:
         return "off"
-    models = Models(settings)
+    models = Models(settings, ModelSettings.read().alias_order)
     settings.home.mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "look.lock"):  # one look at a time, whichever worker asked for it
         for name in names:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from fraud.models.bundle import short
 from fraud.models.lifecycle import Lifecycle, who_am_i
-from fraud.models.registry import Pending, Version
+from fraud.models.registry import PRODUCTION, Pending, Version
 from fraud.models.run_folder import RunFolder, read_run
 from wandb_sync.client import WandbClient, WandbError, WandbOffline, WandbUnreachable
 from wandb_sync.pulling import Pulling
@@ -41,8 +41,8 @@ class Sent:
 class Models(Lifecycle):
     """The models of one machine; with a key, their changes are sent to W&B."""
 
-    def __init__(self, settings: WandbSettings) -> None:
-        super().__init__(settings.bentoml_home)
+    def __init__(self, settings: WandbSettings, order: Sequence[str] = PRODUCTION) -> None:
+        super().__init__(settings.bentoml_home, order)
         self.settings = settings
         self.client = WandbClient(settings)
         self.outbox = Outbox(settings, self.client)

@@ -50,36 +50,46 @@ class Pulling:
             raise WandbMissing(f"W&B has no {name}:{reference} in project {self.settings.project}")
         return f"{name}:{short(digest)}"
 
-    def follow(self, name: str, alias: str = "production") -> str:
-        """Look up the current version of `alias`, on W&B or here, and import it; returns its store tag.
+    def follow(self, name: str) -> str:
+        """Look up the version that the alias in force names, on W&B or here, and import it; returns its store tag.
 
         For a running service: the time is bounded, and on any error store and registry stay as they were and the
         registry records the error. A local change not yet sent to W&B takes precedence over W&B.
         """
         try:
-            tag, unanswered = self._follow(name, alias)
+            tag, unanswered = self._follow(name)
         except FraudError as error:
             self.registry.note_following(name, error.message)
             raise
         self.registry.note_following(name, unanswered)
         return tag
 
-    def _follow(self, name: str, alias: str) -> tuple[str, str]:
+    def _follow(self, name: str) -> tuple[str, str]:
         """The store tag to serve, and why W&B gave no answer; empty if it did."""
         unanswered = ""
         if not any(item.name == name and item.kind == "alias" for item in self.registry.pending()):
             try:
-                targets = self._fetch(name, [alias, "previous"])
+                targets = self._in_force(name)
             except (WandbOffline, WandbUnreachable) as error:
                 unanswered = error.message
                 log.warning("following the local registry: %s", unanswered)
             else:
-                if targets[alias] is not None:
+                if targets:
                     self.registry.adopt(name, targets, who="W&B", why="its alias was moved")
+        alias = self.registry.alias_in_force(name)
         known = self.registry.resolve(name, alias)
         if not self.store.holds(name, known.digest):
             raise BundleError(f"{known} is not in the Bento store, or is damaged there: fraud pull {name}:{alias}")
         return f"{name}:{short(known.digest)}", unanswered
+
+    def _in_force(self, name: str) -> dict[str, str | None]:
+        """Where W&B's aliases point, up to the one in force: ``{alias: digest or None}``; empty if none is there."""
+        order = self.registry.order
+        alias = order[0]
+        if len(order) > 1:
+            alias = self.client.look_up("first_alias", name=name, aliases=list(order)) or order[0]
+        found = self._fetch(name, [alias, "previous"])
+        return {**dict.fromkeys(order[: order.index(alias)]), **found} if found[alias] is not None else {}
 
     def _held(self, name: str, reference: str) -> str | None:
         """The store tag of a version that registry and store have, or None."""

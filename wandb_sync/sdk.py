@@ -171,6 +171,10 @@ class Sdk:
             return None
         return describe(self.api.artifact(path, type="model"))
 
+    def first_alias(self, name: str, aliases: list[str]) -> str | None:
+        """The first of the aliases that names a version of a model, or None."""
+        return next((alias for alias in aliases if self.find(name, alias) is not None), None)
+
     def versions(self, name: str) -> list[dict[str, Any]]:
         """All versions of a model with their lineage, newest first."""
         return [

@@ -28,7 +28,7 @@ from fraud.errors import NotReady
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import Bundle, canonical_json, read_manifest, write_bundle
 from fraud.models.find import load_bundle
-from fraud.models.registry import Registry
+from fraud.models.registry import PRODUCTION, Registry
 from fraud.models.scorer import scores_of
 from fraud.settings import ModelSettings, ProcessSettings, Settings, child_environment
 
@@ -65,7 +65,7 @@ class Sandbox:
         return self.folder / "state" / "history.db"
 
     def promote(self, digest: str) -> None:
-        self.registry.move(self.name, digest, "production", who="fraud verify", why="")
+        self.registry.move(self.name, digest, PRODUCTION[0], who="fraud verify", why="")
 
     def settings(self) -> Settings:
         return Settings(
@@ -81,6 +81,7 @@ class Sandbox:
             "BENTOML_HOME": str(self.folder),
             "BENTOML_DO_NOT_TRACK": "True",
             "FRAUD_MODEL": self.name,
+            "FRAUD_MODEL_ALIASES": ",".join(PRODUCTION),
             "FRAUD_STATE_DIR": str(self.folder / "state"),
             "FRAUD_WORKERS": str(self.workers),
             "FRAUD_MODEL_POLL_S": "0.2",

@@ -15,6 +15,7 @@ from fraud.errors import FraudError, RegistryError
 from fraud.models.bundle import short
 from fraud.models.names import checked_name
 from fraud.models.registry_rows import Version
+from fraud.settings import ModelSettings
 from wandb_sync.models import Models, Sent
 from wandb_sync.settings import WandbSettings
 
@@ -83,27 +84,36 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Promote although the gate refuses; needs --why.")] = False,
     metric: Annotated[str, typer.Option(help="The metric that the gate compares.")] = "average_precision",
     challenger: Annotated[
-        bool, typer.Option("--challenger", help="Move challenger instead of production, without the gate.")
+        bool, typer.Option("--challenger", help="Move challenger instead, without the gate.")
     ] = False,
+    alias: Annotated[
+        str | None, typer.Option(help="Move this one of FRAUD_MODEL_ALIASES instead of the one in force.")
+    ] = None,
 ) -> None:
-    """Move production to a version, keeping the one before as previous.
+    """Move the alias in force to a version, keeping the one before as previous.
 
-    Refused when the version is worse than production by more than the interval, or incompatible with it.
+    The alias in force is the first of FRAUD_MODEL_ALIASES (production, if nothing else is set) that names a version.
+    Refused when the version is worse than the one served by more than the interval, or incompatible with it.
     """
+    if challenger and alias:
+        raise typer.BadParameter("give --challenger or --alias, not both")
     all_models = models()
     name, reference = split(what)
     if challenger:
         show_version("challenger:", all_models.challenge(name, reference, why=why))
     else:
-        show_version("in production:", all_models.promote(name, reference, why=why, force=force, metric=metric))
+        moved = alias or all_models.registry.alias_in_force(name)
+        promoted = all_models.promote(name, reference, why=why, force=force, metric=metric, alias=moved)
+        show_moved(all_models, moved, promoted)
     send_queue(all_models, needed=False)
 
 
 @app.command()
 def rollback(name: Name, why: Why = "") -> None:
-    """Put the version before back into production. A running service follows at once."""
+    """Move the alias in force back to the version before. A running service follows at once."""
     all_models = models()
-    show_version("in production:", all_models.rollback(name, why=why))
+    back = all_models.rollback(name, why=why)
+    show_moved(all_models, all_models.registry.alias_in_force(name), back)
     send_queue(all_models, needed=False)
 
 
@@ -126,7 +136,7 @@ def follow(
     every_s: Annotated[float, typer.Option(min=5, help="Seconds between looks, a fifth more or less.")] = 60.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and exit.")] = False,
 ) -> None:
-    """Poll W&B's production alias and bring its version to this machine; run it beside a service.
+    """Poll W&B's alias in force (FRAUD_MODEL_ALIASES) and bring its version to this machine; run it beside a service.
 
     Each version is downloaded, verified and imported before the registry names it; the service follows the
     registry. A failure is shown, reported in the service's /readyz and metrics, and retried. Each round also sends what
@@ -184,7 +194,7 @@ def models_(
     registry = models().registry
     listed = [registry.resolve(*split(name))] if name and ":" in name else registry.versions(name)
     if production:
-        listed = [version for version in listed if "production" in version.aliases]
+        listed = [version for version in listed if registry.alias_in_force(version.name) in version.aliases]
         if not listed:
             raise RegistryError("no model is in production; fraud promote NAME:candidate puts one there")
     table = Table("model", "aliases", "Bento store", "average precision", "W&B", "registered", box=None)
@@ -199,7 +209,7 @@ def models_(
 
 
 def models() -> Models:
-    return Models(WandbSettings.read())
+    return Models(WandbSettings.read(), ModelSettings.read().alias_order)
 
 
 def split(what: str) -> tuple[str, str]:
@@ -209,9 +219,15 @@ def split(what: str) -> tuple[str, str]:
     return checked_name(name), reference
 
 
-def show_version(what: str, version: Version) -> None:
+def show_version(what: str, version: Version, moved: str = "") -> None:
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
-    out.print(f"{what} {version}{aliases}, bundle {version.digest}")
+    out.print(f"{what} {version}{aliases}, bundle {version.digest}{moved and f'; the alias {moved} moved'}")
+
+
+def show_moved(all_models: Models, alias: str, version: Version) -> None:
+    """Print which alias moved, and whether it decides what is served."""
+    in_force = all_models.registry.alias_in_force(version.name)
+    show_version("in production:" if alias == in_force else f"not in force (that is {in_force}):", version, alias)
 
 
 def send_queue(all_models: Models, needed: bool = True) -> None:

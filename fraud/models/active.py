@@ -183,7 +183,7 @@ class ActiveModels:
         return f"failed: {'; '.join(errors)}" if asked == ASKED and errors else asked
 
     def describe(self) -> dict[str, Any]:
-        """Return what is served and what failed, for ``/readyz``; error texts are only logged."""
+        """Return what is served, by which alias, and what failed, for ``/readyz``; error texts are only logged."""
         failed = [
             {
                 "name": name,
@@ -203,6 +203,7 @@ class ActiveModels:
                 name: {"checked": look.checked, "failed": bool(look.error)}
                 for name, look in self.following.looks.items()
             },
+            "aliases": dict(self._served.aliases),
             "registry_readable": not self._registry_error,
             "pid": os.getpid(),
         }

@@ -50,5 +50,5 @@ def _tag_and_digest(served: Served, model: str) -> tuple[str, str | None]:
     if not model:
         return next(iter(served.champions().values())), None
     name, _, reference = model.partition(":")
-    version = served.registry.resolve(name, reference or "production")
+    version = served.registry.resolve(name, reference or served.registry.alias_in_force(name))
     return f"{name}:{short(version.digest)}", version.digest

@@ -9,7 +9,7 @@ from fraud.errors import RegistryError
 from fraud.models.registry import Version
 
 LOWER_IS_BETTER = ("brier", "calibration_error", "cost", "loss", "psi")
-LIBRARIES = ("lightgbm", "scikit-learn", "numpy")
+COMPARED_LIBRARIES = ("lightgbm", "scikit-learn", "numpy")
 
 
 class GateFailed(RegistryError):
@@ -66,8 +66,9 @@ def worse(candidate: Version, production: Version, metric: str) -> str | None:
 
 
 def mismatches(trained: Mapping[str, str], installed: Mapping[str, str]) -> dict[str, str]:
-    """Scoring libraries whose installed version differs from training's."""
-    return {name: trained[name] for name in LIBRARIES if name in trained and trained[name] != installed.get(name)}
+    """Compared libraries whose installed version differs from training's."""
+    compared = [name for name in COMPARED_LIBRARIES if name in trained]
+    return {name: trained[name] for name in compared if trained[name] != installed.get(name)}
 
 
 def release(version: str) -> tuple[str, ...]:

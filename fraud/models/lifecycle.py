@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from fraud.errors import BundleError, RegistryError
 from fraud.models import gate
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import read_manifest
-from fraud.models.registry import Event, Registry, Version
+from fraud.models.libraries import installed_libraries
+from fraud.models.registry import PRODUCTION, Event, Registry, Version
 from fraud.models.run_folder import RunFolder
-from fraud.models.verify import installed_libraries, verify
 
 
 class Lifecycle:
@@ -25,10 +25,12 @@ class Lifecycle:
     ----------
     bentoml_home : Path
         The store is its folder ``models``, the registry is ``fraud/registry.db``.
+    order : sequence of str
+        Aliases of the version to serve; the first that names a version is in force.
     """
 
-    def __init__(self, bentoml_home: Path) -> None:
-        self.registry = Registry.beside(bentoml_home)
+    def __init__(self, bentoml_home: Path, order: Sequence[str] = PRODUCTION) -> None:
+        self.registry = Registry.beside(bentoml_home, order)
         self.store = BentoStore(bentoml_home)
 
     def import_run(self, run: RunFolder) -> None:
@@ -41,7 +43,7 @@ class Lifecycle:
         """
         manifest = run.bundle.manifest
         if not self.store.holds(manifest.name, run.bundle.digest):
-            verify(run.bundle_path)
+            _verify(run.bundle_path)
             self.store.import_bundle(run.bundle_path, {"run": run.run_id})
 
     def register_run(self, run: RunFolder, aliases: tuple[str, ...]) -> Version:
@@ -69,7 +71,7 @@ class Lifecycle:
         arrived, manifest = read_manifest(model)
         if arrived != digest or manifest.name != name:
             raise BundleError(f"this should be {name}, bundle {digest}; {manifest.name}, bundle {arrived} arrived")
-        verify(model, preprocessor)
+        _verify(model, preprocessor)
         self.store.import_bundle(model, labels, preprocessor)
 
     def challenge(self, name: str, reference: str, *, why: str) -> Version:
@@ -77,9 +79,18 @@ class Lifecycle:
         return self.registry.move(name, reference, "challenger", who=who_am_i(), why=why)
 
     def promote(
-        self, name: str, reference: str, *, why: str, force: bool = False, metric: str = "average_precision"
+        self,
+        name: str,
+        reference: str,
+        *,
+        why: str,
+        force: bool = False,
+        metric: str = "average_precision",
+        alias: str | None = None,
     ) -> Version:
-        """Move ``production`` to a local version that passes the gate, or is forced with a reason.
+        """Move the alias in force, or `alias`, to a local version that passes the gate, or is forced with a reason.
+
+        The gate compares it with the version that is served now, whichever alias moves.
 
         Raises
         ------
@@ -91,15 +102,14 @@ class Lifecycle:
             raise BundleError(f"{candidate} is not in the Bento store, or is damaged there: fraud pull {candidate}")
         if force and not why.strip():
             raise RegistryError("a forced promotion needs a reason: --why")
-        in_production = self.registry.digest_of(name, "production")
-        production = self.registry.resolve(name, in_production) if in_production else None
+        in_force = self.registry.in_force(name)
+        production = self.registry.resolve(name, in_force.digest) if in_force else None
         reasons = gate.check(candidate, production, installed_libraries(), metric)
         if reasons and not force:
             raise gate.GateFailed(candidate, reasons)
         recorded = f"{why} (gate: {'; '.join(reasons)})" if reasons else why
-        return self.registry.move(
-            name, candidate.digest, "production", who=who_am_i(), why=recorded, forced=bool(reasons)
-        )
+        moved = alias or self.registry.alias_in_force(name)
+        return self.registry.move(name, candidate.digest, moved, who=who_am_i(), why=recorded, forced=bool(reasons))
 
     def rollback(self, name: str, *, why: str) -> Version:
         """Put the previous version back into production; it must be complete in the Bento store."""
@@ -112,6 +122,13 @@ class Lifecycle:
     def moves(self, name: str) -> list[dict[str, Any]]:
         """Who moved an alias of a model on this machine, when and why, newest first."""
         return [as_record(event) for event in self.registry.events(name) if event.alias]
+
+
+def _verify(bundle: Path, preprocessor: Path | None = None) -> None:
+    """Check a bundle and score its golden rows; raises `BundleError`."""
+    from fraud.models.scorer import Scorer  # takes a second to import, and a rollback needs none of it
+
+    Scorer.load(bundle, preprocessor)
 
 
 def who_am_i() -> str:

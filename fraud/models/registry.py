@@ -11,18 +11,20 @@ import contextlib
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fraud.errors import RegistryError
 from fraud.models import registry_rows as rows
 from fraud.models.names import checked_name
-from fraud.models.registry_rows import Event, EventKind, FollowStatus, Pending, Version
+from fraud.models.registry_rows import Event, FollowStatus, InForce, Pending, Version
 
-__all__ = ["ALIASES", "Event", "FollowStatus", "Pending", "Registry", "Version"]
+__all__ = ["Event", "FollowStatus", "InForce", "Pending", "Registry", "Version"]
 
-ALIASES = ("candidate", "challenger", "production", "previous")
+PRODUCTION = ("production",)
+NOT_SERVED = ("candidate", "challenger")
+"""Aliases that can be set and never decide what is served."""
 
 
 class Registry:
@@ -32,15 +34,18 @@ class Registry:
     ----------
     path : Path
         Beside the Bento store: ``$BENTOML_HOME/fraud/registry.db``.
+    order : sequence of str
+        Aliases of the version to serve: the first that names a version is in force.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, order: Sequence[str] = PRODUCTION) -> None:
         self.path = path
+        self.order = tuple(order)
 
     @classmethod
-    def beside(cls, bentoml_home: Path) -> Registry:
+    def beside(cls, bentoml_home: Path, order: Sequence[str] = PRODUCTION) -> Registry:
         """Return the registry of the Bento store of a BENTOML_HOME."""
-        return cls(bentoml_home / "fraud" / "registry.db")
+        return cls(bentoml_home / "fraud" / "registry.db", order)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -181,9 +186,22 @@ class Registry:
         return found[0] if found else None
 
     def names_in_production(self) -> list[str]:
-        """Models that have a version in production, by name."""
+        """Models of which an alias that decides what is served names a version, by name."""
         with self._reading() as db:
-            return [] if db is None else rows.names_with(db, "production")
+            return [] if db is None else rows.names_with(db, self.order)
+
+    def in_force(self, name: str) -> InForce | None:
+        """The alias in force and the digest of its bundle, or None if there is none: for a service to poll."""
+        with self._reading() as db:
+            if db is None:
+                return None
+            alias, version = rows.in_force(db, name, self.order)
+            return None if version is None else InForce(alias, rows.read(db, name, version).digest)
+
+    def alias_in_force(self, name: str) -> str:
+        """The alias that promote and rollback move: the one in force, or the first of all if there is none."""
+        found = self.in_force(name)
+        return self.order[0] if found is None else found.alias
 
     def set_wandb_version(self, name: str, digest: str, wandb_version: str) -> None:
         with self._transaction() as db:
@@ -215,27 +233,32 @@ class Registry:
         why: str,
         forced: bool = False,
     ) -> Version:
-        """Let `alias` name the version of `reference`; moving ``production`` keeps the old one as ``previous``.
+        """Let `alias` name the version of `reference`; if that changes what is served, ``previous`` names what was.
 
         If it already names that version, nothing changes and nothing is recorded.
         """
-        if alias not in ALIASES or alias == "previous":
-            raise RegistryError(f"alias {alias!r} cannot be set; allowed: candidate, challenger, production")
+        if alias not in (*NOT_SERVED, *self.order):
+            allowed = ", ".join([*NOT_SERVED, *self.order])
+            raise RegistryError(f"alias {alias!r} cannot be set; allowed: {allowed} (FRAUD_MODEL_ALIASES)")
         with self._transaction() as db:
             found = rows.find(db, name, reference)
             if len(found) != 1:
                 raise self._unresolved(db, name, reference, found)
             version, before = found[0], rows.target(db, name, alias)
             if version != before:
+                _, served = rows.in_force(db, name, self.order)
                 rows.point(db, name, alias, version)
-                if alias == "production" and before is not None:
-                    rows.point(db, name, "previous", before)
-                kind: EventKind = "promote" if alias == "production" else "alias"
-                self._moved(db, Event(name, kind, alias, version, before, who, why, forced, rows.now()))
+                if rows.in_force(db, name, self.order)[1] == served:
+                    event = Event(name, "alias", alias, version, before, who, why, forced, rows.now())
+                else:
+                    event = Event(name, "promote", alias, version, served, who, why, forced, rows.now())
+                    if served is not None:
+                        rows.point(db, name, "previous", served)
+                self._moved(db, event)
             return rows.read(db, name, version)
 
     def rollback(self, name: str, *, who: str, why: str) -> Version:
-        """Put the previous version back into production; ``previous`` then names the one before it.
+        """Let the alias in force name the previous version; ``previous`` then names the one before it.
 
         Raises
         ------
@@ -243,17 +266,18 @@ class Registry:
             There is no earlier version to go back to.
         """
         with self._transaction() as db:
-            before, version = rows.target(db, name, "production"), rows.target(db, name, "previous")
+            alias, before = rows.in_force(db, name, self.order)
+            version = rows.target(db, name, "previous")
             if before is None or version is None:
                 raise RegistryError(f"{name} has no previous version to roll back to")
-            rows.point(db, name, "production", version)
-            stack = rows.production_stack(db, name)
+            rows.point(db, name, alias, version)
+            stack = rows.served_stack(db, name)
             earlier = stack[-3] if len(stack) >= 3 else None
             if earlier is None:
                 db.execute("delete from aliases where name = ? and alias = 'previous'", (name,))
             else:
                 rows.point(db, name, "previous", earlier)
-            self._moved(db, Event(name, "rollback", "production", version, before, who, why, False, rows.now()))
+            self._moved(db, Event(name, "rollback", alias, version, before, who, why, False, rows.now()))
             return rows.read(db, name, version)
 
     def adopt(self, name: str, targets: dict[str, str | None], *, who: str, why: str) -> bool:
@@ -264,16 +288,16 @@ class Registry:
         with self._transaction() as db:
             if db.execute("select 1 from pending where name = ? and kind = 'alias'", (name,)).fetchone():
                 return False
+            _, before = rows.in_force(db, name, self.order)
             changed = False
             for alias, digest in targets.items():
                 found = [None] if digest is None else rows.find(db, name, digest)
-                before = rows.target(db, name, alias)
-                if found[0] == before:
-                    continue
-                changed = True
-                rows.point(db, name, alias, found[0])
-                if alias == "production" and found[0] is not None:
-                    rows.record(db, Event(name, "follow", alias, found[0], before, who, why, False, rows.now()))
+                if found[0] != rows.target(db, name, alias):
+                    changed = True
+                    rows.point(db, name, alias, found[0])
+            alias, version = rows.in_force(db, name, self.order)
+            if version not in (before, None):
+                rows.record(db, Event(name, "follow", alias, version, before, who, why, False, rows.now()))
             return changed
 
     def events(self, name: str | None = None) -> list[Event]:
@@ -282,20 +306,7 @@ class Registry:
             if db is None:
                 return []
             found = db.execute("select * from events where name = ifnull(?, name) order by id desc", (name,)).fetchall()
-        return [
-            Event(
-                r["name"],
-                r["kind"],
-                r["alias"],
-                r["version"],
-                r["before"],
-                r["who"],
-                r["why"],
-                bool(r["forced"]),
-                r["at"],
-            )
-            for r in found
-        ]
+        return [rows.event_of(row) for row in found]
 
     def note_following(self, name: str, error: str) -> None:
         """Record a look at where W&B's aliases point, for a service to show; `error` is empty when it went well."""
@@ -359,18 +370,7 @@ class Registry:
         """The queued changes, in the order to send them."""
         with self._reading() as db:
             found = [] if db is None else db.execute("select * from pending order by id").fetchall()
-        return [
-            Pending(
-                r["id"],
-                r["name"],
-                r["kind"],
-                json.loads(r["payload"]),
-                r["created"],
-                r["attempts"],
-                r["last_error"],
-            )
-            for r in found
-        ]
+        return [rows.pending_of(row) for row in found]
 
     def delivered(self, pending_id: int) -> None:
         with self._transaction() as db:
@@ -383,7 +383,7 @@ class Registry:
     def _moved(self, db: sqlite3.Connection, event: Event) -> None:
         event_id = rows.record(db, event)
         digests: dict[str, str | None] = {}
-        for alias in (event.alias, "previous") if event.alias == "production" else (event.alias,):
+        for alias in (event.alias,) if event.kind == "alias" else (event.alias, "previous"):
             target = rows.target(db, event.name, alias)
             digests[alias] = None if target is None else rows.read(db, event.name, target).digest
         payload = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -62,7 +63,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Event:
-    """Who moved an alias, from which version to which, when and why; `why` of a use is the key of its run."""
+    """Who moved an alias, from which version to which, when and why; `why` of a use is the key of its run.
+
+    The kinds promote, rollback and follow change the version in service: `before` is the one that was.
+    """
 
     name: str
     kind: EventKind
@@ -73,6 +77,14 @@ class Event:
     why: str
     forced: bool
     at: str
+
+
+@dataclass(frozen=True)
+class InForce:
+    """The alias that decides what is served, and the digest of the bundle that it names."""
+
+    alias: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -116,8 +128,18 @@ def digests_beginning(db: sqlite3.Connection, name: str, digits: str) -> list[st
     return [row["digest"] for row in rows]
 
 
-def names_with(db: sqlite3.Connection, alias: str) -> list[str]:
-    return [row["name"] for row in db.execute("select name from aliases where alias = ? order by name", (alias,))]
+def names_with(db: sqlite3.Connection, aliases: Sequence[str]) -> list[str]:
+    """Names of the models of which one of these aliases names a version."""
+    marks = ", ".join("?" * len(aliases))
+    found = db.execute(f"select distinct name from aliases where alias in ({marks}) order by name", tuple(aliases))
+    return [row["name"] for row in found]
+
+
+def in_force(db: sqlite3.Connection, name: str, order: Sequence[str]) -> tuple[str, int | None]:
+    """The first of these aliases that names a version, and that version; the first and None if none does."""
+    versions = {row["alias"]: row["version"] for row in db.execute("select * from aliases where name = ?", (name,))}
+    alias = next((alias for alias in order if alias in versions), order[0])
+    return alias, versions.get(alias)
 
 
 def target(db: sqlite3.Connection, name: str, alias: str) -> int | None:
@@ -149,6 +171,16 @@ def read(db: sqlite3.Connection, name: str, version: int) -> Version:
     )
 
 
+def event_of(row: sqlite3.Row) -> Event:
+    moved = (row["name"], row["kind"], row["alias"], row["version"], row["before"])
+    return Event(*moved, who=row["who"], why=row["why"], forced=bool(row["forced"]), at=row["at"])
+
+
+def pending_of(row: sqlite3.Row) -> Pending:
+    waits = (row["id"], row["name"], row["kind"], json.loads(row["payload"]))
+    return Pending(*waits, created=row["created"], attempts=row["attempts"], last_error=row["last_error"])
+
+
 def record(db: sqlite3.Connection, event: Event) -> int:
     cursor = db.execute(
         "insert into events (name, kind, alias, version, before, who, why, forced, at) values (?,?,?,?,?,?,?,?,?)",
@@ -175,10 +207,11 @@ def pend(db: sqlite3.Connection, name: str, kind: str, payload: dict[str, Any]) 
     return cursor.lastrowid
 
 
-def production_stack(db: sqlite3.Connection, name: str) -> list[int]:
-    """The stack of production versions that a rollback goes back through, oldest first."""
+def served_stack(db: sqlite3.Connection, name: str) -> list[int]:
+    """The stack of versions in service that a rollback goes back through, oldest first."""
     rows = db.execute(
-        "select kind, version, before from events where name = ? and alias = 'production' order by id",
+        "select kind, version, before from events where name = ? and kind in ('promote', 'rollback', 'follow') "
+        "order by id",
         (name,),
     )
     stack: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -16,7 +17,10 @@ from fraud.detectors.protocol import Detector
 from fraud.errors import BundleError, RequestError
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Bundle, Golden, read_bundle, row_of
+from fraud.models.libraries import differing
 from fraud.schema import RowDecoder
+
+logger = logging.getLogger(__name__)
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -104,9 +108,14 @@ class Scorer:
 
     @classmethod
     def of(cls, bundle: Bundle, max_ahead_ms: int = 86_400_000) -> Scorer:
-        """Build a checked bundle, check it against its golden rows and warm it up; raises `BundleError`."""
+        """Build a checked bundle, check it against its golden rows and warm it up; raises `BundleError`.
+
+        Libraries of other versions than in training are logged if the golden rows come out the same.
+        """
         scorer = cls(bundle, max_ahead_ms)
         scorer.verify()
+        if others := differing(bundle.manifest.libraries):
+            logger.warning("%s %s: %s; its golden rows come out the same", bundle.manifest.name, bundle.version, others)
         scorer.detector.warm_up()
         return scorer
 
@@ -135,10 +144,15 @@ class Scorer:
     def _compare(self, i: int, what: str, now: Any, then: Any) -> None:
         equal = now == then if now is None or then is None else np.array_equal(now, then, equal_nan=True)
         if not equal:
-            trained = ", ".join(f"{k} {v}" for k, v in self.bundle.manifest.libraries.items())
+            others = differing(self.bundle.manifest.libraries)
+            cause = (
+                f"these libraries differ: {others}; install the versions of training, or train again with these"
+                if others
+                else "its libraries are those of training, so its files or this processor differ"
+            )
             raise BundleError(
                 f"golden request {i} of {self.name.name} {self.name.version} gives another {what} here than in "
-                f"training ({now} instead of {then}); the model was trained with {trained}"
+                f"training ({now} instead of {then}); {cause}"
             )
 
     def score(self, X: Matrix) -> Scores:

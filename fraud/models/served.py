@@ -44,16 +44,22 @@ class Served:
     ----------
     settings : ModelSettings
     packed : Packed, optional
+
+    Attributes
+    ----------
+    aliases : dict of str to str
+        The alias in force of each model whose version the registry decides, as of the last `champions`.
     """
 
     def __init__(self, settings: ModelSettings, packed: Packed | None = None) -> None:
         self.packed = packed or Packed()
-        self.registry = Registry.beside(settings.bentoml_home)
+        self.registry = Registry.beside(settings.bentoml_home, settings.alias_order)
         self._settings = settings
         self._stores = [BentoStore(settings.bentoml_home)]
         if self.packed.store is not None:
             self._stores.insert(0, BentoStore(settings.bentoml_home, self.packed.store))
         self._names: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
 
     @property
     def names(self) -> dict[str, str]:
@@ -82,19 +88,22 @@ class Served:
     def champions(self) -> dict[str, str]:
         """Return the tags to serve, by the name a request may ask for; the first is the default.
 
-        A name without a version means the registry's production version, or else the only version in the store.
+        A name without a version means what the registry's alias in force names, or else the only version in the store.
 
         Raises
         ------
         RegistryError
             A name has no version in production, and not exactly one in the store.
         """
-        tags = {}
+        tags, aliases = {}, {}
         for name, version in self.names.items():
             if not version:
-                digest = self.registry.digest_of(name, "production")
-                version = short(digest) if digest else self._only_version(name)
+                found = self.registry.in_force(name)
+                version = short(found.digest) if found else self._only_version(name)
+                if found:
+                    aliases[name] = found.alias
             tags[name] = f"{name}:{version}"
+        self.aliases = aliases
         return tags
 
     def challengers(self, champions: Mapping[str, str]) -> dict[str, str]:
