@@ -28,7 +28,7 @@ import redis
 from bench.hardware import describe_hardware
 from fraud.checks.history import scorer_for, simulated
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -71,7 +71,7 @@ class NoHistory:
     async def labels(self, key: str) -> list[Label]:
         return []
 
-    async def find(self, question: Question) -> Page:
+    async def find(self, query: DecisionQuery) -> Page:
         return Page([], None)
 
     async def profile(self, customer_id: str) -> Profile | None:

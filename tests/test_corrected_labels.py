@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fraud.decisions.labels import Label, known_since, standing
+from fraud.decisions.labels import Label, known_since, label_in_effect
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.features.featurizer import Featurizer
@@ -131,7 +131,7 @@ def test_what_the_replay_ends_with_is_what_stands(told: list[Any]) -> None:
     labels = [Label(f"t{i}", is_fraud, START_MS + day * DAY_MS, at) for i, is_fraud, day, at in told]
     of_each = [[label for label in labels if label.transaction_id == name] for name in table["transaction_id"]]
     replayed = states_of(table, 2**62, labels=labels)
-    for row, stands in zip(rows_of(table), map(standing, of_each), strict=True):
+    for row, stands in zip(rows_of(table), map(label_in_effect, of_each), strict=True):
         assert (known_since([x for x in labels if x.transaction_id == row.transaction_id]) is not None) == bool(
             stands and stands.is_fraud
         )
@@ -164,12 +164,12 @@ def test_features_follow_a_correction_as_in_the_replay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "outcomes"),
     [
-        (Label("t1", False, START_MS + 5), ["told", "told"]),
-        (Label("t1", None, START_MS + 5), ["told", "told"]),
-        (Label("t1", True, START_MS + 5), ["told", "known"]),
-        (Label("t1", False, START_MS), ["told", "superseded"]),
-        (Label("t1", False, START_MS + 1, 9), ["told", "told"]),
-        (Label("nobody's", False, START_MS), ["told", "unknown"]),
+        (Label("t1", False, START_MS + 5), ["applied", "applied"]),
+        (Label("t1", None, START_MS + 5), ["applied", "applied"]),
+        (Label("t1", True, START_MS + 5), ["applied", "known"]),
+        (Label("t1", False, START_MS), ["applied", "superseded"]),
+        (Label("t1", False, START_MS + 1, 9), ["applied", "applied"]),
+        (Label("nobody's", False, START_MS), ["applied", "unknown"]),
     ],
 )
 def test_what_becomes_of_a_label(tmp_path: Path, second: Label, outcomes: list[str]) -> None:
@@ -191,7 +191,7 @@ def test_a_reset_customer_is_not_told_what_was_forgotten(opened: Callable[[], St
         name = table["transaction_id"][0]
         await store.apply_labels([Label(name, True, START_MS)])
         await store.reset(str(table["customer_id"][0]))
-        assert await store.apply_labels([Label(name, False, START_MS + 1)]) == ["told"]
+        assert await store.apply_labels([Label(name, False, START_MS + 1)]) == ["applied"]
         recalled = await store.recall([], [str(table["customer_id"][0])], [str(table["merchant_id"][0])])
         assert recalled.histories.customers["fraud_count"].tolist() == [0]
         assert recalled.histories.merchants["fraud_count"].tolist() == [0]
@@ -208,7 +208,7 @@ def test_decisions_of_features_models_are_labelled(opened: Callable[[], Store]) 
         await store.record([decided], None)
         assert await store.apply_labels([Label(name, True, START_MS)]) == ["unknown"]  # a transaction with a history
         label = Label(name, True, START_MS, 7, "case", "ann", model="loans")
-        assert await store.apply_labels([label, label]) == ["told", "known"]
+        assert await store.apply_labels([label, label]) == ["applied", "known"]
         assert await store.labels(decided.key) == [label]
         await store.close()
 
@@ -227,7 +227,7 @@ def test_frauds_of_a_backfill_are_known_when_the_last_one_is_taken_back(opened: 
         back = [Label(names[i], False, START_MS + 20 * DAY_MS) for i in (5, 4)]
         await store.backfill(states_of(past, 2**62, labels=frauds[:4]))
         await record(store, rest)
-        assert await store.apply_labels([*frauds[4:], *back]) == ["told"] * 4
+        assert await store.apply_labels([*frauds[4:], *back]) == ["applied"] * 4
         await assert_follows(store, states_of(table, 2**62, labels=[*frauds, *back]))
         await store.close()
 
@@ -253,7 +253,7 @@ def test_a_state_of_a_later_release_concerns_its_customer_alone(tmp_path: Path) 
         assert recalled.is_unread("c0", "m0")
         assert not recalled.is_unread("c1", "m1")
         await record(store, table[3:])
-        assert await store.apply_labels([Label("t0", True, START_MS)]) == ["told"]
+        assert await store.apply_labels([Label("t0", True, START_MS)]) == ["applied"]
         assert await store.expire(2**62) == 3  # those it can read
         assert stored() == later
         with pytest.raises(StoreError, match="a stored state has version 9 and 20 bytes; this release reads"):
@@ -275,7 +275,7 @@ def test_a_store_in_use_waits_for_no_compiler(tmp_path: Path) -> None:
         assert all(compiled)
         await record(store, table_of(""))
         labels = [Label("t1", True, START_MS + 1), Label("t2", True, START_MS + 2), Label("t1", None, START_MS + 3)]
-        assert await store.apply_labels(labels) == ["told"] * 3
+        assert await store.apply_labels(labels) == ["applied"] * 3
         await store.close()
         assert [list(kernel.signatures) for kernel in kernels] == compiled
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fraud.cli.decisions import app
 from fraud.decisions.labels import Label
-from fraud.decisions.questions import Place, Question
+from fraud.decisions.queries import DecisionQuery, Position
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest
 from fraud.history.state import TRANSACTION
@@ -56,14 +56,14 @@ def records(run: str, n: int = 40) -> list[DecisionRecord]:
 async def walk(store: Store, **question: Any) -> list[str]:
     """All pages of a question, three at a time."""
     names: list[str] = []
-    after: Place | None = None
+    after: Position | None = None
     while True:
-        page = await store.find(Question(**question, after=after, limit=3))
+        page = await store.find(DecisionQuery(**question, after=after, limit=3))
         assert len(page.found) <= 3
         names += [str(found.record.transaction_id) for found in page.found]
         if page.next is None:
             return names
-        after = Place.of(page.next.cursor())
+        after = Position.of(page.next.cursor())
 
 
 def test_every_question_finds_what_a_plain_filter_does(opened: Callable[[], Store]) -> None:
@@ -99,7 +99,7 @@ def test_every_question_finds_what_a_plain_filter_does(opened: Callable[[], Stor
         ]
         for question, wanted in questions:
             if type(getattr(store, "remote", None)).__name__ == "RedisStore":
-                with pytest.raises(InvalidRequest, match="Redis alone tells of a decision by its transaction id"):
+                with pytest.raises(InvalidRequest, match="Redis alone finds a decision by its transaction id"):
                     await walk(store, **question)
                 continue
             found = await walk(store, model=f"{name}m", **question)
@@ -138,7 +138,7 @@ def test_one_decision_has_its_transaction_its_reasons_and_its_labels(
         assert decision["customer_id"] == instance["customer_id"]
         assert len(decision["reasons"]) == 5
         (label,) = answer["labels"]
-        assert (label["verdict"], label["label_time"], label["source"]) == ("fraud", "2026-02-01T00:00:00.000Z", "http")
+        assert (label["label"], label["label_time"], label["source"]) == ("fraud", "2026-02-01T00:00:00.000Z", "http")
         status, answer = service.call("GET", "/v1/decisions/never-scored")
         assert (status, answer["error"]["code"]) == (404, "unknown_transaction")
 
@@ -147,7 +147,7 @@ def test_ids_in_a_question_are_hidden_as_they_are_in_the_store(scorer: Scorer, t
     options = StoreOptions(tmp_path, durable=False, personal_fields=("customer_id", "device_id"), personal_key="k")
     with Asked(scorer, open_store("sqlite:", options)) as service:
         service.score([{**transactions(1, 62)[0], "customer_id": "dora", "device_id": "her phone"}])
-        found = service.runner.run(service.pipeline.store.find(Question(customer_id="dora"))).found
+        found = service.runner.run(service.pipeline.store.find(DecisionQuery(customer_id="dora"))).found
         assert len(found) == 1
         sent = json.loads(found[0].record.transaction)
         assert sent["customer_id"] == found[0].record.customer_id != "dora"
@@ -181,8 +181,8 @@ def test_decisions_are_asked_for_over_http(scorer: Scorer, tmp_path: Path) -> No
 def test_a_cursor_that_is_none_is_refused() -> None:
     for cursor in ("x", "abcd", "ä", "A" * 40):
         with pytest.raises(InvalidRequest, match="send the cursor as an earlier answer gave it"):
-            Place.of(cursor)
-    assert Place.of(Place(5, -7).cursor()) == Place(5, -7)
+            Position.of(cursor)
+    assert Position.of(Position(5, -7).cursor()) == Position(5, -7)
 
 
 def test_the_commands_show_list_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

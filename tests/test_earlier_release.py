@@ -183,7 +183,7 @@ def test_its_redis_is_brought_up_recalled_and_goes_on(home: Path, tmp_path: Path
         answers = [row for i in range(0, 30, 6) for row in await ask(beside, INSTANCES[i : i + 6])]
         first_ms = (await own.recall(["t77-3"], [], [])).decided["t77-3"].event_time_ms
         frauds = [Label(f"t77-{i}", True, first_ms + i * DAY_MS) for i in TOLD]
-        assert await own.apply_labels(frauds) == ["told"] * 3
+        assert await own.apply_labels(frauds) == ["applied"] * 3
 
         assert await ask(pipeline, INSTANCES[:30]) == answers  # those on record
         assert set((await store.recall([f"tiny-features\x1ff{i}" for i in range(3)], [], [])).decided) == {
@@ -202,7 +202,7 @@ def test_its_redis_is_brought_up_recalled_and_goes_on(home: Path, tmp_path: Path
             Label("t78-1", True, first_ms + 60 * DAY_MS),
         ]
         for some in (store, own):
-            assert await some.apply_labels(more) == ["known", "told", "told", "told"]
+            assert await some.apply_labels(more) == ["known", "applied", "applied", "applied"]
         await assert_same(store, own)
         await pipeline.close()
         await beside.close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fraud.decisions.labels import Label, known_since, standing
+from fraud.decisions.labels import Label, known_since, label_in_effect
 from fraud.errors import DataError
 from fraud.features.featurizer import Featurizer
 from fraud.schema import Feature, FeatureSpec
@@ -83,7 +83,7 @@ def test_the_replay_of_a_table_is_what_telling_its_labels_gives(
     assert loaded["transaction_id"].tolist() == table["transaction_id"].tolist()
     for row in loaded.itertuples():
         own = [label for label in labels if label.transaction_id == row.transaction_id]
-        stands = standing(own)
+        stands = label_in_effect(own)
         assert row.label == (-1 if stands is None or stands.is_fraud is None else int(stands.is_fraud))
         if row.label == 1:
             assert row.label_time_ms == known_since(own)
@@ -156,4 +156,4 @@ def test_a_table_of_features_trains_on_the_label_that_stands(tmp_path: Path, cap
     assert table["label"].tolist() == [0, 1]
     assert table["label_time_ms"].tolist() == [1767398400000] * 2
     assert np.array_equal(table["x"], [1.0, np.nan], equal_nan=True)
-    assert "t.csv: 2 rows are further labels of transactions; of each the latest label stands" in caplog.text
+    assert "t.csv: 2 rows are further labels of transactions; of each the latest label is in effect" in caplog.text

@@ -63,7 +63,15 @@ def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service:
     ]
     status, answer = service.call("POST", "/v1/labels", {"labels": labels})
     assert status == 200
-    assert [row.get("outcome") for row in answer["labels"]] == ["told", "told", "unknown", None, "known", "told", None]
+    assert [row.get("outcome") for row in answer["labels"]] == [
+        "applied",
+        "applied",
+        "unknown",
+        None,
+        "known",
+        "applied",
+        None,
+    ]
     assert [row["transaction_id"] for row in answer["labels"][:6]] == [label["transaction_id"] for label in labels[:6]]
     refused = {i: answer["labels"][i]["error"] for i in (3, 6)}
     assert refused[3] == {
@@ -75,7 +83,7 @@ def test_each_label_gets_its_outcome_in_order_and_a_bad_one_fails_alone(service:
     assert refused[6]["message"] == "missing transaction_id, is_fraud; did you mean 'transaction_id' for 'transaction'"
     assert answer["labels"][6]["transaction_id"] is None
     assert service.pipeline.counts == service.pipeline.counts | {
-        "labels_told": 3,
+        "labels_applied": 3,
         "labels_known": 1,
         "labels_unknown": 1,
         "labels_refused": 2,
@@ -90,7 +98,7 @@ def test_a_label_may_come_in_the_forms_of_a_table(service: Service) -> None:
         {"transaction_id": "1001", "is_fraud": True, "label_time": "2026-03-01T12:30:00Z"},
         {"transaction_id": "1001.0", "is_fraud": 0, "label_time": "2026-03-01T14:30+01:00"},
     ]
-    assert service.outcomes(forms) == ["told", "known", "told"]
+    assert service.outcomes(forms) == ["applied", "known", "applied"]
     _, answer = service.call("POST", "/v1/labels", {"labels": [{**forms[0], "is_fraud": 2}, {**forms[0], "x": 1}]})
     assert [error["message"] for error in answer["errors"]] == [
         "Expected `bool | null`, got `int`; 2 arrived",
@@ -140,7 +148,7 @@ def test_every_label_bad_is_one_error_with_all_of_them(service: Service) -> None
 def test_who_told_is_noted_and_nobody_is_named(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "fraud.serving.labels"):
         service.call("POST", "/v1/labels", {"labels": [FRAUD]})
-    assert re.search(r"labels told: 1 of 1, transactions [0-9a-f]{16}, key none, request \S+", caplog.text)
+    assert re.search(r"labels applied: 1 of 1, transactions [0-9a-f]{16}, key none, request \S+", caplog.text)
     assert "t44-0" not in caplog.text
 
 
@@ -151,7 +159,7 @@ def test_a_label_time_before_the_event_counts_as_the_events(opened: Callable[[],
         ids = [instance["transaction_id"] for instance in instances]
         early = {"is_fraud": True, "label_time": rfc3339(START_MS - 60 * DAY_MS)}
         labels = [{**early, "transaction_id": ids[1]}, {**early, "transaction_id": ids[1], "label_time": rfc3339(1)}]
-        assert service.outcomes(labels) == ["told", "known"]
+        assert service.outcomes(labels) == ["applied", "known"]
         recalled = service.runner.run(service.pipeline.store.recall(ids, [instances[0]["customer_id"]], []))
         state = recalled.histories.customers
         assert state["last_label_time"].tolist() == [recalled.decided[ids[1]].event_time_ms]
@@ -173,7 +181,7 @@ def test_a_thousand_labels_are_told_in_small_steps(opened: Callable[[], Store], 
         ids = [instance["transaction_id"] for instance in instances]
         ids += [f"nobody's{i}" for i in range(880)]
         labels = [{"transaction_id": name, "is_fraud": True} for name in ids]
-        assert service.outcomes(labels) == ["told"] * 120 + ["unknown"] * 880
+        assert service.outcomes(labels) == ["applied"] * 120 + ["unknown"] * 880
         assert calls == [AT_ONCE] * (1000 // AT_ONCE)
         assert service.outcomes(labels) == ["known"] * 120 + ["unknown"] * 880
 
@@ -183,7 +191,7 @@ def test_a_label_finds_the_customer_whose_id_is_kept_as_a_hash(scorer: Scorer, t
     with Service(scorer, open_store("sqlite:", options)) as service:
         instance = {**transactions(1, 47)[0], "customer_id": "dora", "merchant_id": "m1"}
         service.score([instance])
-        assert service.outcomes([{"transaction_id": instance["transaction_id"], "is_fraud": True}]) == ["told"]
+        assert service.outcomes([{"transaction_id": instance["transaction_id"], "is_fraud": True}]) == ["applied"]
         assert service.call("GET", "/v1/users/dora/profile")[1]["frauds"] == 1
         recalled = service.runner.run(service.pipeline.store.recall([], ["dora"], ["m1"]))
         assert recalled.histories.merchants["fraud_count"].tolist() == [1]
@@ -212,14 +220,14 @@ def test_a_store_that_is_gone_takes_no_label_and_loses_none(
         instances = of_run(f"gone{faulty}{fault}", transactions(4, 48, customers=2, merchants=2))
         service.score(instances)
         labels = [{"transaction_id": instance["transaction_id"], "is_fraud": True} for instance in instances]
-        assert service.outcomes(labels[:1]) == ["told"]
+        assert service.outcomes(labels[:1]) == ["applied"]
         if fault == "killed":
             server.kill()
         else:
             server.freeze()
         status, answer = service.call("POST", "/v1/labels", {"labels": labels[:3]})
         if faulty == "redis before postgresql":  # which has the record
-            assert (status, [row["outcome"] for row in answer["labels"]]) == (200, ["known", "told", "told"])
+            assert (status, [row["outcome"] for row in answer["labels"]]) == (200, ["known", "applied", "applied"])
         else:
             assert (status, answer["error"]["code"]) == (503, "unavailable")
             assert int(service.headers["retry-after"]) >= 1
@@ -230,8 +238,8 @@ def test_a_store_that_is_gone_takes_no_label_and_loses_none(
         service.runner.run(until_back(store))
         outcomes = service.outcomes(labels)
         assert outcomes[0] == "known"
-        assert outcomes[3] == "told"
-        assert set(outcomes[1:3]) <= {"told", "known"}  # a call given up may still have reached a frozen server
+        assert outcomes[3] == "applied"
+        assert set(outcomes[1:3]) <= {"applied", "known"}  # a call given up may still have reached a frozen server
         assert service.outcomes(labels) == ["known"] * 4
         _, states = alone(scorer, instances)
         of_record: Store = getattr(store, "cold", store)
@@ -261,7 +269,7 @@ def test_a_fraud_changes_the_merchants_risk_exactly_as_the_offline_replay(served
     status, told = served.ask(
         "/v1/labels", {"labels": [{"transaction_id": fraud, "is_fraud": True, "label_time": label_time}]}
     )
-    assert (status, told) == (200, {"labels": [{"transaction_id": fraud, "outcome": "told"}]})
+    assert (status, told) == (200, {"labels": [{"transaction_id": fraud, "outcome": "applied"}]})
     assert served.ask("/predict", {"instances": instances[6:7]})[0] == 200
     assert served.ask("/explain", {"instances": instances[7:]})[0] == 200
 
@@ -326,13 +334,13 @@ def test_labels_and_profiles_are_counted_under_their_own_names(served: Served) -
         'fraud_requests_total{route="/v1/labels",status="200"}',
         'fraud_requests_total{route="/v1/users/{id}/profile",status="200"}',
         'fraud_requests_total{route="/v1/users/{id}/profile",status="404"}',
-        'fraud_labels_total{outcome="told"}',
+        'fraud_labels_total{outcome="applied"}',
         'fraud_labels_total{outcome="unknown"}',
     }
     wait_until(lambda: expected <= {name for name, value in metrics().items() if value})
     assert not [name for name in metrics() if "body" in name]
     log = (Path(served.environment["BENTOML_HOME"]) / "log").read_text()
-    assert "labels told: 1 of 2" in log
+    assert "labels applied: 1 of 2" in log
     assert "/v1/users/{id}/profile" in log
     assert "body" not in log
 
@@ -361,11 +369,11 @@ def test_the_example_of_the_docs(
     assert json.loads(done.stdout) == json.loads(answer)
     (python,) = blocks["python"]
     exec(at(python, served.url), {"instance": instance})
-    assert capsys.readouterr().out == "told 2\n"
+    assert capsys.readouterr().out == "applied 2\n"
 
     (tmp_path / "frauds.csv").write_text(blocks["csv"][0])
     command = [str(Path(sys.executable).parent / "fraud"), *shlex.split(label)[1:]]
-    for shown in ("1 told, 1 known before, 0 unknown", "0 told, 2 known before, 0 unknown"):
+    for shown in ("1 applied, 1 known before, 0 unknown", "0 applied, 2 known before, 0 unknown"):
         done = subprocess.run(command, cwd=tmp_path, env=served.environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == f"2 of 2 frauds: {shown}"
     assert served.ask("/v1/users/c-7/profile")[1]["frauds"] == 3
@@ -406,7 +414,7 @@ def test_a_file_of_labels_is_read_as_one_of_transactions(tmp_path: Path) -> None
         ("transaction_id\n", "frauds.csv: the file has no rows"),
         (
             "transaction_id,label_time\nt-1,\nt-2,yesterday\n,\n",
-            "frauds.csv: 2 of 3 rows cannot be told, so none was\n"
+            "frauds.csv: 2 of 3 rows cannot be applied, so none was\n"
             "row 2.label_time: Invalid RFC3339 encoded datetime; send RFC 3339 with a zone, such as "
             '"2026-01-31T12:30:00Z"; "yesterday" arrived\n'
             'row 3.transaction_id: Expected `str` of length >= 1; "" arrived',

@@ -112,7 +112,7 @@ def test_windows_end_with_the_last_transaction_and_not_with_a_label(service: Ser
     for days in (3, 60):
         label_time_ms = START_MS + days * 86_400_000
         told = service.pipeline.store.apply_labels([Label(instances[days % 2]["transaction_id"], True, label_time_ms)])
-        assert service.runner.run(told) == ["told"]
+        assert service.runner.run(told) == ["applied"]
         profile = service.call("GET", "/v1/users/cara/profile")[1]
         frauds = {"transactions": 2, "frauds": 1} if days == 3 else {"transactions": 0, "frauds": 0}
         assert {key: profile["windows"]["1d"][key] for key in frauds} == frauds

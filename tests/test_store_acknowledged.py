@@ -187,7 +187,7 @@ def test_a_label_finds_a_decision_that_redis_still_holds(
             await store.apply_labels(frauds)
         await asyncio.to_thread(postgres_server.start)
         await until_back(store)
-        assert await store.apply_labels(frauds) == ["told", "unknown"]
+        assert await store.apply_labels(frauds) == ["applied", "unknown"]
         await store.close()
 
     asyncio.run(run())

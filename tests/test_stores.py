@@ -79,7 +79,7 @@ def test_parity_with_the_offline_replay(opened: Callable[[], Store], arriving: t
     assert result.out_of_order > 0
     assert result.late > 0
     assert result.repeated > 30
-    assert result.frauds_told > 0
+    assert result.frauds_applied > 0
     assert result.holds, result
 
 
@@ -113,7 +113,7 @@ def test_a_fraud_is_told_once_and_only_of_what_was_scored(opened: Callable[[], S
         await score(pipeline, instances)
         first = Label(instances[0]["transaction_id"], True, START_MS + 86_400_000)
         unknown = Label("never scored", True, START_MS)
-        assert await store.apply_labels([first, unknown]) == ["told", "unknown"]
+        assert await store.apply_labels([first, unknown]) == ["applied", "unknown"]
         assert await store.apply_labels([first]) == ["known"]
         assert await store.apply_labels([unknown]) == ["unknown"]
         recalled = await store.recall([], [instances[0]["customer_id"]], [instances[0]["merchant_id"]])

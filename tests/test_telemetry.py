@@ -132,13 +132,13 @@ def test_swaps_and_the_versions_served(made: Made) -> None:
 
 
 def test_what_the_data_plane_counts_is_taken_over_once(made: Made) -> None:
-    counts = {"rows": 5, "rows_recalled": 2, "degraded_history": 3, "labels_told": 7}
+    counts = {"rows": 5, "rows_recalled": 2, "degraded_history": 3, "labels_applied": 7}
     made.telemetry.watch(lambda: 17, lambda: counts)
     assert made.value("fraud_queue_rows") == 17
     counts |= {"rows_recalled": 4}
     assert made.value("fraud_rows_recalled_total") == 4
     assert made.value("fraud_degraded_rows_total", reason="history") == 3
-    assert made.value("fraud_labels_total", outcome="told") == 7
+    assert made.value("fraud_labels_total", outcome="applied") == 7
     assert made.value("fraud_memory_bytes") == pytest.approx(resident_bytes(), rel=0.2)
 
 

@@ -1,4 +1,4 @@
-"""The labels of a table: when each is known, and which of several for one transaction stands."""
+"""The labels of a table: when each is known, and which of several for one transaction is in effect."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def read_labels(reader: Reader, mapping: Mapping, labelled: bool, event_time_ms:
 def fold_labels(reader: Reader, mapping: Mapping) -> NDArray[Any] | None:
     """Make one row of the rows of one transaction that differ in their label and its time alone.
 
-    Of the labels the one with the latest time stands, and of several of that time the one furthest down. The row that
-    is left is the first that says what stands without being contradicted since; it takes the place of the transaction's
-    first row. Rows that differ in anything else stay, for the caller to refuse.
+    The label with the latest time is in effect; of several with that time, the one furthest down. The row that is kept
+    is the first of the consecutive rows that end with the label in effect and agree with it; it takes the place of the
+    transaction's first row. Rows that differ in anything else are kept, for the caller to refuse.
 
     Returns
     -------
     every_label : (n,) object or None
-        For each row that is left a list of (label, time in ms): all that was said of a transaction that had several
-        rows, in the order in which it became known; empty for the others. None where no transaction had several.
+        For each row that is kept, the (label, time in ms) of every row of its transaction in the order in which they
+        became known; empty for transactions with one row. None if no transaction has several.
 
     Raises
     ------
@@ -123,12 +123,12 @@ def fold_labels(reader: Reader, mapping: Mapping) -> NDArray[Any] | None:
         first = rows[0]
         is_left[rows[1:]] = False
         if said:
-            stands = found.label[said[-1]]
-            takes[first] = [*takewhile(lambda i: found.label[i] == stands, reversed(said))][-1]  # noqa: B023
+            effective = found.label[said[-1]]
+            takes[first] = [*takewhile(lambda i: found.label[i] == effective, reversed(said))][-1]  # noqa: B023
             every_label[first] = [(int(found.label[i]), int(found.time_ms[i])) for i in said]
     reader.take(takes[is_left])
     _logger.info(
-        "%s: %s rows are further labels of transactions; of each the latest label stands",
+        "%s: %s rows are further labels of transactions; of each the latest label is in effect",
         *(reader.source, f"{n - int(is_left.sum()):,}"),
     )
     return every_label[is_left]

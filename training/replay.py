@@ -196,8 +196,8 @@ def _frauds_of(table: pd.DataFrame) -> tuple[Ints, Ints, Ints]:
         single = frauds[[not said for said in table[EVERY_LABEL].iloc[frauds]]]
         known = sorted([*several, *((label_times[i], i, 1) for i in single)], key=lambda label: label[0])
         kept, does = label_effects([i for _, i, _ in known], [label == 1 for *_, label in known])
-        told = np.array([known[k][:2] for k in kept], np.int64).reshape(-1, 2)
-        return np.ascontiguousarray(told[:, 1]), np.ascontiguousarray(told[:, 0]), does
+        effective = np.array([known[k][:2] for k in kept], np.int64).reshape(-1, 2)
+        return np.ascontiguousarray(effective[:, 1]), np.ascontiguousarray(effective[:, 0]), does
     label_times = label_times[frauds]
     order = np.argsort(label_times, kind="stable")
     return frauds[order], label_times[order], np.full(len(frauds), MARK_FRAUD, np.int64)

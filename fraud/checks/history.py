@@ -61,7 +61,7 @@ class Parity:
     late: int
     out_of_order: int
     repeated: int
-    frauds_told: int
+    frauds_applied: int
     differing_values: int
     maximum_difference: float
     differing_answers: int
@@ -89,7 +89,7 @@ def parity(rows: Rows = 20_000, store: StoreUrl = "sqlite", seed: Seed = 1) -> N
         )
     out.print(
         f"rows {result.rows}, late by more than a minute {result.late}, before an earlier one {result.out_of_order}, "
-        f"sent twice {result.repeated}, frauds told {result.frauds_told}\n"
+        f"sent twice {result.repeated}, frauds applied {result.frauds_applied}\n"
         f"values that differ {result.differing_values}, maximum difference {result.maximum_difference:g}, "
         f"answers that differ {result.differing_answers}, degraded {result.degraded}\n"
         f"{result.rows / result.seconds:,.0f} rows/s, one at a time"
@@ -161,13 +161,13 @@ async def measure_parity(
     again = np.where(rng.random(len(table)) < repeat_share, (rng.random(len(table)) * np.arange(len(table))), -1)
     first: dict[int, Decision] = {}
     wanted = set(again[again >= 0].astype(int).tolist())
-    frauds, told, differing_answers, degraded = _frauds(table), 0, 0, 0
+    frauds, applied, differing_answers, degraded = _frauds(table), 0, 0, 0
     started = time.perf_counter()
     for i in track(range(len(table)), "scoring", disable=not show):
-        due = [fraud for fraud in frauds[told : told + 100] if fraud.label_time_ms <= arrivals[i]]
+        due = [fraud for fraud in frauds[applied : applied + 100] if fraud.label_time_ms <= arrivals[i]]
         if due:
-            told += len(due)
-            if await store.apply_labels(due) != ["told"] * len(due):
+            applied += len(due)
+            if await store.apply_labels(due) != ["applied"] * len(due):
                 raise ValueError("a label was not taken though its transaction had been scored")
         decision = await _decide(pipeline, instances[i], int(arrivals[i]))
         degraded += bool(decision.degraded)
@@ -187,7 +187,7 @@ async def measure_parity(
         late=int((arrivals - times > MINUTE_MS).sum()),
         out_of_order=int((times < np.maximum.accumulate(times)).sum()),
         repeated=len(again[again >= 0]),
-        frauds_told=told,
+        frauds_applied=applied,
         differing_values=differing,
         maximum_difference=difference,
         differing_answers=int(differing_answers),

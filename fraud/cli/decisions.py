@@ -1,4 +1,4 @@
-"""`fraud decisions`: what was decided, by transaction or by question, and what was said of it since."""
+"""`fraud decisions`: recorded decisions and their labels, one by transaction id or those that match a query."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast, get_args
 
 import msgspec
 import typer
 from rich.console import Console
 
 from fraud.cli.history import StoreUrl, with_store
-from fraud.decisions.labels import Verdict
-from fraud.decisions.questions import Question
+from fraud.decisions.labels import LabelValue, value_in_effect
+from fraud.decisions.policy import Action
+from fraud.decisions.queries import DecisionQuery
 from fraud.decisions.record import decision_key_of
+from fraud.decisions.verdict import ACTIONS
 from fraud.errors import UnknownTransaction
 from fraud.stores.protocol import Store
 
-app = typer.Typer(no_args_is_help=True, help="Decisions on record: show one, list or export those asked for.")
+app = typer.Typer(no_args_is_help=True, help="Recorded decisions: show one, list or export those that match.")
 out = Console(soft_wrap=True, highlight=False)
 
 AT_ONCE = 500
@@ -31,8 +33,8 @@ Model = Annotated[str | None, typer.Option("--model", help="The features model t
 
 @app.command()
 def show(transaction_id: str, model: Model = None, store: StoreUrl = None) -> None:
-    """Print one decision with its reasons, the transaction as it was sent, and every label that was told of it."""
-    from fraud.serving.decisions import DecisionAnswer, recorded, told, verdict_of
+    """Print one decision with its reasons, the transaction as it was sent, and all its labels."""
+    from fraud.serving.decisions import DecisionAnswer, recorded_decision, recorded_label
 
     key = decision_key_of(transaction_id, model)
 
@@ -41,7 +43,7 @@ def show(transaction_id: str, model: Model = None, store: StoreUrl = None) -> No
         if record is None:
             raise UnknownTransaction
         labels = await opened.labels(key)
-        return DecisionAnswer(recorded(record, verdict_of(labels)), [told(label) for label in labels])
+        return DecisionAnswer(recorded_decision(record, value_in_effect(labels)), [recorded_label(x) for x in labels])
 
     out.print_json(msgspec.json.encode(with_store(store, read)).decode())
 
@@ -53,24 +55,24 @@ def list_(
     decision: Annotated[str | None, typer.Option(help="approve, review or decline.")] = None,
     label: Annotated[str | None, typer.Option(help="fraud, legitimate, or none: without a label.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="By this model.")] = None,
-    version: Annotated[str | None, typer.Option(help="By the version whose digest begins so.")] = None,
+    version: Annotated[str | None, typer.Option(help="By the version whose digest begins with this.")] = None,
     since: Time = None,
     until: Time = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most; with --out all.")] = 50,
     file: Annotated[Path | None, typer.Option("--out", help="Write all of them here: .csv, else JSON lines.")] = None,
     store: StoreUrl = None,
 ) -> None:
-    """Write the decisions asked for, the latest first: JSON, one a line, or CSV."""
-    from fraud.serving.decisions import RecordedDecision, recorded
+    """Write the decisions that match, the latest first: JSON, one a line, or CSV."""
+    from fraud.serving.decisions import RecordedDecision, recorded_decision
 
-    for value, allowed in ((decision, ("approve", "review", "decline")), (label, ("fraud", "legitimate", "none"))):
+    for value, allowed in ((decision, ACTIONS), (label, get_args(LabelValue))):
         if value is not None and value not in allowed:
             raise typer.BadParameter(f"{value!r}; allowed: {', '.join(allowed)}")
-    question = Question(
+    query = DecisionQuery(
         customer,
         merchant,
-        cast("Literal['approve', 'review', 'decline'] | None", decision),
-        cast("Verdict | None", label),
+        cast("Action | None", decision),
+        cast("LabelValue | None", label),
         model,
         version,
         _ms(since),
@@ -80,11 +82,11 @@ def list_(
     most = None if file else limit
 
     async def pages(opened: Store) -> AsyncIterator[RecordedDecision]:
-        asked, n = question, 0
+        asked, n = query, 0
         while True:
             page = await opened.find(asked)
-            for _, record, verdict in page.found:
-                yield recorded(record, verdict)
+            for _, record, value in page.found:
+                yield recorded_decision(record, value)
                 n += 1
                 if n == most:
                     return

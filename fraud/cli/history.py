@@ -93,33 +93,35 @@ def label(
         typer.Option(
             "--data",
             help="CSV of transactions: transaction_id and, where they differ from fraud known from now on, is_fraud "
-            "(1, 0, or none to take a label back) and label_time; model for decisions of a features model.",
+            "(1, 0, or none to withdraw a label) and label_time; model for decisions of a features model.",
         ),
     ],
     store: StoreUrl = None,
 ) -> None:
-    """Tell what became of transactions: fraud unless is_fraud says otherwise, known from label_time on, or from now.
+    """Label transactions: as fraud unless is_fraud says otherwise, known from label_time on, or from now.
 
-    Telling a file again changes nothing: what was told before is known.
+    Labelling with the same file again changes nothing.
     """
     from fraud.serving.labels import apply_labels
 
     labels = read_labels(data)
-    told: list[LabelOutcome] = []
+    outcomes: list[LabelOutcome] = []
 
-    async def tell(opened: Store) -> None:
-        async for _, outcomes in apply_labels(opened, labels):
-            told.extend(outcomes)
+    async def apply(opened: Store) -> None:
+        async for _, some in apply_labels(opened, labels):
+            outcomes.extend(some)
 
     try:
-        with_store(store, tell)
+        with_store(store, apply)
     finally:
-        unknown = [label.transaction_id for label, outcome in zip(labels, told, strict=False) if outcome == "unknown"]
-        superseded = f"{told.count('superseded'):,} superseded by a later one, " if "superseded" in told else ""
+        unknown = [
+            label.transaction_id for label, outcome in zip(labels, outcomes, strict=False) if outcome == "unknown"
+        ]
+        superseded = f"{outcomes.count('superseded'):,} superseded by a later one, " if "superseded" in outcomes else ""
         what = "frauds" if all(label.is_fraud for label in labels) else "labels"
         out.print(
-            f"{len(told):,} of {len(labels):,} {what}: {told.count('told'):,} told, "
-            f"{told.count('known'):,} known before, {superseded}{len(unknown):,} unknown"
+            f"{len(outcomes):,} of {len(labels):,} {what}: {outcomes.count('applied'):,} applied, "
+            f"{outcomes.count('known'):,} known before, {superseded}{len(unknown):,} unknown"
             + (f": {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}" if unknown else "")
         )
 
@@ -150,10 +152,10 @@ def read_labels(data: Path) -> list[Label]:
         )
     rows: list[Label | RequestError] = []
     for number, row in enumerate(file.read(file.header).to_pylist(), 1):
-        verdict = row.get("is_fraud") or "1"
+        is_fraud = row.get("is_fraud") or "1"
         said = {name: value for name, value in row.items() if value is not None} | {
             "transaction_id": row["transaction_id"] or "",
-            "is_fraud": IS_FRAUD.get(one_text(verdict.lower()), verdict),
+            "is_fraud": IS_FRAUD.get(one_text(is_fraud.lower()), is_fraud),
         }
         raw = orjson.dumps(said)
         rows.append(read_label(raw, f"row {number}", now_ms, max_ahead_ms, source="file", actor=user_name()))
@@ -161,7 +163,7 @@ def read_labels(data: Path) -> list[Label]:
         raise DataError(f"{data.name}: the file has no rows")
     wrong = [row for row in rows if isinstance(row, RequestError)]
     if wrong:
-        lines = [f"{data.name}: {len(wrong):,} of {len(rows):,} rows cannot be told, so none was"]
+        lines = [f"{data.name}: {len(wrong):,} of {len(rows):,} rows cannot be applied, so none was"]
         raise DataError("\n".join([*lines, *(f"{error.path}: {error.message}" for error in wrong[:10])]))
     return [row for row in rows if isinstance(row, Label)]
 

@@ -20,8 +20,9 @@ import numpy as np
 from fraud.decisions.record import decision_key_of
 from fraud.history.frauds import MARK_FRAUD, NOTE_FRAUD
 
-Verdict = Literal["fraud", "legitimate", "none"]
-LabelOutcome = Literal["told", "known", "superseded", "unknown"]
+LabelValue = Literal["fraud", "legitimate", "none"]
+"""What a label says of its transaction; ``none`` withdraws what earlier labels said."""
+LabelOutcome = Literal["applied", "known", "superseded", "unknown"]
 """The outcome of a label: now in effect; same as before; superseded by a later one; transaction not recorded."""
 
 
@@ -59,7 +60,7 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
         return decision_key_of(self.transaction_id, self.model)
 
     @property
-    def verdict(self) -> Verdict:
+    def value(self) -> LabelValue:
         return "none" if self.is_fraud is None else "fraud" if self.is_fraud else "legitimate"
 
     @property
@@ -69,9 +70,15 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.label_time_ms, self.arrived_ms, blake2b(said, digest_size=8).digest()
 
 
-def standing(labels: Iterable[Label]) -> Label | None:
-    """Return the label of a transaction that is in effect."""
+def label_in_effect(labels: Iterable[Label]) -> Label | None:
+    """Return the label of a transaction that is in effect, or None if there are no labels."""
     return max(labels, key=lambda label: label.order, default=None)
+
+
+def value_in_effect(labels: Iterable[Label]) -> LabelValue:
+    """Return what the label in effect says; ``none`` if there is none."""
+    effective = label_in_effect(labels)
+    return "none" if effective is None else effective.value
 
 
 def known_since(labels: Iterable[Label]) -> int | None:
@@ -87,14 +94,14 @@ def known_since(labels: Iterable[Label]) -> int | None:
 
 def outcome_of(label: Label, before: Sequence[Label]) -> LabelOutcome:
     """Return the outcome of a label, given the earlier labels of its transaction."""
-    stood = standing(before)
-    if (stood.verdict if stood is not None else "none") == label.verdict:
+    if value_in_effect(before) == label.value:
         return "known"
-    return "told" if stood is None or label.order > stood.order else "superseded"
+    effective = label_in_effect(before)
+    return "applied" if effective is None or label.order > effective.order else "superseded"
 
 
 def label_effects(
-    transaction_of: Sequence[int], verdicts: Sequence[bool | None]
+    transaction_of: Sequence[int], is_fraud: Sequence[bool | None]
 ) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """Return which labels change a history, and the effect of each.
 
@@ -102,7 +109,8 @@ def label_effects(
     ----------
     transaction_of : sequence of int, n
         The transaction of each label; labels in the order (label time, arrival, digest).
-    verdicts : sequence of bool or None, n
+    is_fraud : sequence of bool or None, n
+        What each label says, as `Label.is_fraud`.
 
     Returns
     -------
@@ -112,16 +120,16 @@ def label_effects(
         The effect of each, as `fraud.history.frauds.apply_labels` reads it: `MARK_FRAUD`, `NOTE_FRAUD`, or the index in
         `kept` of the label whose fraud is withdrawn.
     """
-    told_by: dict[int, int] = {}
+    marked_by: dict[int, int] = {}
     kept: list[int] = []
     does: list[int] = []
-    for j, (transaction, is_fraud) in enumerate(zip(transaction_of, verdicts, strict=True)):
-        standing_at = told_by.get(transaction)
-        if is_fraud:
-            does.append(MARK_FRAUD if standing_at is None else NOTE_FRAUD)
-            told_by.setdefault(transaction, len(kept))
-        elif standing_at is not None:
-            does.append(told_by.pop(transaction))
+    for j, (transaction, says_fraud) in enumerate(zip(transaction_of, is_fraud, strict=True)):
+        earlier = marked_by.get(transaction)
+        if says_fraud:
+            does.append(MARK_FRAUD if earlier is None else NOTE_FRAUD)
+            marked_by.setdefault(transaction, len(kept))
+        elif earlier is not None:
+            does.append(marked_by.pop(transaction))
         else:
             continue
         kept.append(j)

@@ -1,17 +1,18 @@
-"""Recorded decisions: one by its transaction, or those that a question asks for, page by page."""
+"""`GET /v1/decisions`: recorded decisions, one by its transaction id or those that match a query, page by page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from fraud.decisions.anomaly import Anomaly
-from fraud.decisions.labels import Label, Verdict, standing
-from fraud.decisions.questions import Place, Question
+from fraud.decisions.labels import Label, LabelValue, value_in_effect
+from fraud.decisions.policy import Action
+from fraud.decisions.queries import DecisionQuery, Position
 from fraud.decisions.record import DecisionRecord, decision_key_of
 from fraud.errors import UnknownTransaction
 from fraud.forms import checked_id
@@ -21,55 +22,55 @@ from fraud.serving.parameters import parameters
 from fraud.stores.protocol import Store
 
 DECISIONS = "/v1/decisions"
-MOST = 200
+MAX_DECISIONS = 200
 
 
-class OneDecision(msgspec.Struct):
-    """Which decision is wanted."""
+class DecisionParameters(msgspec.Struct):
+    """The transaction whose decision is wanted."""
 
-    transaction_id: Annotated[Id, Meta(description="As it was scored, percent-encoded as a path asks for.")]
+    transaction_id: Annotated[Id, Meta(description="As it was scored, percent-encoded.")]
     model: Annotated[
         Id | None, Meta(description="The features model that decided; none for transactions with a history.")
     ] = None
 
 
-class DecisionsWanted(msgspec.Struct):
-    """Which decisions are wanted, the latest first; all conditions hold together."""
+class QueryParameters(msgspec.Struct):
+    """Conditions on the decisions wanted; all hold together. The latest decision comes first."""
 
     customer_id: Annotated[Id | None, Meta(description="Of this customer.")] = None
     merchant_id: Annotated[Id | None, Meta(description="At this merchant.")] = None
-    decision: Annotated[Literal["approve", "review", "decline"] | None, Meta(description="Decided so.")] = None
-    label: Annotated[Verdict | None, Meta(description="Whose label that stands says so; none: without one.")] = None
+    decision: Annotated[Action | None, Meta(description="This decision.")] = None
+    label: Annotated[LabelValue | None, Meta(description="The label in effect; none: without one.")] = None
     model: Annotated[Id | None, Meta(description="By this model.")] = None
     version: Annotated[
         Annotated[str, Meta(pattern=r"^(sha256:)?[0-9a-f]{1,64}$")] | None,
-        Meta(description="By the version whose digest begins so."),
+        Meta(description="By the version whose digest begins with this."),
     ] = None
     since: Annotated[Moment | None, Meta(description="Made at this time or later, RFC 3339 with a zone.")] = None
     until: Annotated[Moment | None, Meta(description="Made before this time.")] = None
-    cursor: Annotated[str | None, Meta(description="The next of an earlier answer to the same question.")] = None
-    limit: Annotated[int, Meta(ge=1, le=MOST, description="How many at most.")] = 50
+    cursor: Annotated[str | None, Meta(description="The value of next in an earlier answer to the same query.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_DECISIONS, description="How many at most.")] = 50
 
 
-class LabelTold(msgspec.Struct):
-    """One label as it was told."""
+class RecordedLabel(msgspec.Struct):
+    """One label as it arrived."""
 
-    verdict: Verdict
+    label: LabelValue
     label_time: str
     arrived: str
     source: str
     actor: str
 
 
-class ReasonRecorded(msgspec.Struct):
-    """A feature that moved the score much."""
+class RecordedReason(msgspec.Struct):
+    """A feature that changed the raw margin most."""
 
     feature: str
     contribution: Annotated[float, Meta(description="what it added to the raw margin, in the unit of the model")]
 
 
 class RecordedDecision(msgspec.Struct):
-    """A decision as it is on record."""
+    """A decision as it was recorded."""
 
     transaction_id: str | None
     model: str
@@ -86,17 +87,17 @@ class RecordedDecision(msgspec.Struct):
     customer_id: str | None
     merchant_id: str | None
     amount: float | None
-    label: Annotated[Verdict, Meta(description="what the label that stands says")]
-    reasons: Sequence[ReasonRecorded]
+    label: Annotated[LabelValue, Meta(description="the label in effect")]
+    reasons: Sequence[RecordedReason]
     transaction: Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "as it was sent; null if not kept"})]
     anomaly: Annotated[Anomaly | None, Meta(description="null from a model that does not measure it")]
 
 
 class DecisionAnswer(msgspec.Struct):
-    """A decision and all its labels, in the order they were told."""
+    """A decision and all its labels, in the order in which they arrived."""
 
     decision: RecordedDecision
-    labels: Sequence[LabelTold]
+    labels: Sequence[RecordedLabel]
 
 
 class DecisionsAnswer(msgspec.Struct):
@@ -113,17 +114,18 @@ def decision_routes(store: Callable[[], Store]) -> list[Route]:
     """`GET /v1/decisions` and `GET /v1/decisions/{transaction_id}`."""
 
     async def show(call: Call) -> Answer:
-        asked = parameters(call, OneDecision)
+        asked = parameters(call, DecisionParameters)
         key = decision_key_of(checked_id(asked.transaction_id, "$.transaction_id"), asked.model)
         record = (await store().recall([key], [], [])).decided.get(key)
         if record is None:
             raise UnknownTransaction
         labels = await store().labels(key)
-        return Answer(_encode(DecisionAnswer(recorded(record, verdict_of(labels)), [told(label) for label in labels])))
+        decision = recorded_decision(record, value_in_effect(labels))
+        return Answer(_encode(DecisionAnswer(decision, [recorded_label(label) for label in labels])))
 
     async def find(call: Call) -> Answer:
-        page = await store().find(question_of(parameters(call, DecisionsWanted)))
-        found = [recorded(record, label) for _, record, label in page.found]
+        page = await store().find(query_of(parameters(call, QueryParameters)))
+        found = [recorded_decision(record, label) for _, record, label in page.found]
         return Answer(_encode(DecisionsAnswer(found, None if page.next is None else page.next.cursor())))
 
     return [
@@ -132,9 +134,9 @@ def decision_routes(store: Callable[[], Store]) -> list[Route]:
             DECISIONS,
             "read",
             find,
-            "The decisions on record that a question asks for, the latest first, page by page.",
+            "The recorded decisions that match a query, the latest first, page by page.",
             answer=DecisionsAnswer,
-            parameters=DecisionsWanted,
+            parameters=QueryParameters,
             tag="History",
         ),
         Route(
@@ -142,28 +144,28 @@ def decision_routes(store: Callable[[], Store]) -> list[Route]:
             f"{DECISIONS}/{{transaction_id}}",
             "read",
             show,
-            "One decision on record with its reasons, the transaction as it was sent, and its labels.",
+            "One recorded decision with its reasons, the transaction as it was sent, and its labels.",
             answer=DecisionAnswer,
-            parameters=OneDecision,
+            parameters=DecisionParameters,
             fails={404: "No decision on this transaction is on record."},
             tag="History",
         ),
     ]
 
 
-def question_of(wanted: DecisionsWanted) -> Question:
-    """Return what a caller asks for as a store takes it.
+def query_of(wanted: QueryParameters) -> DecisionQuery:
+    """Return the query of a store that parameters describe.
 
     Raises
     ------
     InvalidRequest
-        A time is before 1970, or the cursor is none.
+        A time is before 1970, or the cursor is not one of an earlier answer.
     """
     since, until = (
         None if moment is None else time_ms(moment, name, "$", None, 0)
         for name, moment in (("since", wanted.since), ("until", wanted.until))
     )
-    return Question(
+    return DecisionQuery(
         None if wanted.customer_id is None else checked_id(wanted.customer_id, "$.customer_id"),
         None if wanted.merchant_id is None else checked_id(wanted.merchant_id, "$.merchant_id"),
         wanted.decision,
@@ -172,12 +174,12 @@ def question_of(wanted: DecisionsWanted) -> Question:
         wanted.version,
         since,
         until,
-        None if wanted.cursor is None else Place.of(wanted.cursor),
+        None if wanted.cursor is None else Position.of(wanted.cursor),
         wanted.limit,
     )
 
 
-def recorded(record: DecisionRecord, label: Verdict) -> RecordedDecision:
+def recorded_decision(record: DecisionRecord, label: LabelValue) -> RecordedDecision:
     """Return a decision record as callers read it."""
     has_history = bool(record.customer_id)
     return RecordedDecision(
@@ -197,22 +199,16 @@ def recorded(record: DecisionRecord, label: Verdict) -> RecordedDecision:
         record.merchant_id,
         record.amount if has_history else None,
         label,
-        [ReasonRecorded(feature, contribution) for feature, contribution in record.reasons],
+        [RecordedReason(feature, contribution) for feature, contribution in record.reasons],
         msgspec.Raw(record.transaction or b"null"),
         None if record.anomaly is msgspec.UNSET else record.anomaly,
     )
 
 
-def told(label: Label) -> LabelTold:
+def recorded_label(label: Label) -> RecordedLabel:
     """Return a label as callers read it."""
     times = readable_time(label.label_time_ms), readable_time(label.arrived_ms)
-    return LabelTold(label.verdict, *times, label.source, label.actor)
-
-
-def verdict_of(labels: Sequence[Label]) -> Verdict:
-    """Return what the label that stands says."""
-    stands = standing(labels)
-    return "none" if stands is None else stands.verdict
+    return RecordedLabel(label.value, *times, label.source, label.actor)
 
 
 def readable_time(ms: int) -> str:

@@ -1,6 +1,6 @@
-"""Labels: what became of transactions, told to the histories by whoever learned of it. Who did so is in the log.
+"""`POST /v1/labels`: labels of scored transactions. The log says which API key sent which.
 
-Telling asks for the scope score: who may have transactions scored may label them.
+The scope is score: whoever may score transactions may label them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import blake2b
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,7 @@ from msgspec import Meta
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.errors import RequestError
 from fraud.forms import as_flag, as_id, as_it_is, as_moment, checked_id, in_other_forms
+from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import explained, refuse_controls
 from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, time_ms
@@ -31,16 +32,16 @@ logger = logging.getLogger("fraud.serving.labels")
 
 LABELS = "/v1/labels"
 AT_ONCE = 50
-"""Labels told in one call of the store, so that no score waits long for them and no call outlives its budget."""
+"""Labels in one call of the store: no score waits long for them, and no call exceeds its time budget."""
 
 
 class LabelRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """What became of one transaction; one that nobody tells of counts as legitimate."""
+    """The label of one transaction. A transaction without a label counts as legitimate."""
 
     transaction_id: Annotated[Id, Meta(description="as it was scored")]
-    is_fraud: Annotated[bool | None, Meta(description="fraud or legitimate; null takes back what was said before")]
+    is_fraud: Annotated[bool | None, Meta(description="fraud or legitimate; null withdraws the earlier labels")]
     label_time: Annotated[
-        Moment | None, Meta(description="when it became known, RFC 3339 with a zone; now by default")
+        Moment | None, Meta(description="since when it is known, RFC 3339 with a zone; now by default")
     ] = None
     model: Annotated[
         Id | None, Meta(description="the features model that decided; none for transactions with a history")
@@ -48,7 +49,7 @@ class LabelRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LabelsRequest(msgspec.Struct):
-    """Labels, each read by itself."""
+    """Labels; each is checked by itself."""
 
     labels: Annotated[
         list[Annotated[msgspec.Raw, described_by(LabelRequest)]],
@@ -56,30 +57,23 @@ class LabelsRequest(msgspec.Struct):
     ] = []
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of a label."""
+class LabelResult(msgspec.Struct, frozen=True):
+    """What was done with one label."""
 
     transaction_id: str
     outcome: Annotated[
         LabelOutcome,
         Meta(
-            description="told: it stands now; known: the same stood before; superseded: kept, but one of a later label "
-            "time stands; unknown: the transaction is not on record"
+            description="applied: now in effect; known: the same was in effect before; superseded: kept, but a label "
+            "with a later label_time is in effect; unknown: the transaction is not on record"
         ),
     ]
 
 
 class LabelsAnswer(msgspec.Struct):
-    """One element per label, in order."""
+    """One element for each label, in order."""
 
-    labels: Sequence[Either[Outcome, Refused]]
-
-
-class Plane(Protocol):
-    """What is needed of the pipeline: its store, and the counts that telemetry shows."""
-
-    store: Store
-    counts: Counter[str]
+    labels: Sequence[Either[LabelResult, Refused]]
 
 
 _decode = msgspec.json.Decoder(LabelRequest).decode
@@ -89,12 +83,12 @@ _FORMS = {"transaction_id": as_id, "is_fraud": as_flag, "label_time": as_moment,
 _REQUIRED = ("transaction_id", "is_fraud")
 
 
-def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
-    """`POST /v1/labels`."""
+def label_routes(pipeline: Callable[[], Pipeline], max_ahead_ms: int) -> list[Route]:
+    """`POST /v1/labels`; a label's time may be at most `max_ahead_ms` after the clock."""
 
-    async def tell(call: Call) -> Answer:
+    async def take(call: Call) -> Answer:
         raws = decode_labels(await call.json_body())
-        serving = plane()
+        store, counts = pipeline().store, pipeline().counts
         now_ms = time.time_ns() // 1_000_000
         actor = str(call.scope.get("fraud.key_id", ""))
         rows: list[Label | RequestError] = []
@@ -106,18 +100,18 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
                 n_bytes = 0
                 await asyncio.sleep(0)
         problems = [row for row in rows if isinstance(row, RequestError)]
-        serving.counts["labels_refused"] += len(problems)
+        counts["labels_refused"] += len(problems)
         if len(problems) == len(rows):
             raise RowsRefused(problems)
         outcomes: list[LabelOutcome] = []
-        async for some, told in apply_labels(serving.store, [row for row in rows if isinstance(row, Label)]):
-            for outcome, n in Counter(told).items():
-                serving.counts[f"labels_{outcome}"] += n
-            _note(call, some, told)
-            outcomes += told
+        async for some, results in apply_labels(store, [row for row in rows if isinstance(row, Label)]):
+            for outcome, n in Counter(results).items():
+                counts[f"labels_{outcome}"] += n
+            _log(call, some, results)
+            outcomes += results
         in_order = iter(outcomes)
         answers = [
-            Outcome(row.transaction_id, next(in_order))
+            LabelResult(row.transaction_id, next(in_order))
             if isinstance(row, Label)
             else Refused(transaction_id_of(raw), Problem(row.code, row.message, row.path))
             for raw, row in zip(raws, rows, strict=True)
@@ -129,8 +123,8 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
             "POST",
             LABELS,
             "score",
-            tell,
-            "Tell what became of scored transactions: fraud, legitimate, or take a label back; histories follow.",
+            take,
+            "Label scored transactions as fraud or legitimate, or withdraw their labels; the histories follow.",
             request=LabelsRequest,
             answer=LabelsAnswer,
             tag="History",
@@ -139,14 +133,14 @@ def label_routes(plane: Callable[[], Plane], max_ahead_ms: int) -> list[Route]:
 
 
 def decode_labels(body: bytes) -> list[msgspec.Raw]:
-    """Return the labels of a body, each still JSON.
+    """Return the labels of a body, each as JSON.
 
     Raises
     ------
     MalformedJson
-        The body is no JSON.
+        The body is not JSON.
     InvalidRequest
-        It is, but is no object with 1 to 1000 labels.
+        It is not an object with 1 to 1000 labels.
     """
     labels = decode_body(_decode_envelope, body, '{"labels": [{"transaction_id": "t-1", "is_fraud": true}]}').labels
     expect_count(len(labels), "labels")
@@ -156,20 +150,20 @@ def decode_labels(body: bytes) -> list[msgspec.Raw]:
 def read_label(
     raw: bytes | msgspec.Raw, path: str, now_ms: int, max_ahead_ms: int, *, source: str = "http", actor: str = ""
 ) -> Label | RequestError:
-    """Return what a label says, or why it cannot be taken.
+    """Return a label, or the error that refuses it.
 
     Parameters
     ----------
     raw : bytes
         The label as JSON.
     path : str
-        Where it stood, such as ``$.labels[2]``.
+        Its path in the request, such as ``$.labels[2]``, for errors.
     now_ms : int
-        The clock, ms since the epoch: when the label arrived, and the time of one that names none.
+        When the label arrived, ms since the epoch; also its label time if it has none.
     max_ahead_ms : int
-        How far a label's time may lie ahead of the clock, ms.
+        How far a label's time may be ahead of the clock, ms.
     source, actor : str
-        What it came by, and who told it; see `fraud.decisions.labels.Label`.
+        See `fraud.decisions.labels.Label`.
     """
     try:
         said = bytes(raw)
@@ -194,28 +188,28 @@ def read_label(
 async def apply_labels(
     store: Store, labels: Sequence[Label]
 ) -> AsyncIterator[tuple[Sequence[Label], list[LabelOutcome]]]:
-    """Tell a store labels, some at a time; yields those with what became of each.
+    """Apply labels in a store, `AT_ONCE` at a time; yields these with the outcome of each.
 
     Raises
     ------
     StoreError
-        The store does not take them now. What was yielded is told; telling all of them again changes nothing of it.
+        The store does not take them now. The labels yielded before are applied; sending all of them again is safe.
     """
     for start in range(0, len(labels), AT_ONCE):
         some = labels[start : start + AT_ONCE]
         yield some, await store.apply_labels(some)
 
 
-def _note(call: Call, labels: Sequence[Label], told: Sequence[LabelOutcome]) -> None:
-    """Log who told of which transactions; they stand in the log as hashes, as a customer does."""
+def _log(call: Call, labels: Sequence[Label], outcomes: Sequence[LabelOutcome]) -> None:
+    """Log which API key labelled which transactions; the log has their ids as hashes."""
     logger.info(
-        "labels told: %d of %d, transactions %s, key %s, request %s",
-        told.count("told"),
-        len(told),
+        "labels applied: %d of %d, transactions %s, key %s, request %s",
+        outcomes.count("applied"),
+        len(outcomes),
         ",".join(
             blake2b(label.transaction_id.encode(), digest_size=8).hexdigest()
-            for label, outcome in zip(labels, told, strict=True)
-            if outcome == "told"
+            for label, outcome in zip(labels, outcomes, strict=True)
+            if outcome == "applied"
         )
         or "none",
         call.scope.get("fraud.key_id", "none"),

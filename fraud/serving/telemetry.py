@@ -79,7 +79,7 @@ METRICS = (
         "fraud_labels_total",
         "counter",
         ("outcome",),
-        "Labels that arrived: told, known before, superseded, of an unknown transaction, or refused.",
+        "Labels that arrived: applied, known before, superseded, of an unknown transaction, or refused.",
     ),
     Metric("fraud_store_waiting", "gauge", (), "Decisions that wait for a store that does not answer, all workers."),
     Metric("fraud_store_off", "gauge", ("store",), "Workers for which a store is off now, by the store."),

@@ -1,4 +1,4 @@
-"""How labels change the states of a store: what each does, and which frauds a state has to be told anew."""
+"""How labels change the states of a store: the effect of each, and the other frauds that a state needs for it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fraud.history.updates import minor_units
 from fraud.stores.protocol import KnownFraud
 from fraud.stores.states import apply_transactions
 
-Told = tuple[int, float, int]
-"""A fraud as a state is told it: event time, amount, and since when it is known, ms."""
-Others = Callable[[], Sequence[Told]]
-"""Returns the frauds that a state contains beside the one that is taken back."""
+Fraud = tuple[int, float, int]
+"""A fraud as a state takes it: event time, ms; amount; since when it is known, ms."""
+Others = Callable[[], Sequence[Fraud]]
+"""Returns the frauds that a state contains beside the one that is withdrawn."""
 
 
 class Effect(NamedTuple):
@@ -31,18 +31,18 @@ class Effect(NamedTuple):
     ----------
     outcome : LabelOutcome
     is_new : bool
-        Whether it is to be written: it was not told before, word for word.
+        Whether it has to be written: the same label did not come before.
     noted : tuple of int, optional
         Event time, and since when the label calls the transaction fraud.
-    before, after : Told, optional
+    before, after : Fraud, optional
         The fraud that the states contain, and what they are to contain.
     """
 
     outcome: LabelOutcome
     is_new: bool
     noted: tuple[int, int] | None = None
-    before: Told | None = None
-    after: Told | None = None
+    before: Fraud | None = None
+    after: Fraud | None = None
 
     @property
     def changes(self) -> bool:
@@ -58,7 +58,7 @@ def effect_of(label: Label, record: DecisionRecord, labels: Sequence[Label], kno
     record : DecisionRecord
         Of its transaction.
     labels : sequence of Label
-        Those told of it before.
+        Its earlier labels.
     known_ms : int or None
         Since when the states know it as fraud, if they do.
     """
@@ -85,9 +85,9 @@ def labelled(blob: bytes | None, dtype: np.dtype[np.void], effect: Effect, conta
     blob : bytes or None
         The state before; of a later release it stays as it is.
     contains : bool
-        Whether the state contains the fraud that stood before, which it does not after a reset.
+        Whether the state contains the earlier fraud, which it does not after a reset.
     others : callable
-        Is called if the state has to be told its other frauds anew.
+        Called if the other frauds of the state have to be applied again.
     """
     if blob is not None and not is_readable(blob):
         return blob
@@ -96,33 +96,33 @@ def labelled(blob: bytes | None, dtype: np.dtype[np.void], effect: Effect, conta
         _note(states, *effect.noted)
     if effect.before != effect.after:
         if effect.before is not None and contains:
-            _take_back(states, effect.before, others)
+            _withdraw(states, effect.before, others)
         if effect.after is not None:
-            _tell(states, *effect.after)
+            _mark(states, *effect.after)
     return encode(states[0], 1 if blob is None else updates_of(blob) + 1)
 
 
 def needs_others(blob: bytes | None, dtype: np.dtype[np.void], effect: Effect) -> bool:
-    """Tell whether `labelled` will ask for the other frauds of a state that contains the one before."""
+    """Return whether `labelled` will ask for the other frauds of a state that contains the one before."""
     if blob is None or effect.before is None or effect.before == effect.after or not is_readable(blob):
         return False
     return bool(_needs_others(decode([blob], dtype), *effect.before))
 
 
-def _take_back(states: Records, fraud: Told, others: Others) -> None:
+def _withdraw(states: Records, fraud: Fraud, others: Others) -> None:
     time, amount, known = fraud
     if not _needs_others(states, time, amount, known):
         _subtract(states, time, known)
         return
     left = others()
-    if len(left) + 1 < int(states["fraud_count"][0]):  # a release that kept no list of them told it some
+    if len(left) + 1 < int(states["fraud_count"][0]):  # an earlier release kept no list of some of them
         _subtract(states, time, known)
         last = max(((then, int(minor_units(much))) for then, much, _ in left), default=(int(NEVER), 0))
         states["last_fraud_time"][0], states["last_fraud_amount"][0] = last
         return
     _forget(states)
-    for told in left:
-        _tell(states, *told)
+    for other in left:
+        _mark(states, *other)
 
 
 @njit(cache=True, nogil=True)
@@ -131,7 +131,7 @@ def _note(states: Any, time: Any, label_time: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _tell(states: Any, time: Any, amount: Any, label_time: Any) -> Any:
+def _mark(states: Any, time: Any, amount: Any, label_time: Any) -> Any:
     mark_fraud(states[0], time, amount, label_time)
 
 
@@ -150,9 +150,9 @@ def _forget(states: Any) -> Any:
     forget_frauds(states[0])
 
 
-def known_fraud(told: Told, record: DecisionRecord) -> KnownFraud:
-    """Return a fraud as it is kept for the day it has to be taken back."""
-    return KnownFraud(*told, record.customer_id, record.merchant_id)
+def known_fraud(fraud: Fraud, record: DecisionRecord) -> KnownFraud:
+    """Return a fraud as stores keep it, so that it can be withdrawn."""
+    return KnownFraud(*fraud, record.customer_id, record.merchant_id)
 
 
 def compile_kernels() -> None:
@@ -163,7 +163,7 @@ def compile_kernels() -> None:
     customers, merchants = decode([None], CUSTOMER), decode([None], MERCHANT)
     for states in (customers, merchants):
         _note(states, 0, 0)
-        _tell(states, 0, 1.0, 0)
+        _mark(states, 0, 1.0, 0)
         _needs_others(states, 0, 1.0, 0)
         _subtract(states, 0, 0)
         _forget(states)

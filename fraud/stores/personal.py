@@ -9,7 +9,7 @@ from hashlib import blake2b
 import msgspec
 
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -68,11 +68,11 @@ class Pseudonymous:
     async def labels(self, key: str) -> list[Label]:
         return await self.store.labels(key)
 
-    async def find(self, question: Question) -> Page:
-        customer, merchant = question.customer_id, question.merchant_id
+    async def find(self, query: DecisionQuery) -> Page:
+        customer, merchant = query.customer_id, query.merchant_id
         return await self.store.find(
             replace(
-                question,
+                query,
                 customer_id=customer if customer is None else self._of_customers([customer])[0],
                 merchant_id=merchant if merchant is None else self._of_merchants([merchant])[0],
             )

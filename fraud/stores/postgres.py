@@ -16,7 +16,7 @@ import psycopg
 
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import Writer, void_mark
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest, StoreError
 from fraud.features.featurizer import Records
@@ -210,9 +210,9 @@ class PostgresStore:
 
         return await self._reading.use(read)
 
-    async def find(self, question: Question) -> Page:
-        where, values = conditions(question, "id", "fraud.models", "%b")
-        query = (
+    async def find(self, query: DecisionQuery) -> Page:
+        where, values = conditions(query, "id", "fraud.models", "%b")
+        statement = (
             "SELECT s.id, s.time_ms, s.label, d.record FROM fraud.search AS s JOIN fraud.decisions AS d ON d.id = s.id "
             f"WHERE {where} ORDER BY s.time_ms DESC, s.id DESC LIMIT %b"
         )
@@ -221,14 +221,14 @@ class PostgresStore:
             try:
                 async with db.transaction():
                     await db.execute(f"SET LOCAL statement_timeout = {round(SEARCH_S * 1000)}".encode())
-                    return await fetch_all(db, query, [*values, question.limit + 1])
+                    return await fetch_all(db, statement, [*values, query.limit + 1])
             except psycopg.errors.QueryCanceled:
                 return None
 
         rows = await self._searching.use(read)
         if rows is None:
             raise InvalidRequest(TOO_WIDE)
-        return page_of(rows, question)
+        return page_of(rows, query)
 
     async def profile(self, customer_id: str) -> Profile | None:
         async def read(db: Connection) -> Blobs:

@@ -9,14 +9,14 @@ import numpy as np
 import psycopg
 
 from fraud.decisions.chain import Anchor, extend
-from fraud.decisions.labels import Label, LabelOutcome, standing
+from fraud.decisions.labels import Label, LabelOutcome, value_in_effect
 from fraud.decisions.marks import is_marked, place_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.history.state import CUSTOMER, MERCHANT
-from fraud.stores.labelling import Effect, Told, effect_of, labelled, needs_others
+from fraud.stores.labelling import Effect, Fraud, effect_of, labelled, needs_others
 from fraud.stores.protocol import KnownFraud
-from fraud.stores.rows import VERDICTS, decode_label, encode_label, row_key, search_row
+from fraud.stores.rows import LABEL_VALUES, decode_label, encode_label, row_key, search_row
 from fraud.stores.states import Written
 
 Connection = psycopg.AsyncConnection[Any]
@@ -61,11 +61,9 @@ async def apply_label(
     if not effect.is_new:
         return effect.outcome, written
     await append_labels(db, [label], audit_key)
-    stands = standing([*before, label])
-    assert stands is not None
     await db.execute(
         "UPDATE fraud.search SET label = %b WHERE id = (SELECT id FROM fraud.decisions WHERE key = %b)",
-        [VERDICTS.index(stands.verdict), label.key],
+        [LABEL_VALUES.index(value_in_effect([*before, label])), label.key],
     )
     if effect.changes:
         owners = (("customer", record.customer_id, CUSTOMER), ("merchant", record.merchant_id, MERCHANT))
@@ -80,7 +78,7 @@ async def apply_label(
 
 
 async def labels_of(db: Connection, key: str) -> list[Label]:
-    """Return the labels of a decision, in the order they were told."""
+    """Return the labels of a decision, in the order in which they arrived."""
     cursor = await db.execute("SELECT label FROM fraud.labels WHERE key = %b ORDER BY seq", [key], binary=True)
     return [decode_label(blob) for (blob,) in await cursor.fetchall()]
 
@@ -113,7 +111,7 @@ async def append_labels(db: Connection, labels: Sequence[Label], audit_key: byte
 
 
 async def keep_frauds(db: Connection, frauds: Sequence[KnownFraud], key: str | None = None) -> None:
-    """Keep frauds that states were told, for the day they have to be taken back; `key` is that of a decision."""
+    """Keep the frauds that states contain, so that they can be withdrawn; `key` is that of a decision."""
     if not frauds:
         return
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
@@ -134,7 +132,7 @@ async def forget_frauds_of(db: Connection, kind: str, numbers: Sequence[int]) ->
 
 
 async def add_search_rows(db: Connection, rows: Sequence[tuple[int, DecisionRecord, int]]) -> None:
-    """Make decisions searchable: each with its id and the number of the label that stands."""
+    """Make decisions searchable: each with its id and the number of the label in effect."""
     if not rows:
         return
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [], [], [])
@@ -158,7 +156,7 @@ async def _follow(
     query = (
         f"SELECT event_time_ms, amount, known_ms FROM fraud.known_frauds WHERE {kind} = %b AND key IS DISTINCT FROM %b"
     )
-    others: list[Told] = []
+    others: list[Fraud] = []
     if contains and needs_others(None if found is None else found[0], dtype, effect):
         cursor = await db.execute(query.encode(), [number, key], binary=True)
         others = [(event, amount, known) for event, amount, known in await cursor.fetchall()]

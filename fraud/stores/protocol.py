@@ -1,7 +1,7 @@
 """Where histories and decisions live: the protocol that every store keeps to, and its types.
 
 A store keeps three things: the states of customers and merchants, the decisions, and the labels of these.
-`record` writes a decision and tells the two states of its transaction in one atomic
+`record` writes a decision and updates the two states of its transaction in one atomic
 step, so that a transaction id counts once, whoever sends it how often.
 """
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.profile import Profile
@@ -141,30 +141,30 @@ class Store(Protocol):
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
-        """Record decisions, each with its own key, and tell the states. Those recalled as unrecorded may be among them.
+        """Record decisions, each with its own key, and update the states; also those recalled as unrecorded.
 
         Parameters
         ----------
         decided : sequence of DecisionRecord, n of them
         transactions : (n,) records of `fraud.history.state.TRANSACTION`, or None
-            What the states are told of each; None where the decisions have no history.
+            The update of the states by each; None where the decisions have no history.
         recalled : Recalled, optional
             What `recall` returned for them: saves a look at the states if nobody changed them since.
         """
 
     async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
-        """Add labels to those of the recorded transactions; the states follow the label that stands."""
+        """Add labels to those of the recorded transactions; the states follow the label in effect."""
 
     async def labels(self, key: str) -> list[Label]:
-        """Return all labels of a decision (`DecisionRecord.key`), in the order they were told."""
+        """Return all labels of a decision (`DecisionRecord.key`), in the order in which they arrived."""
 
-    async def find(self, question: Question) -> Page:
-        """Return the decisions that a question asks for, the latest first.
+    async def find(self, query: DecisionQuery) -> Page:
+        """Return the decisions that match a query, the latest first.
 
         Raises
         ------
         InvalidRequest
-            This store answers by id alone, or the question takes too long.
+            This store answers by id alone, or the query takes too long.
         """
 
     async def profile(self, customer_id: str) -> Profile | None:

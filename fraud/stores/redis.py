@@ -28,7 +28,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest, SettingsError, StoreDown, StoreError
 from fraud.features.featurizer import Records
@@ -79,7 +79,7 @@ return false
 """
 
 # KEYS and ARGV as above without stamps. A decision on record replaces what stands there; a state is written if it was
-# told more than the one that is there.
+# has more updates than the one that is there.
 REFRESH = """
 local n, mark_s, state_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 for i = 1, n do
@@ -184,7 +184,7 @@ class RedisStore:
         return Recorded(first.decided + second.decided, written=written)
 
     async def refresh(self, decided: Sequence[DecisionRecord], customers: Written, merchants: Written) -> None:
-        """Write states that a store of record holds, where it was told more; and decisions that it has on record."""
+        """Write states that a store of record holds, where it has more updates; and decisions that it has on record."""
         marks = {_decision(d.key): _encode_record(d) for d in decided}
         blobs = {customer_key(k): v for k, v in customers.items()} | {merchant_key(k): v for k, v in merchants.items()}
         await self._answered(
@@ -195,7 +195,7 @@ class RedisStore:
         )
 
     async def hold(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> None:
-        """Keep decisions for the store of record, with what the states are told of them, until `let_go`."""
+        """Keep decisions for the store of record, with the updates of the states, until `let_go`."""
         told = [b""] * len(decided) if transactions is None else [t.tobytes() for t in transactions]
         held = {d.key: msgspec.msgpack.encode((d, some)) for d, some in zip(decided, told, strict=True)}
         await self._answered(self._redis.hset(UNRECORDED, mapping=cast(Any, held)))
@@ -224,9 +224,9 @@ class RedisStore:
     async def labels(self, key: str) -> list[Label]:
         return await self._answered(self._labels.of(key))
 
-    async def find(self, question: Question) -> Page:
+    async def find(self, query: DecisionQuery) -> Page:
         raise InvalidRequest(
-            "Redis alone tells of a decision by its transaction id, for FRAUD_DECISION_TTL_DAYS; for other questions "
+            "Redis alone finds a decision by its transaction id, for FRAUD_DECISION_TTL_DAYS; for other queries "
             "set FRAUD_STORE to sqlite: or postgresql://…, or FRAUD_COLD_STORE to a postgresql:// behind it"
         )
 

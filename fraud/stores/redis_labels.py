@@ -14,7 +14,7 @@ from fraud.decisions.labels import Label, LabelOutcome, known_since
 from fraud.decisions.record import DecisionRecord
 from fraud.history.encoding import updates_of
 from fraud.history.state import CUSTOMER, MERCHANT
-from fraud.stores.labelling import Told, effect_of, labelled, needs_others
+from fraud.stores.labelling import Fraud, effect_of, labelled, needs_others
 from fraud.stores.migrations import first_label, steps_after
 from fraud.stores.protocol import KnownFraud
 from fraud.stores.rows import decode_record
@@ -25,7 +25,7 @@ SCHEMA = "fraud:schema"
 MIGRATION_LOCK = "fraud:migrating"
 STAMP_BYTES = 8
 HEADER = struct.Struct(">8sI")
-"""Before a state: a stamp that no other write has, and how many things the state was told."""
+"""Before a state: a stamp that no other write has, and the number of updates of the state."""
 
 # KEYS: a decision's labels, its customer's and its merchant's state, and the frauds of each.
 # ARGV: the labels and the stamps that were read, seconds that labels and states live, the labels and the states to
@@ -77,12 +77,12 @@ class RedisLabels:
         self._script = client.register_script(LABEL)
 
     async def of(self, key: str) -> list[Label]:
-        """Return the labels of a decision, in the order they were told."""
+        """Return the labels of a decision, in the order in which they arrived."""
         blob: Any = await self._redis.get(labels_key(key))
         return [] if blob is None else _decode_labels(blob)
 
     async def apply(self, label: Label, record: DecisionRecord) -> LabelOutcome:
-        """Add a label; the states of its customer and its merchant follow the one that stands."""
+        """Add a label; the states of its customer and its merchant follow the one in effect."""
         owners = [(customer_key(record.customer_id), CUSTOMER)] if record.customer_id else []
         owners += [(merchant_key(record.merchant_id), MERCHANT)] if owners and record.merchant_id else []
         keys = [labels_key(label.key), *(key for key, _ in owners)]
@@ -103,7 +103,7 @@ class RedisLabels:
                 if contains and needs_others(state, dtype, effect):
                     frauds = await self._redis.hgetall(of_one)
                     frauds.pop(label.key.encode(), None)
-                others: list[Told] = [_decode_fraud(fraud) for fraud in frauds.values()]
+                others: list[Fraud] = [_decode_fraud(fraud) for fraud in frauds.values()]
                 states.append(stamped(labelled(state, dtype, effect, contains, lambda: others)))  # noqa: B023
             arguments: list[bytes | str | int] = [
                 blob or b"",
@@ -116,7 +116,7 @@ class RedisLabels:
                 return effect.outcome
 
     async def keep(self, frauds: Iterable[KnownFraud]) -> None:
-        """Keep the frauds that a backfill told the states, for the day they have to be taken back."""
+        """Keep the frauds that the states of a backfill contain, so that they can be withdrawn."""
         pipe = self._redis.pipeline(transaction=False)
         for i, (event, amount, known, customer, merchant) in enumerate(frauds):
             for key in (customer_key(customer), *(() if merchant is None else (merchant_key(merchant),))):
@@ -125,15 +125,15 @@ class RedisLabels:
         await pipe.execute()
 
     async def adopt(self, label: Label, record: DecisionRecord) -> None:
-        """Write the one label that the first release kept of a decision, whose states were told it."""
-        told = _encode((record.event_time_ms, record.history_amount, max(record.event_time_ms, label.label_time_ms)))
+        """Write the one label that the first release kept of a decision, whose states contain it."""
+        fraud = _encode((record.event_time_ms, record.history_amount, max(record.event_time_ms, label.label_time_ms)))
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(labels_key(label.key), _encode([label]), keepttl=True)
         for key in (
             customer_key(record.customer_id),
             *(() if record.merchant_id is None else (merchant_key(record.merchant_id),)),
         ):
-            pipe.hset(frauds_of(key), label.key, told)
+            pipe.hset(frauds_of(key), label.key, fraud)
             pipe.expire(frauds_of(key), self._state_s)
         await pipe.execute()
 
@@ -196,10 +196,10 @@ def frauds_of(state_key: str) -> str:
 
 
 def stamped(blob: bytes) -> bytes:
-    """Return an encoded state as it stands in Redis."""
+    """Return an encoded state as Redis holds it."""
     return HEADER.pack(os.urandom(STAMP_BYTES), updates_of(blob)) + blob
 
 
 def state_of(value: bytes | None) -> bytes | None:
-    """Return the encoded state in what stands in Redis."""
+    """Return the encoded state in what Redis holds."""
     return None if value is None else value[HEADER.size :]

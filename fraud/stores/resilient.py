@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Histories, Records
@@ -321,10 +321,10 @@ class Resilient:
     async def labels(self, key: str) -> list[Label]:
         return await self.breaker.call(lambda: self.remote.labels(key), PATIENT_S)
 
-    async def find(self, question: Question) -> Page:
+    async def find(self, query: DecisionQuery) -> Page:
         if self.breaker.is_down:
             raise StoreDown(f"{self.remote.name} does not answer")
-        return await self.breaker.within(lambda: self.remote.find(question), PATIENT_S)  # late, it is no outage
+        return await self.breaker.within(lambda: self.remote.find(query), PATIENT_S)  # late, it is no outage
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self.breaker.call(lambda: self.remote.profile(customer_id), PATIENT_S)

@@ -6,13 +6,12 @@ from hashlib import blake2b
 
 import msgspec
 
-from fraud.decisions.labels import Label, Verdict
+from fraud.decisions.labels import Label, LabelValue
 from fraud.decisions.record import DecisionRecord
+from fraud.decisions.verdict import ACTIONS
 
-DECISIONS = ("approve", "review", "decline")
-"""The decisions that there are, as the number in a search row counts them."""
-VERDICTS: tuple[Verdict, ...] = ("none", "fraud", "legitimate")
-"""The same of what the label that stands says."""
+LABEL_VALUES: tuple[LabelValue, ...] = ("none", "fraud", "legitimate")
+"""A search row holds the index of the label in effect here, and that of its decision in `ACTIONS`."""
 
 decode_record = msgspec.msgpack.Decoder(DecisionRecord).decode
 encode_record = msgspec.msgpack.Encoder().encode
@@ -31,7 +30,7 @@ def search_row(record: DecisionRecord, model: int, label: int = 0) -> tuple[int,
         record.processing_time_ms,
         row_key(record.customer_id) if record.customer_id else None,
         row_key(record.merchant_id) if record.merchant_id else None,
-        DECISIONS.index(record.decision),
+        ACTIONS.index(record.decision),
         model,
         label,
     )

@@ -20,7 +20,7 @@ from typing import TypeVar
 from fraud.decisions.chain import Anchor, extend
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import is_marked, place_mark
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import InvalidRequest, StoreDown, StoreError
 from fraud.features.featurizer import Records
@@ -115,8 +115,8 @@ class SqliteStore:
     async def labels(self, key: str) -> list[Label]:
         return await self._on(self._read_thread, lambda: labels_of(self._reader, key))
 
-    async def find(self, question: Question) -> Page:
-        return await self._run(self._search_thread, lambda: self._find(question), PATIENT_S)  # no sign of an outage
+    async def find(self, query: DecisionQuery) -> Page:
+        return await self._run(self._search_thread, lambda: self._find(query), PATIENT_S)  # no sign of an outage
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self._on(self._read_thread, lambda: self._profile(customer_id))
@@ -297,21 +297,21 @@ class SqliteStore:
             db.executemany(f"UPDATE known_frauds SET {table[:-1]} = NULL WHERE {table[:-1]} = ?", old)
         return len(old), rows[-1][0] if len(rows) == EXPIRE_AT_ONCE else None
 
-    def _find(self, question: Question) -> Page:
-        where, values = conditions(question, "seq", "models", "?")
-        query = (
+    def _find(self, query: DecisionQuery) -> Page:
+        where, values = conditions(query, "seq", "models", "?")
+        statement = (
             "SELECT s.seq, s.time_ms, s.label, d.record FROM search AS s JOIN decisions AS d ON d.seq = s.seq "
             f"WHERE {where} ORDER BY s.time_ms DESC, s.seq DESC LIMIT ?"
         )
         deadline = time.monotonic() + SEARCH_S
         self._searcher.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
         try:
-            rows = self._searcher.execute(query, [*values, question.limit + 1]).fetchall()
+            rows = self._searcher.execute(statement, [*values, query.limit + 1]).fetchall()
         except sqlite3.OperationalError as error:
             if time.monotonic() <= deadline:
                 raise
             raise InvalidRequest(TOO_WIDE) from error
-        return page_of(rows, question)
+        return page_of(rows, query)
 
     def _profile(self, customer_id: str) -> Profile | None:
         blob = _blobs(self._reader, "customers", [customer_id]).get(customer_id)

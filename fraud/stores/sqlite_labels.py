@@ -8,18 +8,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fraud.decisions.chain import Anchor, extend
-from fraud.decisions.labels import Label, LabelOutcome, standing
+from fraud.decisions.labels import Label, LabelOutcome, value_in_effect
 from fraud.decisions.marks import is_marked, place_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreError
 from fraud.history.state import CUSTOMER, MERCHANT
-from fraud.stores.labelling import Effect, Told, effect_of, labelled
+from fraud.stores.labelling import Effect, Fraud, effect_of, labelled
 from fraud.stores.protocol import KnownFraud
-from fraud.stores.rows import VERDICTS, decode_label, encode_label, row_key
+from fraud.stores.rows import LABEL_VALUES, decode_label, encode_label, row_key
 
 
 def apply_label(db: sqlite3.Connection, label: Label, record: DecisionRecord, audit_key: bytes) -> LabelOutcome:
-    """Add a label to those of a decision, in the transaction that is open; the states follow the one that stands."""
+    """Add a label to those of a decision, in the transaction that is open; the states follow the one in effect."""
     before = labels_of(db, label.key)
     row = db.execute("SELECT known_ms, customer, merchant FROM known_frauds WHERE key = ?", (label.key,)).fetchone()
     known_ms, *contained_by = row or (None, None, None)
@@ -27,11 +27,9 @@ def apply_label(db: sqlite3.Connection, label: Label, record: DecisionRecord, au
     if not effect.is_new:
         return effect.outcome
     _append(db, label, audit_key)
-    stands = standing([*before, label])
-    assert stands is not None
     db.execute(
         "UPDATE search SET label = ? WHERE seq = (SELECT seq FROM decisions WHERE key = ?)",
-        (VERDICTS.index(stands.verdict), label.key),
+        (LABEL_VALUES.index(value_in_effect([*before, label])), label.key),
     )
     if effect.changes:
         owners = (("customer", record.customer_id, CUSTOMER), ("merchant", record.merchant_id, MERCHANT))
@@ -46,12 +44,12 @@ def apply_label(db: sqlite3.Connection, label: Label, record: DecisionRecord, au
 
 
 def labels_of(db: sqlite3.Connection, key: str) -> list[Label]:
-    """Return the labels of a decision, in the order they were told."""
+    """Return the labels of a decision, in the order in which they arrived."""
     return [decode_label(blob) for (blob,) in db.execute("SELECT label FROM labels WHERE key = ? ORDER BY seq", (key,))]
 
 
 def keep_frauds(db: sqlite3.Connection, frauds: Iterable[KnownFraud], key: str | None = None) -> None:
-    """Keep frauds that states were told, for the day they have to be taken back; `key` is that of a decision."""
+    """Keep the frauds that states contain, so that they can be withdrawn; `key` is that of a decision."""
     db.executemany(
         "INSERT INTO known_frauds (key, customer, merchant, event_time_ms, amount, known_ms) VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -86,7 +84,7 @@ def _follow(
     """Tell a state what a label changed."""
     number = row_key(name)
 
-    def others() -> Sequence[Told]:
+    def others() -> Sequence[Fraud]:
         query = f"SELECT event_time_ms, amount, known_ms FROM known_frauds WHERE {kind} = ? AND key IS NOT ?"
         return db.execute(query, (number, key)).fetchall()
 

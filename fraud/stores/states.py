@@ -58,9 +58,9 @@ class Change:
 
 
 def _encoded(
-    names: Sequence[str], before: Sequence[bytes | None], states: Records, unread: Sequence[int], told_of_each: Any
+    names: Sequence[str], before: Sequence[bytes | None], states: Records, unread: Sequence[int], state_of: Any
 ) -> Written:
-    times = np.bincount(told_of_each[told_of_each >= 0], minlength=len(names)).tolist()
+    times = np.bincount(state_of[state_of >= 0], minlength=len(names)).tolist()
     written = {
         name: encode(state, n if blob is None else updates_of(blob) + n)
         for name, blob, state, n in zip(names, before, states, times, strict=True)

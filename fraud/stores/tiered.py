@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.labels import Label, LabelOutcome
-from fraud.decisions.questions import Page, Question
+from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import StoreDown
 from fraud.features.featurizer import Records
@@ -237,8 +237,8 @@ class Tiered:
     async def labels(self, key: str) -> list[Label]:
         return await self.cold.labels(key)
 
-    async def find(self, question: Question) -> Page:
-        return await self.cold.find(question)
+    async def find(self, query: DecisionQuery) -> Page:
+        return await self.cold.find(query)
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self.cold.profile(customer_id)
