@@ -24,7 +24,7 @@ from fraud.detectors.registered import ALGORITHMS, algorithm_of
 from fraud.errors import BundleError
 from fraud.models.bundle import FORMAT_VERSION, MANIFEST, canonical_json, read_bundle
 from fraud.models.scorer import Scorer
-from fraud.schema import Feature, FeatureSpec
+from fraud.schema import Feature, FeatureSpec, Row
 from tests.tiny import write_tiny_bundle
 from training.config import BoosterOptions, Config
 from training.splits import split_by_order
@@ -162,9 +162,10 @@ def test_loading_and_scoring_import_nothing_of_training(made: Made, tmp_path: Pa
 def test_reasons_are_worded_in_the_detectors_own_effect(made: Made) -> None:
     unit = Unit("nats", raises="makes it stranger", lowers="makes it more usual")
     contributions = made.detector.contributions(made.X[:1])[0]
-    reasons = Explainer(SPEC, unit).reasons(made.X[0], contributions)
+    row = Row(None, (), b"{}")
+    reasons = Explainer(SPEC, unit).reasons(made.X[0], contributions, row)
     assert {reason.text.partition(", which ")[2] for reason in reasons} <= {unit.raises, unit.lowers}
-    own = Explainer(SPEC, made.algorithm.unit).reasons(made.X[0], contributions)
+    own = Explainer(SPEC, made.algorithm.unit).reasons(made.X[0], contributions, row)
     assert all(made.algorithm.unit.raises in r.text or made.algorithm.unit.lowers in r.text for r in own)
 
 

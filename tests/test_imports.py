@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors"},
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},
-    "detectors": {"errors", "schema", "features"},
+    "detectors": {"errors", "currencies", "schema", "features"},
     "decisions": {"errors", "schema", "history"},
     "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
     "models": {"errors", "currencies", "forms", "schema", "settings", "features", "detectors", "decisions"},

@@ -72,7 +72,7 @@ def explained(scorer: Scorer, instance: dict[str, Any]) -> dict[str, Any]:
     rows = [scorer.decoder.decode(json.dumps(fresh(instance)).encode(), "$")]
     X = scorer.featurizer.advance(rows, Histories.new(rows))
     (score,) = scorer.score(X).rows()
-    (explained_row,) = scorer.explainer.explained(X, scorer.contributions(X))
+    (explained_row,) = scorer.explainer.explained(X, scorer.contributions(X), rows)
     prediction, risk_level, decision = verdict_of(scorer.policy, score.decision_score)
     return {
         "raw_margin": score.raw_margin,

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from fraud.detectors.explain import readable
+from fraud.detectors.words import readable
 from fraud.schema import Feature
 from training.evaluate import Scored, reliability
 from training.measures import DAY_MS, FALSE_POSITIVE_RATES

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fraud.cli.progress import stages
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import DataError
 from fraud.models.names import checked_name
-from fraud.schema import Kind
+from fraud.schema import Kind, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,11 +251,21 @@ def explain(
     measured = "  ".join(f"{SHOWN_AS[name]} {values[at]:.4f}" for name, values in scores.measured().items())
     out.print(f"transaction {rows.iloc[at]}  {measured}  risk {level}  decision {decision}")
     shown = Table("reason", scorer.explainer.unit.name, box=None)
-    for reason in scorer.explainer.reasons(X[at], contributions, top):
-        shown.add_row(reason.text, f"{reason.contribution:+.3f}")
+    row = _row_of(table.iloc[at])
+    for reason in scorer.explainer.reasons(X[at], contributions, row, top):
+        shown.add_row(Text(reason.text), f"{reason.contribution:+.3f}")
     shown.add_row("base value", f"{contributions[-1]:+.3f}", style="dim")
     shown.add_row("sum", f"{contributions.sum():+.3f} = raw margin {scores.raw_margin[at]:+.3f}", style="bold")
     out.print(shown)
+    out.print(Text(*scorer.explainer.texts(X[at : at + 1], contributions[np.newaxis], [row])))
+
+
+def _row_of(values: pd.Series[Any]) -> Row:
+    """Return what reasons say of a transaction of a table: its time, and its amount with its currency."""
+    if not {"event_time_ms", "amount"} <= {*values.index}:
+        return Row(None, (), b"")
+    roles = {"currency": values["currency"]} if "currency" in values else {}
+    return Row(None, (), b"", int(values["event_time_ms"]), amount=float(values["amount"]), roles=roles)
 
 
 def _scored(data: list[Path], mapping: Path, model: str) -> tuple[pd.DataFrame, Any, Scorer]:

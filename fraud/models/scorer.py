@@ -117,6 +117,7 @@ class Scorer:
         if others := differing(bundle.manifest.libraries):
             logger.warning("%s %s: %s; its golden rows come out the same", bundle.manifest.name, bundle.version, others)
         scorer.detector.warm_up()
+        scorer.explainer.warm_up()
         return scorer
 
     def verify(self) -> None:

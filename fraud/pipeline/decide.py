@@ -282,7 +282,9 @@ class Pipeline:
         if asking:
             whole = len(asking) == len(rows)
             explained = scorer.explainer.explained(
-                X if whole else X[asking], contributions if whole else contributions[asking]
+                X if whole else X[asking],
+                contributions if whole else contributions[asking],
+                [rows[i].row for i in asking],
             )
             for i, explanation in zip(asking, explained, strict=True):
                 rows[i].explanation = explanation
@@ -340,7 +342,7 @@ class Pipeline:
         started = time.perf_counter()
         features = b"".join([row.record.features for row in rows if row.record is not None])
         X = np.frombuffer(features, "<f8").reshape(len(rows), -1)
-        explained = scorer.explainer.explained(X, scorer.contributions(X))
+        explained = scorer.explainer.explained(X, scorer.contributions(X), [row.row for row in rows])
         for row, explanation in zip(rows, explained, strict=True):
             row.explanation = explanation
         self._timed("explain", started)

@@ -95,6 +95,7 @@ class Explanation(Prediction):
     contributions: dict[str, float]
     reasons: Annotated[list[Reason], Meta(description="the strongest contributions, at most 5")]
     unit: Annotated[str, Meta(description="of raw_margin, base_value and contributions, such as log-odds")]
+    explanation: Annotated[str, Meta(description="what is unusual for this customer, in a sentence")]
 
 
 class PredictAnswer(msgspec.Struct):
