@@ -31,7 +31,12 @@ Question, Predicted, Explained = descriptor(ScoreBody), descriptor(PredictAnswer
 install(ConnectionLimits.of(settings.http))
 
 
-@bentoml.service(name="fraud_bento", service_class=FrontedService, workers=settings.process.workers)
+@bentoml.service(
+    name="fraud_bento",
+    service_class=FrontedService,
+    workers=settings.process.workers,
+    http={"port": settings.process.port},
+)
 class FraudBento:
     """Calibrated fraud probabilities, decisions and their exact reasons."""
 

@@ -1,23 +1,21 @@
 """Every setting, in groups: one environment variable each, `FRAUD_` before the name in capitals.
 
-Values are read once at start and passed down; nothing but this module and `wandb_sync.settings` reads the environment.
-A secret may also be given as a file: `FRAUD_<NAME>_FILE` holds its path.
+Values are read once at start and passed down (`fraud.environment`). A secret may also be given as a file:
+`FRAUD_<NAME>_FILE` holds its path.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fraud.environment import Group, expect_none_refused, hand_down, variable_of
 from fraud.errors import SettingsError
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
@@ -26,31 +24,14 @@ _OTHER_ALIASES = ("candidate", "challenger", "previous", "latest")
 """Aliases with a meaning of their own; W&B moves ``latest`` by itself."""
 
 
-class Group(BaseSettings):
-    """Settings of one part; each field says its meaning and unit."""
-
-    model_config = SettingsConfigDict(env_prefix="FRAUD_", extra="ignore", frozen=True)
-
-    @classmethod
-    def read(cls) -> Self:
-        """Return the group as this environment has it.
-
-        Raises
-        ------
-        SettingsError
-            Names each variable, what arrived and what is allowed.
-        """
-        try:
-            return cls(**_from_files(cls))
-        except ValidationError as error:
-            raise SettingsError("; ".join(_said(cls, dict(e)) for e in error.errors())) from None
-
-
 class ProcessSettings(Group):
     """The processes of the service."""
 
     workers: int = Field(
         1, ge=1, le=256, description="Processes that answer requests, on one port and one state folder."
+    )
+    port: int = Field(
+        3000, ge=0, le=65535, validation_alias="BENTOML_PORT", description="Port of the service, without --port."
     )
     state_dir: Path = Field(Path(".fraud"), description="Folder for what the service keeps: history and decisions.")
 
@@ -135,6 +116,13 @@ class ModelSettings(Group):
         "alias in force of the local registry, name:version pins a version of the Bento store. Empty: the one model "
         "that is in production.",
     )
+    version: str = Field(
+        "",
+        pattern=r"^(v\d+|(sha256:)?[0-9a-f]{12,64})?$",
+        validation_alias="FRAUD_MODEL_VERSION",
+        description="Version to which the first model is pinned where FRAUD_MODEL names none: v and a number of the "
+        "registry, or the digits of a digest, 12 at least; empty: what the alias in force names.",
+    )
     bentoml_home: Path = Field(
         Path.home() / "bentoml",
         validation_alias="BENTOML_HOME",
@@ -181,7 +169,7 @@ class ModelSettings(Group):
     @staticmethod
     def hand_down(names: str) -> None:
         """Set FRAUD_MODEL for the processes that are started from this one."""
-        os.environ["FRAUD_MODEL"] = names
+        hand_down("FRAUD_MODEL", names)
 
 
 class ScoringSettings(Group):
@@ -324,6 +312,10 @@ class Settings:
         """
         groups: dict[str, Any] = {}
         wrong: list[str] = []
+        try:
+            expect_none_refused()
+        except SettingsError as error:
+            wrong.append(error.message)
         for name, kind in group_types().items():
             try:
                 groups[name] = kind.read()
@@ -339,11 +331,6 @@ def group_types() -> dict[str, type[Group]]:
     return get_type_hints(Settings)
 
 
-def variable_of(name: str, setting: FieldInfo) -> str:
-    """Return the environment variable of a setting."""
-    return str(setting.validation_alias or f"FRAUD_{name.upper()}")
-
-
 def variables() -> dict[str, FieldInfo]:
     """Return every setting by its environment variable."""
     return {
@@ -351,37 +338,3 @@ def variables() -> dict[str, FieldInfo]:
         for group in group_types().values()
         for name, setting in group.model_fields.items()
     }
-
-
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with some variables changed, for a process that it starts."""
-    return {**os.environ, **changes}
-
-
-def with_sources(folder: Path) -> dict[str, str]:
-    """Return this process's environment for one that imports the modules in a folder before all others."""
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return child_environment({"PYTHONPATH": path})
-
-
-def _said(group: type[Group], error: dict[str, Any]) -> str:
-    name = str(error["loc"][0])
-    by_variable = {variable_of(name, setting): setting for name, setting in group.model_fields.items()}
-    variable = name if name in by_variable else f"FRAUD_{name.upper()}"
-    setting = by_variable.get(variable)
-    is_secret = setting is not None and (setting.annotation is SecretStr or not setting.repr)
-    arrived = "" if is_secret else f"={error['input']!r}"
-    return f"{variable}{arrived}: {error['msg']}"
-
-
-def _from_files(group: type[Group]) -> dict[str, Any]:
-    values = {}
-    for name, setting in group.model_fields.items():
-        variable = f"{variable_of(name, setting)}_FILE"
-        path = os.environ.get(variable) if variable.startswith("FRAUD_") else None
-        if path:
-            try:
-                values[str(setting.validation_alias or name)] = Path(path).read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"{variable}={path!r} cannot be read: {error}") from None
-    return values

@@ -219,11 +219,16 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="runs a curl li
 
 @contextmanager
 def bentoml_serve(environment: Mapping[str, str], log: Path) -> Iterator[str]:
-    """Serve this project as `bentoml serve` does, until the end of the block; gives the URL once it is ready."""
-    url = f"http://127.0.0.1:{free_port()}"
+    """Serve this project as `bentoml serve` does, until the end of the block; gives the URL once it is ready.
+
+    A PORT in the environment takes the place of ``--port``.
+    """
+    port = environment.get("PORT") or str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    option = [] if "PORT" in environment else ["--port", port]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", "--port", url.rpartition(":")[2]],
+            [Path(sys.executable).parent / "bentoml", "serve", "service:FraudBento", *option],
             cwd=Path(__file__).parent.parent,
             env=environment,
             stdout=output,

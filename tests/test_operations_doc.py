@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
+from fraud.old_variables import ALTERNATIVES, REFUSED
 from fraud.serving.app import document_route, service_routes
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.engine import Engine
@@ -30,6 +31,13 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
+def alternatives_table() -> str:
+    lines = ["| variable | read as | how |", "|---|---|---|"]
+    lines += [f"| `{name}` | `{a.own}` | {a.meaning} |" for name, a in ALTERNATIVES.items()]
+    lines += [f"| `{name}` | refused | {advice} |" for name, advice in REFUSED.items()]
+    return "\n".join(lines)
+
+
 def metrics_table() -> str:
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for metric in METRICS:
@@ -49,6 +57,7 @@ def scopes_table() -> str:
 def with_tables(page: str) -> str:
     for name, table in (
         ("settings", settings_table()),
+        ("alternatives", alternatives_table()),
         ("metrics", metrics_table()),
         ("scopes", scopes_table()),
     ):

@@ -11,7 +11,7 @@ from fraud.errors import SettingsError
 from fraud.settings import Settings, StoreSettings, group_types, variables
 from tests.test_imports import all_modules
 
-MAY_READ = {"fraud.settings", "wandb_sync.settings"}
+MAY_READ = {"fraud.environment", "wandb_sync.settings"}
 MAY_SET = {"fraud"}
 """Its `__init__` tells OpenMP and BentoML what they read when they are loaded."""
 
@@ -36,7 +36,7 @@ def test_every_variable_has_one_setting() -> None:
     assert all(variable.startswith("FRAUD_") for variable in variables().keys() - OF_OTHERS)
 
 
-OF_OTHERS = {"BENTOML_HOME", "PROMETHEUS_MULTIPROC_DIR"}
+OF_OTHERS = {"BENTOML_HOME", "BENTOML_PORT", "PROMETHEUS_MULTIPROC_DIR"}
 
 
 def test_names_of_fields_are_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:

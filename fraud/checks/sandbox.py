@@ -24,13 +24,14 @@ import psutil
 
 import fraud
 from fraud.decisions.policy import Policy
+from fraud.environment import child_environment
 from fraud.errors import NotReady
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import Bundle, canonical_json, read_manifest, write_bundle
 from fraud.models.find import load_bundle
 from fraud.models.registry import PRODUCTION, Registry
 from fraud.models.scorer import scores_of
-from fraud.settings import ModelSettings, ProcessSettings, Settings, child_environment
+from fraud.settings import ModelSettings, ProcessSettings, Settings
 
 START_S = 120.0
 ROOT = Path(fraud.__file__).parent.parent

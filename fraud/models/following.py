@@ -20,9 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fraud.environment import with_sources
 from fraud.errors import FraudError
 from fraud.models.registry import FollowStatus, Registry
-from fraud.settings import with_sources
 
 logger = logging.getLogger("fraud.serving.following")
 

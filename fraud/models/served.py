@@ -70,7 +70,7 @@ class Served:
         Raises
         ------
         RegistryError
-            FRAUD_MODEL is empty, and not exactly one model is in production.
+            FRAUD_MODEL is empty, and not exactly one model is in production; or FRAUD_MODEL_VERSION names no version.
         """
         if not self._names:
             wanted = [name.strip() for name in self._settings.names.split(",")] if self._settings.names.strip() else []
@@ -78,6 +78,8 @@ class Served:
             for name, version in given.items():
                 checked_tag(f"{name}:{version}") if version else checked_name(name, what="FRAUD_MODEL: model name")
             found = given or dict.fromkeys(self.packed.versions or [self._in_production()], "")
+            first = next(iter(found))
+            found[first] = found[first] or self._pinned(first)
             self._names = {name: version or self.packed.versions.get(name, "") for name, version in found.items()}
         return self._names
 
@@ -140,6 +142,13 @@ class Served:
         """
         name, version = checked_tag(tag)
         return self._store_of(tag).read(tag, digest or self.registry.digest_beginning(name, version))
+
+    def _pinned(self, name: str) -> str:
+        """The version of FRAUD_MODEL_VERSION as the Bento store has it, or "" if there is none."""
+        reference = self._settings.version.removeprefix("sha256:")
+        if not reference or len(reference) >= 16:
+            return reference[:16]
+        return short(self.registry.resolve(name, reference).digest)
 
     def _store_of(self, tag: str) -> BentoStore:
         return next((store for store in self._stores if store.has_folder(tag)), self._stores[-1])

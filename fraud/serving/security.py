@@ -1,6 +1,7 @@
 """Access control: API keys, their scopes and their rate limits.
 
-A key is ``fk_<id>_<secret>``, made by `fraud keys create`; the service knows only the hash of it. A secret
+A key is ``fk_<id>_<secret>``, made by `fraud keys create`; the service knows only the hash of it. A plain key of an
+earlier system (API_KEYS) has the beginning of its hash as its id. A secret of `fraud keys create`
 has 256 bits from the operating system, so one pass of SHA-256 is as good as a slow hash, and costs a
 request one microsecond instead of a tenth of a second.
 """
@@ -259,9 +260,9 @@ class AccessControl:
         if presented is None:
             raise Unauthenticated("no API key arrived; send it as Authorization: Bearer fk_… or as X-API-Key")
         text = presented.decode("latin-1")
-        match = _KEY.fullmatch(text)
-        key = self._keys.get(match[1]) if match else None
-        known = hmac.compare_digest(_sha256(text), key.sha256 if key else "0" * 64)
+        match, digest = _KEY.fullmatch(text), _sha256(text)
+        key = self._keys.get(match[1] if match else digest[:8])
+        known = hmac.compare_digest(digest, key.sha256 if key else "0" * 64)
         if key is None or not known:
             raise Unauthenticated("this API key is not known here")
         return key

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from fraud.environment import remarks
 from fraud.models.active import ActiveModels
 from fraud.models.scorer import Scorer
 from fraud.models.served import Packed
@@ -23,6 +25,8 @@ from fraud.serving.security import AccessControl
 from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, open_store
+
+logger = logging.getLogger("fraud.serving.worker")
 
 
 class Worker:
@@ -49,6 +53,8 @@ class Worker:
 
     def __init__(self, settings: Settings, packed: Packed) -> None:
         logs.configure_logging(settings.log.level, settings.log.format)
+        for remark in remarks():
+            logger.warning("%s", remark)
         self.engine = Engine()
         self.telemetry = Telemetry()
         self.models = ActiveModels(settings, packed, self.telemetry.swapped)
