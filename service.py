@@ -15,7 +15,7 @@ import bentoml
 from fraud.errors import FraudError
 from fraud.models.served import Packed, Served, pack
 from fraud.serving import scoring
-from fraud.serving.app import FrontedService
+from fraud.serving.app import FrontedService, check_contracts
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreBody
 from fraud.serving.descriptors import descriptor
@@ -53,11 +53,14 @@ class FraudBento:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Fail before a worker starts if there is no model, no key where one is required, or no usable store."""
+        """Fail before a worker starts if there is no model, no usable store, no key where one is required, or a
+        contract that cannot be answered.
+        """
         from fraud.stores.opening import StoreOptions, check_store
 
         try:
             AccessControl.of(settings)
+            check_contracts(settings)
             asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
             served = Served(settings.models, Packed.of(FraudBento))
             for tag in served.champions().values():

@@ -198,6 +198,23 @@ class ScoringSettings(Group):
     )
 
 
+class ContractSettings(Group):
+    """The contracts of other systems that the service keeps."""
+
+    names: str = Field(
+        "all",
+        validation_alias="FRAUD_CONTRACTS",
+        description="Contracts that are answered, comma-separated: names of docs/contracts.md, all for every one of "
+        "them, a dotted Python module for one of your own; empty: none.",
+    )
+    models: str = Field(
+        "",
+        validation_alias="FRAUD_CONTRACT_MODELS",
+        description="Models that contracts score with, comma-separated, such as application-score=loans; a contract "
+        "that is not named takes the first served model that fits it.",
+    )
+
+
 class StoreSettings(Group):
     """Where histories and decisions live."""
 
@@ -296,6 +313,7 @@ class Settings:
     access: AccessSettings = field(default_factory=AccessSettings.read)
     models: ModelSettings = field(default_factory=ModelSettings.read)
     scoring: ScoringSettings = field(default_factory=ScoringSettings.read)
+    contracts: ContractSettings = field(default_factory=ContractSettings.read)
     store: StoreSettings = field(default_factory=StoreSettings.read)
     privacy: PrivacySettings = field(default_factory=PrivacySettings.read)
     log: LogSettings = field(default_factory=LogSettings.read)

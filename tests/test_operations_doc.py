@@ -11,12 +11,17 @@ from starlette.applications import Starlette
 from fraud.old_variables import ALTERNATIVES, REFUSED
 from fraud.serving.app import document_route, service_routes
 from fraud.serving.bento_pages import bento_routes
+from fraud.serving.contracts.registered import contracts_of
 from fraud.serving.engine import Engine
 from fraud.serving.scopes import SCOPES
 from fraud.serving.telemetry import METRICS
 from fraud.settings import Settings, variables
 
-ROUTES = [*service_routes(Engine(), Settings()), *bento_routes(Starlette()), document_route([], "", "", "")]
+ROUTES = [
+    *service_routes(Engine(), Settings(), contracts_of(Engine(), Settings())),
+    *bento_routes(Starlette()),
+    document_route([], "", "", ""),
+]
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 
 

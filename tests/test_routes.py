@@ -25,7 +25,7 @@ from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, Call, ErrorShape, Failure, HttpLimits, Route
 from fraud.serving.openapi import document
 from fraud.serving.parameters import parameters
-from fraud.serving.routes import OTHER, Contract, Mount, Router
+from fraud.serving.routes import OTHER, Closed, Mount, Router
 from fraud.serving.security import AccessControl, new_key
 
 
@@ -131,7 +131,7 @@ ROUTES = [
 
 @pytest.fixture
 def door() -> Door:
-    return Door(Router(ROUTES, contracts=[Contract("/old", FASTAPI)]))
+    return Door(Router(ROUTES, closed=[Closed("/old", FASTAPI)]))
 
 
 def test_a_whole_path_comes_before_a_pattern_and_names_are_one_segment(door: Door) -> None:
@@ -204,7 +204,7 @@ def test_a_contract_words_every_error_of_its_routes() -> None:
     reader, key = new_key(["read"])
     scorer, other = new_key(["score", "admin"], rate=1, burst=6)
     door = Door(
-        Router(ROUTES, contracts=[Contract("/old", FASTAPI)]),
+        Router(ROUTES, closed=[Closed("/old", FASTAPI)]),
         AccessControl([key, other], required=True, clock=lambda: 0.0),
     )
     answers = {

@@ -17,6 +17,7 @@ from fraud.errors import Forbidden, RateLimited, SettingsError, Unauthenticated
 from fraud.serving import security
 from fraud.serving.app import service_routes
 from fraud.serving.bento_pages import bento_routes
+from fraud.serving.contracts.registered import contracts_of
 from fraud.serving.engine import Engine
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.routes import Router
@@ -31,7 +32,7 @@ async def nothing(_: Call) -> Answer:
 
 ROUTER = Router(
     [
-        *service_routes(Engine(), Settings()),
+        *service_routes(Engine(), Settings(), contracts_of(Engine(), Settings())),
         *bento_routes(Starlette()),
         Route("GET", "/docs.json", "read", nothing, ""),
         *[Route("GET", f"/only/{scope}", scope, nothing, "") for scope in SCOPES],

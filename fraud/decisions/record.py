@@ -46,6 +46,8 @@ class DecisionRecord(msgspec.Struct):
     transaction: bytes = b""
     anomaly: Anomaly | msgspec.UnsetType = msgspec.UNSET
     """How unusual the transaction was; unset where the model does not measure it."""
+    contract: str | msgspec.UnsetType = msgspec.UNSET
+    """The contract by which the transaction came; unset for the product's own."""
 
     @property
     def decision_score(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -83,11 +84,17 @@ class Scorer:
     bundle : Bundle
     max_ahead_ms : int
         How far an event time may lie ahead of the clock, ms.
+
+    Attributes
+    ----------
+    loaded_at_ms : int
+        When it was built in this process, ms since the epoch.
     """
 
     def __init__(self, bundle: Bundle, max_ahead_ms: int = 86_400_000) -> None:
         self.bundle = bundle
         self.name = ModelName(bundle.manifest.name, bundle.version, bundle.digest)
+        self.loaded_at_ms = time.time_ns() // 1_000_000
         self.spec = bundle.spec
         self.policy = bundle.policy
         self.decoder = RowDecoder(bundle.spec, max_ahead_ms)

@@ -26,9 +26,7 @@ def for_canary(request: ScoreRequest, challenger: Scorer, share: float) -> Score
     customer = customers.pop() if len(customers) == 1 else None
     if customer is None or not in_canary(customer, share) or not _all_pending(request):
         return request
-    other = ScoreRequest(
-        challenger, request.raws, explain=request.explain, now_ms=request.now_ms, request_id=request.request_id
-    )
+    other = request.of(challenger, request.raws)
     while not other.is_read:
         other.read_some()
     return other if _all_pending(other) else request

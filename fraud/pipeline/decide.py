@@ -107,6 +107,8 @@ class Pipeline:
         explain: bool = False,
         now_ms: int | None = None,
         request_id: str = "",
+        contract: str = "",
+        transaction_id: str | None = None,
     ) -> ScoreRequest:
         """Return a caller's rows of JSON as a request, the first rows of it read.
 
@@ -116,6 +118,8 @@ class Pipeline:
             The model's name; the default model if None.
         now_ms : int, optional
             When they arrived, ms since the epoch; the clock by default.
+        request_id, contract, transaction_id
+            As in `ScoreRequest`.
 
         Raises
         ------
@@ -127,7 +131,15 @@ class Pipeline:
         if scorer is None:
             assert model is not None
             raise UnknownModel(model, list(scorers))
-        request = ScoreRequest(scorer, raws, explain=explain, now_ms=now_ms, request_id=request_id)
+        request = ScoreRequest(
+            scorer,
+            raws,
+            explain=explain,
+            now_ms=now_ms,
+            request_id=request_id,
+            contract=contract,
+            transaction_id=transaction_id,
+        )
         self._read_some(request)
         challenger = self.challengers.get(scorer.name.name) if self.canary_share else None
         return request if challenger is None else for_canary(request, challenger, self.canary_share)

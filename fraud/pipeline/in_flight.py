@@ -91,6 +91,7 @@ class RowInFlight:
             msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
             said.raw,
             msgspec.UNSET if score.anomaly is None else score.anomaly,
+            self.pending.contract or msgspec.UNSET,
         )
 
     def repeat(self, record: DecisionRecord) -> None:

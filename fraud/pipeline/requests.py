@@ -33,6 +33,10 @@ class ScoreRequest:
     now_ms : int, optional
         When the request arrived, ms since the epoch; the clock by default.
     request_id : str
+    contract : str
+        The contract by which it came, recorded with its decisions; empty for the product's own.
+    transaction_id : str, optional
+        The id of a row that carries none, such as an idempotency key; each of several rows gets it with its position.
 
     Attributes
     ----------
@@ -42,7 +46,18 @@ class ScoreRequest:
         `time.perf_counter` when the request was ready to be queued, seconds.
     """
 
-    __slots__ = ("explain", "n_rows", "now_ms", "queued_at", "raws", "request_id", "rows", "scorer")
+    __slots__ = (
+        "contract",
+        "explain",
+        "n_rows",
+        "now_ms",
+        "queued_at",
+        "raws",
+        "request_id",
+        "rows",
+        "scorer",
+        "transaction_id",
+    )
 
     def __init__(
         self,
@@ -52,6 +67,8 @@ class ScoreRequest:
         explain: bool = False,
         now_ms: int | None = None,
         request_id: str = "",
+        contract: str = "",
+        transaction_id: str | None = None,
     ) -> None:
         self.scorer = scorer
         self.raws = raws
@@ -59,6 +76,8 @@ class ScoreRequest:
         self.explain = explain
         self.now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         self.request_id = request_id
+        self.contract = contract
+        self.transaction_id = transaction_id
         self.rows: list[PendingRow | Rejection] = []
         self.queued_at = 0.0
 
@@ -77,7 +96,8 @@ class ScoreRequest:
         Returns the errors of these rejections.
         """
         errors: list[RequestError] = []
-        scorer, explain, now_ms, request_id = self.scorer, self.explain, self.now_ms, self.request_id
+        scorer, explain, now_ms = self.scorer, self.explain, self.now_ms
+        request_id, contract, transaction_id = self.request_id, self.contract, self.transaction_id
         decode = scorer.decoder.decode
         n_bytes = 0
         for i in range(len(self.rows), min(len(self.rows) + CHUNK_ROWS, self.n_rows)):
@@ -89,16 +109,30 @@ class ScoreRequest:
                 self.rows.append(Rejection(transaction_id_of(raw), error.kept()))
                 n_bytes += memoryview(raw).nbytes
             else:
-                self.rows.append(PendingRow(row, scorer, now_ms, explain, request_id, path))
+                if transaction_id is not None and row.transaction_id is None:
+                    row.transaction_id = transaction_id if self.n_rows == 1 else f"{transaction_id}:{i}"
+                self.rows.append(PendingRow(row, scorer, now_ms, explain, request_id, path, contract))
                 n_bytes += len(row.raw)
             if n_bytes >= CHUNK_BYTES:
                 break
         self.queued_at = time.perf_counter()
         return errors
 
+    def of(self, scorer: Scorer, raws: Sequence[bytes | msgspec.Raw]) -> ScoreRequest:
+        """Return a request of the same caller for another version, or of other rows."""
+        return ScoreRequest(
+            scorer,
+            raws,
+            explain=self.explain,
+            now_ms=self.now_ms,
+            request_id=self.request_id,
+            contract=self.contract,
+            transaction_id=self.transaction_id,
+        )
+
     def only(self, rows: list[PendingRow]) -> ScoreRequest:
         """Return a request of some of the rows, which have been read."""
-        some = ScoreRequest(self.scorer, (), explain=self.explain, now_ms=self.now_ms, request_id=self.request_id)
+        some = self.of(self.scorer, ())
         some.rows.extend(rows)
         some.n_rows = len(rows)
         some.queued_at = time.perf_counter()

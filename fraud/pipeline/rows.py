@@ -31,6 +31,8 @@ class PendingRow(msgspec.Struct, gc=False):
         Under which the decision is recorded.
     path : str
         The row's path in its request, such as ``$.instances[2]``, for errors.
+    contract : str
+        The contract by which it came; empty for the product's own.
     """
 
     row: Row
@@ -39,6 +41,7 @@ class PendingRow(msgspec.Struct, gc=False):
     explain: bool = False
     request_id: str = ""
     path: str = "$"
+    contract: str = ""
 
 
 class Decision(msgspec.Struct, gc=False):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import bentoml
+import msgspec
 import orjson
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -17,12 +18,15 @@ from fraud.serving import scoring
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.bodies import takes_gzip
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreBody
+from fraud.serving.contracts.protocol import ContractModel
+from fraud.serving.contracts.registered import closed_by, contract_routes, contracts_of
 from fraud.serving.decisions import decision_routes
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Receive, Route, Send
 from fraud.serving.labels import label_routes
 from fraud.serving.openapi import document
+from fraud.serving.parameters import idempotency_key
 from fraud.serving.profiles import profile_routes
 from fraud.serving.routes import Router
 from fraud.settings import Settings
@@ -40,35 +44,57 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         worker: Worker = self.inner.worker()
         app, settings = super().to_asgi(is_main=is_main), self.inner.settings
-        routes = [*service_routes(worker.engine, settings), *bento_routes(app)]
+        contracts = contracts_of(worker.engine, settings)
+        routes = [*service_routes(worker.engine, settings, contracts), *bento_routes(app)]
         version = str(self.bento.tag.version) if self.bento is not None else "from source"
         routes.append(document_route(routes, self.name, self.inner.__doc__, version))
         limits = HttpLimits(settings.http.max_body_bytes, settings.http.body_timeout_s)
-        return for_browsers(FrontDoor(Router(routes), app, limits, worker.checks, worker.observers), settings)
+        router = Router(routes, closed=closed_by(contracts))
+        return for_browsers(FrontDoor(router, app, limits, worker.checks, worker.observers), settings)
 
 
-def service_routes(engine: Engine, settings: Settings) -> list[Route]:
-    """Return the service's own routes, independent of BentoML."""
+def service_routes(engine: Engine, settings: Settings, contracts: Sequence[ContractModel]) -> list[Route]:
+    """Return the service's own routes and those of its contracts, independent of BentoML."""
     return [
-        *scoring_routes(engine),
+        *scoring_routes(engine, contracts),
         *label_routes(lambda: engine.pipeline, round(settings.scoring.max_clock_ahead_s * 1000)),
         *profile_routes(lambda: engine.pipeline.store),
         *decision_routes(lambda: engine.pipeline.store),
-        *admin_routes(engine),
+        *admin_routes(engine, contracts),
+        *[route for contract in contracts for route in contract_routes(contract, settings)],
     ]
 
 
-def scoring_routes(engine: Engine) -> list[Route]:
+def check_contracts(settings: Settings) -> None:
+    """Raise `SettingsError` if the chosen contracts cannot be answered."""
+    engine = Engine()
+    contracts = contracts_of(engine, settings)
+    Router(service_routes(engine, settings, contracts), closed=closed_by(contracts))
+
+
+def readiness_of(engine: Engine, contracts: Sequence[ContractModel]) -> dict[str, Any]:
+    """Return what is served, and what each contract scores with; raises `NotReady` if no model is loaded."""
+    return {**engine.readiness(), "contracts": [msgspec.to_builtins(contract.status()) for contract in contracts]}
+
+
+def scoring_routes(engine: Engine, contracts: Sequence[ContractModel]) -> list[Route]:
     """`/predict` and `/explain`, and `/readyz` with its detail."""
 
+    async def answer(call: Call, *, explain: bool) -> Answer:
+        body, key = await call.json_body(), idempotency_key(call)
+        return Answer(
+            await scoring.answer(engine, body, explain=explain, request_id=call.request_id, transaction_id=key)
+        )
+
     async def predict(call: Call) -> Answer:
-        return Answer(await scoring.answer(engine, await call.json_body(), explain=False, request_id=call.request_id))
+        return await answer(call, explain=False)
 
     async def explain(call: Call) -> Answer:
-        return Answer(await scoring.answer(engine, await call.json_body(), explain=True, request_id=call.request_id))
+        return await answer(call, explain=True)
 
     async def readyz(_: Call) -> Answer:
-        return Answer(orjson.dumps(engine.expect_ready()))
+        engine.expect_ready()
+        return Answer(orjson.dumps(readiness_of(engine, contracts)))
 
     fails = {
         404: "The model named is not served here.",
@@ -109,14 +135,15 @@ def scoring_routes(engine: Engine) -> list[Route]:
     ]
 
 
-def admin_routes(engine: Engine) -> list[Route]:
+def admin_routes(engine: Engine, contracts: Sequence[ContractModel]) -> list[Route]:
     """The routes for operators."""
 
     async def show(_: Call) -> Answer:
-        return Answer(orjson.dumps(engine.readiness()))
+        return Answer(orjson.dumps(readiness_of(engine, contracts)))
 
     async def refresh(_: Call) -> Answer:
-        return Answer(orjson.dumps(await engine.refresh()))
+        looked = await engine.refresh()
+        return Answer(orjson.dumps({**looked, **readiness_of(engine, contracts)}))
 
     return [
         Route(

@@ -141,8 +141,17 @@ class ScoreBody(msgspec.Struct):
     model: Annotated[str | None, Meta(description="which model, when another than the default is wanted")] = None
 
 
+class ContractStatus(msgspec.Struct, frozen=True):
+    """A contract that is answered, and the model that it scores with."""
+
+    name: str
+    model: str | None
+    problem: Annotated[str | None, Meta(description="why no model served here fits; the contract then answers 503")]
+
+
 class Readiness(msgspec.Struct):
     """What this worker serves, and what it failed to load."""
 
     status: Literal["ready", "degraded", "refusing"]
     queued_rows: int
+    contracts: list[ContractStatus]

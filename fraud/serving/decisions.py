@@ -83,6 +83,7 @@ class RecordedDecision(msgspec.Struct):
     degraded: Sequence[str]
     processing_time: str
     request_id: str
+    contract: Annotated[str | None, Meta(description="by which it came; null for the product's own")]
     event_time: Annotated[str | None, Meta(description="null for decisions of a features model")]
     customer_id: str | None
     merchant_id: str | None
@@ -194,6 +195,7 @@ def recorded_decision(record: DecisionRecord, label: LabelValue) -> RecordedDeci
         record.degraded,
         readable_time(record.processing_time_ms),
         record.request_id,
+        None if record.contract is msgspec.UNSET else record.contract,
         readable_time(record.event_time_ms) if has_history else None,
         record.customer_id or None,
         record.merchant_id,

@@ -1,4 +1,4 @@
-"""The parameters in a call's path and query, as one typed struct."""
+"""The parameters of a call: path and query as one typed struct, and the header Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from fraud.errors import InvalidRequest
+from fraud.forms import checked_id
 from fraud.refusals import listed, shown, split_path
+from fraud.schema import MAX_ID_LENGTH
 from fraud.serving.http import Call
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+IDEMPOTENCY_KEY = "header Idempotency-Key"
 
 
 def parameters(call: Call, kind: type[T]) -> T:
@@ -42,3 +46,27 @@ def parameters(call: Call, kind: type[T]) -> T:
         name = (path or "$.")[2:]
         arrived = f"; {shown(given[name])!r} arrived" if name in given else ""
         raise InvalidRequest(message + arrived, path) from None
+
+
+def idempotency_key(call: Call) -> str | None:
+    """Return the header Idempotency-Key, the id of a transaction whose body has none; without its quotes, if it has.
+
+    Raises
+    ------
+    InvalidRequest
+        It is empty, too long, not ASCII, or no id.
+    """
+    given = call.headers.get(b"idempotency-key")
+    if given is None:
+        return None
+    try:
+        key = given.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise InvalidRequest("an idempotency key must be ASCII", IDEMPOTENCY_KEY) from None
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 0 < len(key) <= MAX_ID_LENGTH:
+        raise InvalidRequest(
+            f"an idempotency key of {len(key)} characters arrived; 1 to {MAX_ID_LENGTH} are allowed", IDEMPOTENCY_KEY
+        )
+    return checked_id(key, IDEMPOTENCY_KEY)

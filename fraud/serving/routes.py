@@ -40,8 +40,8 @@ class Mount:
 
 
 @dataclass(frozen=True)
-class Contract:
-    """The prefix and error shape of one contract: undeclared paths below it get its errors too."""
+class Closed:
+    """A prefix whose undeclared paths are refused in the error shape of one contract."""
 
     prefix: str
     errors: ErrorShape
@@ -74,9 +74,7 @@ class Router:
         Two declarations claim the same method and path.
     """
 
-    def __init__(
-        self, routes: Iterable[Route], mounts: Iterable[Mount] = (), contracts: Iterable[Contract] = ()
-    ) -> None:
+    def __init__(self, routes: Iterable[Route], mounts: Iterable[Mount] = (), closed: Iterable[Closed] = ()) -> None:
         self.routes = tuple(routes)
         by_path: dict[str, list[Route]] = {}
         for route in self.routes:
@@ -89,7 +87,7 @@ class Router:
         self._mounted = sorted(
             ((mount.prefix, _entrance(mount)) for mount in mounts), key=lambda mounted: -len(mounted[0])
         )
-        self._closed = [(contract.prefix, _nowhere(contract.errors)) for contract in contracts]
+        self._closed = [(one.prefix, _nowhere(one.errors)) for one in closed]
         self._nowhere = _nowhere(ONE_SHAPE)
 
     def find(self, scope: MutableMapping[str, Any]) -> tuple[Route, Mapping[str, str]]:

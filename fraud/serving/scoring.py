@@ -18,8 +18,10 @@ from fraud.serving.engine import Engine
 _body_decoder = msgspec.json.Decoder(ScoreBody)
 
 
-async def answer(engine: Engine, body: bytes, *, explain: bool, request_id: str = "") -> bytes:
-    """Score the instances of a JSON body; returns the JSON answer.
+async def answer(
+    engine: Engine, body: bytes, *, explain: bool, request_id: str = "", transaction_id: str | None = None
+) -> bytes:
+    """Score the instances of a JSON body; returns the JSON answer. A row without an id gets `transaction_id`.
 
     Raises
     ------
@@ -32,7 +34,9 @@ async def answer(engine: Engine, body: bytes, *, explain: bool, request_id: str 
     NotReady
         No model is loaded.
     """
-    request = decode_request(engine.admit(), body, explain=explain, request_id=request_id)
+    request = decode_request(
+        engine.admit(), body, explain=explain, request_id=request_id, transaction_id=transaction_id
+    )
     return await encode_answer(await engine.decide(request))
 
 
@@ -48,7 +52,13 @@ async def predictions(
 
 
 def decode_request(
-    pipeline: Pipeline, body: bytes, *, explain: bool, now_ms: int | None = None, request_id: str = ""
+    pipeline: Pipeline,
+    body: bytes,
+    *,
+    explain: bool,
+    now_ms: int | None = None,
+    request_id: str = "",
+    transaction_id: str | None = None,
 ) -> ScoreRequest:
     """Read a body's envelope and its first rows; the batcher reads the others in its turn.
 
@@ -58,7 +68,9 @@ def decode_request(
         It is not JSON, holds no rows or too many, or names a model that is not served.
     """
     raws, model = decode_envelope(body)
-    return pipeline.read(raws, model=model, explain=explain, now_ms=now_ms, request_id=request_id)
+    return pipeline.read(
+        raws, model=model, explain=explain, now_ms=now_ms, request_id=request_id, transaction_id=transaction_id
+    )
 
 
 def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
