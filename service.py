@@ -15,7 +15,7 @@ import bentoml
 from fraud.errors import FraudError
 from fraud.models.served import Packed, Served, pack
 from fraud.serving import scoring
-from fraud.serving.app import FrontedService, check_contracts
+from fraud.serving.app import FrontedService, declared
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreBody
 from fraud.serving.descriptors import descriptor
@@ -60,7 +60,7 @@ class FraudBento:
 
         try:
             AccessControl.of(settings)
-            check_contracts(settings)
+            declared(settings)
             asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
             served = Served(settings.models, Packed.of(FraudBento))
             for tag in served.champions().values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -49,3 +51,11 @@ def test_a_score_says_what_predict_and_explain_say(url: str, client: requests.Se
             "calibration_version": f"{version}_isotonic",
         }
         assert answer.headers["x-fraud-decision"] == said["decision"]
+
+
+def test_a_name_that_is_no_text_is_quoted_without_what_an_answer_cannot_carry(
+    url: str, client: requests.Session
+) -> None:
+    body = json.dumps({"features": {"vel\ud800ocity": math.nan}})
+    answer = client.post(f"{url}/api/v1/score", data=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()) == (400, {"detail": "Invalid value for feature vel?ocity: nan"})

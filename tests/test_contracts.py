@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from fraud.errors import SettingsError
-from fraud.serving.app import check_contracts, service_routes
+from fraud.serving.app import declared, service_routes
 from fraud.serving.contracts.registered import CONTRACTS, contracts_of
 from fraud.serving.engine import Engine
 from fraud.serving.openapi import document
@@ -189,7 +189,7 @@ def test_a_wrong_setting_is_refused_before_a_worker_starts(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     with pytest.raises(SettingsError, match=message):
-        check_contracts(settings_of(names, models))
+        declared(settings_of(names, models))
 
 
 def test_the_document_has_every_contract_and_no_dangling_name() -> None:

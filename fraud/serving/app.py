@@ -65,11 +65,17 @@ def service_routes(engine: Engine, settings: Settings, contracts: Sequence[Contr
     ]
 
 
-def check_contracts(settings: Settings) -> None:
-    """Raise `SettingsError` if the chosen contracts cannot be answered."""
+def declared(settings: Settings) -> Router:
+    """Return a router of all routes but BentoML's pages, which finds them and answers none.
+
+    Raises
+    ------
+    SettingsError
+        A contract cannot be answered.
+    """
     engine = Engine()
     contracts = contracts_of(engine, settings)
-    Router(service_routes(engine, settings, contracts), closed=closed_by(contracts))
+    return Router(service_routes(engine, settings, contracts), closed=closed_by(contracts))
 
 
 def readiness_of(engine: Engine, contracts: Sequence[ContractModel]) -> dict[str, Any]:

@@ -282,9 +282,14 @@ def error_answer(error: FraudError, request_id: str, shape: ErrorShape = ONE_SHA
         headers += ((b"accept-encoding", error.accepted.encode("ascii")),)
     if status in (408, 413, 415):  # the rest of the body will not be read
         headers += CLOSE
-    problem = RequestProblem(code, message, error.path, request_id)
+    problem = RequestProblem(code, encodable(message), error.path and encodable(error.path), request_id)
     answer = shape.encode(Failure(problem, status, headers, getattr(error, "errors", None)))
     return Answer(answer.body, answer.status, answer.headers + headers, code)
+
+
+def encodable(text: str) -> str:
+    """Return text that quotes a caller's JSON without its lone surrogates, which no answer can carry."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 async def respond(send: Send, answer: Answer, request_id: str) -> None:

@@ -48,7 +48,7 @@ def contract_routes(model: ContractModel, settings: Settings) -> list[Route]:
             replace(
                 route,
                 errors=model.contract.errors if route.errors is ONE_SHAPE else route.errors,
-                tag=route.tag or f"Contract {model.contract.name}",
+                tag=route.tag or heading(model.contract.name),
             )
             for route in model.contract.routes(model, settings)
         ]
@@ -56,6 +56,11 @@ def contract_routes(model: ContractModel, settings: Settings) -> list[Route]:
         raise SettingsError(
             f"FRAUD_CONTRACTS: contract {model.contract.name!r} has no routes: {type(error).__name__}: {error}"
         ) from error
+
+
+def heading(name: str) -> str:
+    """Return the heading of a contract's routes in the OpenAPI document."""
+    return f"Contract {name}"
 
 
 def closed_by(models: Sequence[ContractModel]) -> list[Closed]:
