@@ -8,25 +8,61 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
 
-from fraud.errors import InvalidRequest
+from fraud.errors import AheadOfClock, InvalidRequest
 from fraud.refusals import explained, refuse_controls
 
+MAX_OBJECT_BYTES = 65_536
+"""Of one instance or label."""
+MAX_FIELDS = 1000
+"""Of one instance or label, those that a model does not read included."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
 MAX_WHOLE_FLOAT = 2.0**53
 """Below it, float64 holds every whole number."""
-_DECIMAL_OF_AN_INTEGER = re.compile(r"([+-]?\d+)\.0+")
-_SCIENTIFIC = re.compile(r"[+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+")
+_DECIMAL_OF_AN_INTEGER = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
+_SCIENTIFIC = re.compile(r"[+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+", re.ASCII)
 _MAX_TIME_LENGTH = 40
 
 T = TypeVar("T")
 Value = str | int | float | bool | None | list[object] | dict[str, object] | datetime
 Form = Callable[[Value], Value]
 
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
+
+
+def fields_of(said: bytes, path: str, what: str = "an instance") -> Mapping[str, msgspec.Raw]:
+    """Return the fields of one JSON object, undecoded; the last one of a repeated name counts.
+
+    Raises
+    ------
+    InvalidRequest
+        It is longer than `MAX_OBJECT_BYTES`, not UTF-8, not an object, nested too deeply, or has more than
+        `MAX_FIELDS`.
+    """
+    if len(said) > MAX_OBJECT_BYTES:
+        raise InvalidRequest(f"{what} of {len(said)} bytes arrived; {MAX_OBJECT_BYTES} are allowed", path)
+    try:
+        if not said.isascii():
+            said.decode()
+        fields = _decode_fields(said)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{what} must be a JSON object of finite values: {error}", path) from None
+    except UnicodeDecodeError as error:
+        bad = f"byte 0x{said[error.start]:02x} at position {error.start}"
+        raise InvalidRequest(f"{what} must be JSON in UTF-8: {bad} is not", path) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"{what} is not JSON: {error}", path) from None
+    except RecursionError:
+        raise InvalidRequest(f"{what} is nested too deeply to be read", path) from None
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"{what} of {len(fields)} fields arrived; {MAX_FIELDS} are allowed", path)
+    return fields
 
 
 def value_of(raw: msgspec.Raw) -> Value:
@@ -182,3 +218,23 @@ def in_other_forms(
 def empty_is_missing(form: Form) -> Form:
     """Read empty text as a missing value, as in a table."""
     return lambda value: None if value == "" else form(value)
+
+
+def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahead_ms: int) -> int:
+    """Return a field's time in ms since the epoch.
+
+    Raises
+    ------
+    InvalidRequest
+        It lies before 1970, or (`AheadOfClock`) more than `max_ahead_ms` after `now_ms`.
+    """
+    ms = (moment - EPOCH) // MILLISECOND
+    if ms < 0:
+        raise InvalidRequest(f"{name} {moment.isoformat()} is before 1970", f"{path}.{name}")
+    if now_ms is not None and ms > now_ms + max_ahead_ms:
+        now = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds")
+        raise AheadOfClock(
+            f"{name} {moment.isoformat()} is more than {max_ahead_ms / 1000:g} s ahead of the server's clock, {now}",
+            f"{path}.{name}",
+        )
+    return ms

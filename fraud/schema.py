@@ -7,17 +7,19 @@ service serves models of any columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
+from fraud.columns.table import Table, TableReader
 from fraud.currencies import Currency, history_amount
-from fraud.errors import AheadOfClock, InvalidRequest, MalformedJson
+from fraud.errors import InvalidRequest, MalformedJson
 from fraud.forms import (
+    MAX_OBJECT_BYTES,
     Form,
     as_category,
     as_flag,
@@ -27,19 +29,15 @@ from fraud.forms import (
     as_number,
     checked_id,
     empty_is_missing,
+    fields_of,
     in_other_forms,
     one_text,
+    time_ms,
 )
-from fraud.refusals import shown_reason, split_path, unknown_category
+from fraud.refusals import listed, shown_reason, split_path, unknown_category
 
 MAX_ID_LENGTH = 128
 MAX_INSTANCES = 1000
-MAX_OBJECT_BYTES = 65_536
-"""Of one instance or label."""
-MAX_FIELDS = 1000
-"""Of one instance or label, those that a model does not read included."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MILLISECOND = timedelta(milliseconds=1)
 
 T = TypeVar("T")
 Kind = Literal["transaction", "features"]
@@ -86,6 +84,8 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format_version: int = 1
     currencies: dict[str, Currency] | msgspec.UnsetType = msgspec.UNSET
     """The currencies that amounts may be in, with their scales; unset where amounts count as they are."""
+    table: Table | msgspec.UnsetType = msgspec.UNSET
+    """The columns of the table that trained the model; unset in bundles of earlier releases."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,8 +102,15 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(feature.name for feature in self.features if feature.source == "history")
 
 
+Reading = Literal["table"]
+"""How a row was read: with the names and value forms of the table that trained the model."""
+
+
 class Row(msgspec.Struct, gc=False):
-    """One valid instance: the caller's fields, and the columns of `X` that they fill."""
+    """One valid instance: the caller's fields, and the columns of `X` that they fill.
+
+    `raw` is its JSON under the product's own names, and `reading` says how it arrived, if not so.
+    """
 
     transaction_id: str | None
     values: tuple[float, ...]
@@ -115,6 +122,7 @@ class Row(msgspec.Struct, gc=False):
     n_extra: int = 0
     scaled_amount: float | None = None
     """The amount on its currency's scale, where the model has such scales."""
+    reading: Reading | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def history_amount(self) -> float:
@@ -131,9 +139,6 @@ class _Field(NamedTuple):
     annotation: Any
     form: Form
     optional: bool = False
-
-
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:
@@ -205,6 +210,10 @@ class RowDecoder:
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
         self._text_roles = [role.name for role in spec.roles if role.name not in POSITION_LIMITS]
         self._currencies = {} if spec.currencies is msgspec.UNSET else spec.currencies
+        self._table = None if spec.table is msgspec.UNSET else TableReader(spec.table, self._known, self._required)
+        self._conflicts = [
+            (attributes[name], conflicts) for name, conflicts in (self._table.conflicts if self._table else ())
+        ]
 
     def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
         """Return one checked row.
@@ -225,6 +234,25 @@ class RowDecoder:
         """
         said = bytes(raw)
         instance, n_extra = self._instance(said, path)
+        if instance is None:
+            return self._of_table(said, path, now_ms)
+        return self._row(instance, said, n_extra, path, now_ms)
+
+    def _of_table(self, said: bytes, path: str, now_ms: int | None) -> Row:
+        """Return a row that has the names of the table that trained the model."""
+        assert self._table is not None
+        own = self._table.own_row(said, path)
+        try:
+            instance, n_extra = self._own_instance(own, path)
+            row = self._row(instance, own, n_extra, path, now_ms)
+        except InvalidRequest as error:
+            error.path = self._table.place(path, error.path)
+            raise
+        row.reading = "table"
+        return row
+
+    def _row(self, instance: Any, said: bytes, n_extra: int, path: str, now_ms: int | None) -> Row:
+        """Check an instance further than its types."""
         escaped = said.find(ESCAPE) >= 0
         for value in self._ids_of(instance):
             if value is not None and (escaped or "." in value or "+" in value):
@@ -252,16 +280,33 @@ class RowDecoder:
         return Row(transaction_id, values, said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
 
     def _instance(self, said: bytes, path: str) -> tuple[Any, int]:
-        """Return one instance as its table has it, and how many of its fields are not in there.
+        """Return one instance, and how many of its fields the model does not read; None for a row of the table.
 
         Most rows hold what the model reads, in the first form, and nothing else: these are read once. All others are
         taken apart first, which tells what is wrong with them.
         """
         if len(said) <= MAX_OBJECT_BYTES:
             try:
-                return self._decode_known(said), 0
+                instance = self._decode_known(said)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 pass  # read again below
+            else:
+                if self._conflicts and any(means(getattr(instance, name)) for name, means in self._conflicts):
+                    return None, 0
+                return instance, 0
+        if self._table is None:
+            return self._own_instance(said, path)
+        if self._table.takes(fields_of(said, path)):
+            return None, 0
+        try:
+            return self._own_instance(said, path)
+        except InvalidRequest as error:
+            if error.path == path and error.message.startswith("missing "):
+                error.message += f"; a row with the table's column names has {listed(self._table.names)}"
+            raise
+
+    def _own_instance(self, said: bytes, path: str) -> tuple[Any, int]:
+        """Return one instance under the product's own names, and how many of its fields the model does not read."""
         fields = fields_of(said, path)
         n_extra = len(fields.keys() - self._known)
         try:
@@ -326,55 +371,6 @@ def _codes(feature: Feature) -> dict[str | None, float] | None:
         return None
     missing: dict[str | None, float] = {None: np.nan, "": np.nan} if feature.missing else {}
     return missing | {value: float(code) for code, value in enumerate(feature.categories)}
-
-
-def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahead_ms: int) -> int:
-    """Return a field's time in ms since the epoch.
-
-    Raises
-    ------
-    InvalidRequest
-        It lies before 1970, or (`AheadOfClock`) more than `max_ahead_ms` after `now_ms`.
-    """
-    ms = (moment - EPOCH) // MILLISECOND
-    if ms < 0:
-        raise InvalidRequest(f"{name} {moment.isoformat()} is before 1970", f"{path}.{name}")
-    if now_ms is not None and ms > now_ms + max_ahead_ms:
-        now = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="seconds")
-        raise AheadOfClock(
-            f"{name} {moment.isoformat()} is more than {max_ahead_ms / 1000:g} s ahead of the server's clock, {now}",
-            f"{path}.{name}",
-        )
-    return ms
-
-
-def fields_of(said: bytes, path: str, what: str = "an instance") -> Mapping[str, msgspec.Raw]:
-    """Return the fields of one JSON object, undecoded; the last one of a repeated name counts.
-
-    Raises
-    ------
-    InvalidRequest
-        It is longer than `MAX_OBJECT_BYTES`, not UTF-8, not an object, nested too deeply, or has more than
-        `MAX_FIELDS`.
-    """
-    if len(said) > MAX_OBJECT_BYTES:
-        raise InvalidRequest(f"{what} of {len(said)} bytes arrived; {MAX_OBJECT_BYTES} are allowed", path)
-    try:
-        if not said.isascii():
-            said.decode()
-        fields = _decode_fields(said)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{what} must be a JSON object of finite values: {error}", path) from None
-    except UnicodeDecodeError as error:
-        bad = f"byte 0x{said[error.start]:02x} at position {error.start}"
-        raise InvalidRequest(f"{what} must be JSON in UTF-8: {bad} is not", path) from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{what} is not JSON: {error}", path) from None
-    except RecursionError:
-        raise InvalidRequest(f"{what} is nested too deeply to be read", path) from None
-    if len(fields) > MAX_FIELDS:
-        raise InvalidRequest(f"{what} of {len(fields)} fields arrived; {MAX_FIELDS} are allowed", path)
-    return fields
 
 
 def _feature_field(feature: Feature) -> _Field:

@@ -16,9 +16,14 @@ import pytest
 import yaml
 
 from fraud.cli.main import main
+from fraud.decisions.record import fingerprint
+from fraud.features.featurizer import Histories
+from fraud.models.scorer import Scorer
 from tests.conftest import EXAMPLES
+from tests.table_rows import expect_the_same_rows, rows_of_file
 from training.data import Mapping, load_table
 from training.proposal import propose
+from training.replay import instances_of
 
 RNG = np.random.default_rng
 
@@ -219,6 +224,32 @@ def test_a_public_table_trains_from_its_example(name: str, tmp_path: Path, monke
     assert run("train", *given, "--runs", tmp_path / "runs") == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "run.json").read_text())["metrics"]["average_precision"]["value"] > 0.05
+    expect_rows_of_the_file_read_alike(folder / "bundle", given[1], Mapping.from_yaml(given[3]))
+
+
+def expect_rows_of_the_file_read_alike(bundle: Path, files: str, mapping: Mapping) -> None:
+    """Send rows of the file to its model as they are; features and probabilities are those of training's reader."""
+    scorer = Scorer.load(bundle)
+    table = load_table(files, mapping)
+    spec = scorer.spec
+    for feature in spec.requested:
+        if feature.type == "categorical" and feature.unknown == "refuse":
+            table = table[table[feature.name].isin(feature.categories) | table[feature.name].isna()]
+    table = table.head(700)
+    sent = {}
+    for number, row in enumerate(rows_of_file(files), 1):
+        name = {} if mapping.transaction_id is not None else {"transaction_id": f"row-{number}"}
+        column = None if mapping.transaction_id is None else mapping.transaction_id.name
+        sent[name.get("transaction_id") or row[column or ""]] = row | name
+    quantiles = scorer.bundle.preprocessor.amount_quantiles
+    X, rows = expect_the_same_rows(table, spec, [sent[name] for name in table["transaction_id"]], quantiles)
+    own = [scorer.decoder.decode(instance, "$") for instance in instances_of(table, spec)]
+    again = (
+        scorer.featurizer.ready(own) if spec.kind == "features" else scorer.featurizer.advance(own, Histories.new(own))
+    )
+    np.testing.assert_array_equal(scorer.score(again).decision_score, scorer.score(X).decision_score)
+    if mapping.currency is None:  # which the file does not hold
+        assert [fingerprint(row) for row in own] == [fingerprint(row) for row in rows]
 
 
 def test_what_the_examples_make_of_their_tables(tmp_path: Path) -> None:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fraud.columns import values as column_values
+from fraud.columns.values import NumberForm, is_missing, missing_words
 from fraud.errors import DataError
-from fraud.forms import id_text
-from training.mapping_parts import NumberFormat
+from fraud.forms import Value
 
 ROWS_SHOWN = 5
-NO_NUMBER = pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "\\N"], pa.large_string())
-"""Texts that stand for no value in columns of numbers, times and flags."""
+NO_NUMBER = pa.array(sorted(column_values.NO_NUMBER), pa.large_string())
 
 Bools = NDArray[np.bool_]
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,18 +42,27 @@ class Reader:
         The files of the table in order, each with its number of rows.
     missing_values : mapping of str to sequence
         By column, the values that mean missing, besides an empty field.
-    numbers : NumberFormat, optional
+    numbers : NumberForm, optional
         How numbers are written in columns of text.
+    nulls : tuple of str
+        Texts that are empty fields of these files.
+
+    Attributes
+    ----------
+    dates : set of str
+        Roles whose times were found to be dates or midnights, all of them.
     """
 
     source: str
     table: pa.Table
     files: Sequence[tuple[str, int]]
     missing_values: Mapping[str, Sequence[str | int | float]] = field(default_factory=dict)
-    numbers: NumberFormat | None = None
+    numbers: NumberForm | None = None
+    nulls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.problems: list[str] = []
+        self.dates: set[str] = set()
         self.rows: NDArray[np.int64] = np.arange(1, self.table.num_rows + 1, dtype=np.int64)
         """Where each row stood among the rows of all files; the first is 1."""
         self._ends = np.cumsum([n for _, n in self.files])
@@ -105,6 +116,31 @@ class Reader:
         missing = self.missing_values.get(column, ())
         return _without(values, missing) if missing else values
 
+    def read_each(
+        self, column: str, role: str, values: pa.Array, read: Callable[[Value], T | None]
+    ) -> tuple[list[T | None], NDArray[np.int64]]:
+        """Read a column value by value, each distinct one once, with a function that the service reads rows with.
+
+        Returns
+        -------
+        results : list
+            Of the distinct values, and at the end None for a missing one.
+        codes : (n,) int64
+            The place of each row's result; -1, the last, for a missing value and one that is refused.
+        """
+        distinct, codes = _distinct(values)
+        results: list[T | None] = []
+        broken: dict[str, list[int]] = {}
+        for i, value in enumerate(distinct):
+            try:
+                results.append(read(value))
+            except ValueError as error:
+                results.append(None)
+                broken.setdefault(str(error), []).append(i)
+        for rule, bad in broken.items():
+            self.refuse(column, role, rule, np.isin(codes, bad))
+        return [*results, None], codes
+
     def cell(self, column: str, row: int) -> object:
         """Return a row's value, for a message."""
         value = self.table.column(column)[row].as_py()
@@ -112,15 +148,19 @@ class Reader:
 
 
 def _without(values: pa.Array, missing: Sequence[str | int | float]) -> pa.Array:
-    if is_text(values.type):
-        trimmed = pc.replace_substring_regex(pc.utf8_trim_whitespace(values), r"^([+-]?\d+)\.0+$", r"\1")
-        words = pa.array([id_text(m) if isinstance(m, float) and m.is_integer() else str(m) for m in missing])
-        return pc.if_else(pc.is_in(trimmed, pc.cast(words, trimmed.type)), None, values)
-    numbers = [float(m) for m in missing if not isinstance(m, str)]
-    if not numbers or not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+    if not (is_text(values.type) or pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return values
-    found = pc.is_in(pc.cast(values, pa.float64(), safe=False), pa.array(numbers, pa.float64()))
-    return pc.if_else(found, None, values)
+    words = missing_words(missing)
+    distinct, codes = _distinct(values)
+    found = np.array([*(is_missing(value, words) for value in distinct), False])
+    return pc.if_else(pa.array(found[codes]), None, values)
+
+
+def _distinct(values: pa.Array) -> tuple[list[Value], NDArray[np.int64]]:
+    """Return the distinct values of a column, and the place of each row's; -1 where it is missing."""
+    encoded = values.dictionary_encode()
+    codes: NDArray[np.int64] = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return encoded.dictionary.to_pylist(), codes
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -29,6 +29,7 @@ from training.mapping_parts import (
     parse_duration_ms,
     unknown_currency,
 )
+from training.trained_table import TRAINED_TABLE, table_of
 
 __all__ = [
     "Files",
@@ -80,6 +81,7 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
         boolean, Categorical of str). Where transactions have several label rows, ``every_label`` too: lists of
         (label, time in ms), see `training.labels.fold_labels`. Optional roles that the mapping leaves out have no
         column.
+        ``attrs["trained_table"]`` says how the file's columns are read, for the bundle;
         ``attrs["dropped_zero_amounts"]`` and ``attrs["dropped_negative_amounts"]`` count the rows that were left out.
     """
     _expect_kind(mapping, "transaction")
@@ -128,6 +130,7 @@ def load_transactions(path: Given, mapping: Mapping, *, labelled: bool = True) -
     if mapping.currency is None:
         _warn_of_amounts_off_scale(reader.source, mapping.amount, amount)
     table = _sorted(frame, frame["processing_time_ms"])
+    table.attrs[TRAINED_TABLE] = table_of(reader, mapping)
     table.attrs["dropped_zero_amounts"] = dropped.get("on_zero_amount", 0)
     table.attrs["dropped_negative_amounts"] = dropped.get("on_negative_amount", 0)
     return table
@@ -143,6 +146,7 @@ def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd
         ``transaction_id`` (str); ``event_time_ms`` and ``label_time_ms`` (int64, only with an event_time);
         ``label`` (int8: 1, 0, -1 unknown); then the features in the order of the mapping (float64, boolean,
         Categorical of str; missing where the mapping allows it); ``stake`` (float64) where the mapping names one.
+        ``attrs["trained_table"]`` says how the file's columns are read, for the bundle.
     """
     _expect_kind(mapping, "features")
     reader = _open(path, mapping, labelled)
@@ -157,7 +161,9 @@ def load_features(path: Given, mapping: Mapping, *, labelled: bool = True) -> pd
         frame["label_time_ms"] = labels.time_ms
     frame |= _further(reader, mapping) | _stake(reader, mapping)
     reader.finish()
-    return _sorted(frame, order)
+    table = _sorted(frame, order)
+    table.attrs[TRAINED_TABLE] = table_of(reader, mapping)
+    return table
 
 
 def _stake(reader: Reader, mapping: Mapping) -> dict[str, NDArray[np.float64]]:
@@ -198,7 +204,8 @@ def _open(given: Given, mapping: Mapping, labelled: bool) -> Reader:
     for _, _, options in mapping.expanded(table.column_names).further():
         if options.column in missing:
             missing[options.column] += options.missing_values
-    return Reader(files.name, table, list(zip(names, counts, strict=True)), missing, mapping.numbers)
+    numbers = None if mapping.numbers is None else mapping.numbers.form
+    return Reader(files.name, table, list(zip(names, counts, strict=True)), missing, numbers, files.nulls)
 
 
 def _present_columns(source: str, mapping: Mapping, present: list[str], labelled: bool) -> list[str]:

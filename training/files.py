@@ -57,6 +57,11 @@ class Files:
                 raise DataError(f"{path.name}: unknown file type; give one of {', '.join(SUFFIXES)}")
         return cls(tuple(paths), paths[0].name + (f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""))
 
+    @property
+    def nulls(self) -> tuple[str, ...]:
+        """The texts that are empty fields: those of CSV, as Parquet has missing values of its own."""
+        return csv_files.NULLS if any(_is_csv(path) for path in self.paths) else ()
+
     def digest(self) -> str:
         """``sha256:`` and the hexadecimal SHA-256 of the file's bytes; of several, that of their digests' lines."""
         digests = []
@@ -123,7 +128,7 @@ class Files:
 
 def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect, logged: set[str]) -> pa.Table:
     """Return the chosen columns of a file; a detected delimiter is logged once, and added to `logged`."""
-    is_csv = path.name.lower().endswith(csv_files.SUFFIXES)
+    is_csv = _is_csv(path)
     try:
         if is_csv:
             file = CsvFile.open(path, dialect, wanted)
@@ -134,6 +139,10 @@ def _read(path: Path, wanted: Sequence[str], choose: Choice, dialect: Dialect, l
         return pq.read_table(path, columns=choose(path.name, pq.read_schema(path).names), partitioning=None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path.name}: cannot be read as {'CSV' if is_csv else 'Parquet'}: {error}") from error
+
+
+def _is_csv(path: Path) -> bool:
+    return path.name.lower().endswith(csv_files.SUFFIXES)
 
 
 def _meant(path: Path) -> list[Path]:

@@ -7,6 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fraud.columns.values import text_of
+from fraud.forms import Value
 from fraud.schema import MAX_ID_LENGTH
 from training.columns import Reader, is_null
 from training.mapping_parts import CategoricalColumn, TextColumn
@@ -16,7 +18,7 @@ _WHOLE_DIGITS = {16: 11, 32: 24, 64: 53}
 
 
 def text(reader: Reader, column: str, role: str) -> pa.Array:
-    """Column as large_string, null where missing; whole numbers become their digits, as in `fraud.forms.id_text`."""
+    """Column as large_string, null where missing; whole numbers are their digits, as `fraud.columns` reads them."""
     values = reader.values(column)
     if pa.types.is_floating(values.type):
         return _of_floats(reader, values, column, role)
@@ -27,13 +29,19 @@ def text(reader: Reader, column: str, role: str) -> pa.Array:
         return pa.nulls(len(values), pa.large_string())
     if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
         return found
-    scientific = pc.match_substring_regex(found, r"^([+-]?\d+\.\d*[eE][+-]?\d+|[+-]?\d+[eE]\+\d+)$")
-    rule = (
-        "is in scientific notation, which drops digits and makes one of many; write all digits "
-        "(in a spreadsheet, format the column as text before saving)"
-    )
-    reader.refuse(column, role, rule, pc.fill_null(scientific, False).to_numpy(zero_copy_only=False))
-    return pc.replace_substring_regex(found, r"^([+-]?\d+)\.0+$", r"\1")
+    may_be_number = pc.or_(pc.match_substring(found, "."), pc.match_substring(found, "+"))
+    results, codes = reader.read_each(column, role, pc.if_else(may_be_number, found, None), _one_id)
+    return pc.coalesce(pa.array(results, pa.large_string()).take(pa.array(codes % len(results))), found)
+
+
+def _one_id(value: Value) -> str | None:
+    try:
+        return text_of(value)
+    except ValueError:
+        raise ValueError(
+            "is in scientific notation, which drops digits and makes one of many; write all digits "
+            "(in a spreadsheet, format the column as text before saving)"
+        ) from None
 
 
 def _of_floats(reader: Reader, values: pa.Array, column: str, role: str) -> pa.Array:

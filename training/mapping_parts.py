@@ -10,12 +10,12 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from fraud.columns.times import UNIT_MS, TimeForm, check_format
+from fraud.columns.values import NumberForm
 from fraud.currencies import MAX_MINOR_DIGITS, iso_minor_digits
 from fraud.errors import DataError
 from fraud.forms import id_text
 from fraud.refusals import closest
-
-_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
 
 def parse_duration_ms(text: str) -> int:
@@ -34,7 +34,7 @@ def parse_duration_ms(text: str) -> int:
     match = re.fullmatch(r"(\d{1,9})(ms|s|m|h|d|w)", str(text).strip())
     if match is None:
         raise DataError(f"{text!r} is not a duration; write a whole number and a unit, such as 7d, 12h, 30m or 0s")
-    return int(match[1]) * _UNIT_MS[match[2]]
+    return int(match[1]) * UNIT_MS[match[2]]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -174,6 +174,13 @@ class TimeColumn(_Columns):
                 raise ValueError(f"{value!r} is not an IANA time zone such as UTC or Europe/Berlin") from None
         return value
 
+    @field_validator("format")
+    @classmethod
+    def _known_directives(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_format(value)
+        return value
+
     @field_validator("start", mode="before")
     @classmethod
     def _start(cls, value: Any) -> Any:
@@ -215,9 +222,11 @@ class TimeColumn(_Columns):
             milliseconds=1
         )
 
-    @property
-    def unit_ms(self) -> int:
-        return _UNIT_MS[self.unit or "ms"]
+    def form(self, *, is_dates: bool = False) -> TimeForm:
+        """Return how one time is read; `is_dates` says that every time of the column is a date or midnight."""
+        return TimeForm(
+            self.unit, self.start_ms, self.timezone, self.format, self.ambiguous, self.nonexistent, is_dates
+        )
 
 
 class NumberFormat(Part):
@@ -227,6 +236,10 @@ class NumberFormat(Part):
     thousands: str | None = Field(default=None, min_length=1, max_length=1)
     sign: str | None = Field(default=None, min_length=1)
     """A currency or unit sign before or after a number, such as ``$``."""
+
+    @property
+    def form(self) -> NumberForm:
+        return NumberForm(self.decimal, self.thousands, self.sign)
 
     @model_validator(mode="after")
     def _differ(self) -> Self:

@@ -20,6 +20,7 @@ from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
 from training.currencies import amounts_of, scales
 from training.mapping import EVERY_LABEL, Mapping
 from training.mapping_parts import BooleanColumn, CategoricalColumn, NumericColumn
+from training.trained_table import trained_table
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Progress = Callable[[int], None]
@@ -99,7 +100,7 @@ def transaction_spec(table: pd.DataFrame, mapping: Mapping, learn: slice) -> Fea
         if role in names
     ]
     features = (*derived, *requested, *further_features(table, mapping, learn))
-    return FeatureSpec("transaction", features, roles, currencies=currencies)
+    return FeatureSpec("transaction", features, roles, currencies=currencies, table=trained_table(table))
 
 
 def _may_be_missing(table: pd.DataFrame, mapping: Mapping, role: str) -> bool:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from datetime import datetime, timedelta
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fraud.columns.times import END_MS, NO_MONTH, counted_ms, instant_ms, moment_of, since_epoch
 from training import ids, numbers
-from training.columns import NO_NUMBER, Bools, Reader, is_null, is_text
+from training.columns import NO_NUMBER, Reader, is_text
 from training.mapping_parts import TextColumn, TimeColumn
 
 MISSING_MS = np.iinfo(np.int64).min
 _EARLY_MS = 315_532_800_000  # 1980-01-01: a table that is older as a whole is read in a wrong unit
-_END_MS = 7_258_118_400_000  # 2200-01-01: numbers beyond it count something else than the mapping says
-_ZONE = r"[Tt\s]\d{1,2}(:?\d{2}){0,2}([.,]\d+)?\s*([zZ]|[+-]\d{2}(:?\d{2})?)$"
-_DATE = r"^\d{4}-\d{2}-\d{2}$"
-_CLOCK = re.compile(r"%[HIMSXcTRrs]")
-_DAY_US = 86_400_000_000
+_INSTANT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+"""RFC 3339 as Arrow reads it, many times faster than Python, and alike."""
+_EPOCH = datetime(1970, 1, 1)
+Milliseconds = NDArray[np.int64]
+Said = tuple[datetime, bool]
+"""A time as text says it, and whether it is a date."""
 
 
 def time_ms(
     reader: Reader, spec: TimeColumn, role: str, *, missing: bool = False, day_end: bool = False
-) -> NDArray[np.int64]:
+) -> Milliseconds:
     """Milliseconds since the epoch, int64.
 
     Parameters
@@ -55,8 +55,7 @@ def time_ms(
         times = np.zeros(len(values), dtype=np.int64)
     if len(reader.problems) == before:
         given = times != MISSING_MS
-        rule = f"must be a time from 1970 to 2199{f' with unit: {spec.unit}' if spec.unit else ''}"
-        reader.refuse(column, role, rule, given & ((times < 0) | (times >= _END_MS)))
+        reader.refuse(column, role, spec.form().range_rule, given & ((times < 0) | (times >= END_MS)))
         if not missing:
             reader.refuse(column, role, "must not be missing", ~given, lambda row: "missing")
         if given.any() and (times[given] < _EARLY_MS).all() and len(reader.problems) == before:
@@ -64,100 +63,90 @@ def time_ms(
     return times
 
 
-def _counted_ms(reader: Reader, values: pa.Array, spec: TimeColumn, role: str) -> NDArray[np.int64]:
+def _counted_ms(reader: Reader, values: pa.Array, spec: TimeColumn, role: str) -> Milliseconds:
     if pa.types.is_temporal(values.type):
         reader.reject(spec.name, role, f"holds times ({values.type}), not epoch numbers; remove unit: {spec.unit}")
         return np.zeros(len(values), dtype=np.int64)
     count = numbers.number(reader, spec.name, role)
     if spec.unit == "month":
-        reader.refuse(spec.name, role, "must be a whole number of months", np.isfinite(count) & (count % 1 != 0))
-        start = np.datetime64(spec.start_ms, "ms")
-        months = start.astype("datetime64[M]") + np.nan_to_num(np.clip(count, -600, 3000)).astype(np.int64)
-        milliseconds = (months.astype("datetime64[ms]") + (start - start.astype("datetime64[M]"))).astype(np.float64)
-        milliseconds = np.where(np.isnan(count), np.nan, milliseconds)
-    else:
-        milliseconds = count * spec.unit_ms + spec.start_ms
-    whole = np.rint(np.clip(milliseconds, -1, _END_MS))
-    return np.where(np.isnan(whole), MISSING_MS, np.nan_to_num(whole).astype(np.int64))
+        reader.refuse(spec.name, role, NO_MONTH, np.isfinite(count) & (count % 1 != 0))
+    milliseconds = counted_ms(count, spec.form())
+    return np.where(np.isnan(milliseconds), MISSING_MS, np.nan_to_num(milliseconds).astype(np.int64))
 
 
-def _stamps_ms(reader: Reader, values: pa.Array, spec: TimeColumn, role: str, day_end: bool) -> NDArray[np.int64]:
+def _stamps_ms(reader: Reader, values: pa.Array, spec: TimeColumn, role: str, day_end: bool) -> Milliseconds:
+    """Times of Parquet: instants where they carry a zone, otherwise local times."""
     zone = values.type.tz if pa.types.is_timestamp(values.type) else None
-    series = pd.Series(pc.cast(values, pa.timestamp("us", tz=zone), safe=False).to_pandas())
+    stamps = pc.cast(values, pa.timestamp("us", tz=zone), safe=False)
+    microseconds = pc.cast(stamps, pa.int64())
     if zone is None:
-        dates = np.full(len(series), pa.types.is_date(values.type))
-        return _localized_ms(reader, series, spec, role, dates, day_end)
+        is_date = pa.types.is_date(values.type)
+        results: list[Said | None] = []
+        distinct = microseconds.dictionary_encode()
+        for value in distinct.dictionary.to_pylist():
+            results.append((_EPOCH + timedelta(microseconds=value), is_date))
+        codes = pc.fill_null(distinct.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return _localized_ms(reader, [*results, None], codes, spec, role, day_end)
     if spec.timezone is not None:
         reader.reject(spec.name, role, f"carries its own zone; remove timezone: {spec.timezone}")
-    return _to_ms(series)
+    return _whole_ms(microseconds)
 
 
-def _parsed_ms(reader: Reader, text: pa.Array, spec: TimeColumn, role: str, day_end: bool) -> NDArray[np.int64]:
+def _parsed_ms(reader: Reader, text: pa.Array, spec: TimeColumn, role: str, day_end: bool) -> Milliseconds:
     column = spec.name
-    given = ~is_null(text)
-    if spec.format is None and given.any() and pc.all(pc.match_substring_regex(text, r"^\d+(\.\d+)?$")).as_py():
-        reader.reject(column, role, _needs_unit(column))
+    if spec.format is None and text.null_count < len(text):
+        if pc.all(pc.match_substring_regex(text, r"^[0-9]+(\.[0-9]+)?$")).as_py():
+            reader.reject(column, role, _needs_unit(column))
+            return np.zeros(len(text), dtype=np.int64)
+        if spec.timezone is None and pc.all(pc.match_substring_regex(text, _INSTANT)).as_py():
+            try:
+                return _whole_ms(pc.cast(pc.cast(text, pa.timestamp("us", tz="UTC")), pa.int64()))
+            except pa.ArrowInvalid:
+                pass  # read value by value below, which says which is none
+    form = spec.form()
+    results, codes = reader.read_each(column, role, text, lambda value: moment_of(value, form))
+    is_zoned = np.array([said is not None and said[0].tzinfo is not None for said in results])[codes]
+    is_naive = np.array([said is not None and said[0].tzinfo is None for said in results])[codes]
+    if is_zoned.any() and is_naive.any():
+        reader.refuse(column, role, "mixes times with a zone and times without one; it must hold one kind", is_naive)
         return np.zeros(len(text), dtype=np.int64)
-    if spec.format is not None:
-        zoned = given & ("%z" in spec.format or "%Z" in spec.format)
-        dates = given & (_CLOCK.search(spec.format) is None)
-    else:
-        zoned = _matches(text, _ZONE)
-        dates = _matches(text, _DATE)
-    naive = given & ~zoned
-    if zoned.any() and naive.any():
-        reader.refuse(column, role, "mixes times with a zone and times without one; it must hold one kind", naive)
-        return np.zeros(len(text), dtype=np.int64)
-    series = _stamps(text, spec, zoned=bool(zoned.any()))
-    what = f"must be a time like {spec.format}" if spec.format else "must be a time such as 2025-01-31T12:30:00Z"
-    reader.refuse(column, role, what, series.isna().to_numpy() & given)
-    if not zoned.any():
-        return _localized_ms(reader, series, spec, role, dates, day_end)
+    if not is_zoned.any():
+        return _localized_ms(reader, results, codes, spec, role, day_end)
     if spec.timezone is not None:
         reader.reject(column, role, f"carries its own zone; remove timezone: {spec.timezone}")
-    return _to_ms(series)
-
-
-def _stamps(text: pa.Array, spec: TimeColumn, zoned: bool) -> pd.Series[Any]:
-    """Timestamps, NaT where `text` is not a time; Arrow reads well-formed ISO 8601 many times faster than pandas."""
-    if spec.format is None:
-        try:
-            stamps = pc.cast(text, pa.timestamp("ns", tz="UTC" if zoned else None))
-            return pd.Series(stamps.to_pandas())
-        except pa.ArrowInvalid:
-            pass
-    strings: pd.Series[str] = text.to_pandas()
-    return pd.to_datetime(strings, format=spec.format or "ISO8601", utc=zoned, errors="coerce")
+    return np.array([MISSING_MS if said is None else since_epoch(said[0]) for said in results])[codes]
 
 
 def _localized_ms(
-    reader: Reader, naive: pd.Series[Any], spec: TimeColumn, role: str, dates: Bools, day_end: bool
-) -> NDArray[np.int64]:
-    """Local times as instants; `dates` marks the rows that name a whole day."""
-    given = naive.notna().to_numpy()
-    at_midnight = naive.to_numpy().astype("datetime64[us]").astype(np.int64) % _DAY_US == 0
-    dates = given & (dates | at_midnight[given].all())
+    reader: Reader,
+    results: list[Said | None],
+    codes: NDArray[np.int64],
+    spec: TimeColumn,
+    role: str,
+    day_end: bool,
+) -> Milliseconds:
+    """Local times as instants."""
+    said = [one for one in results if one is not None]
+    if said and all(is_date or naive.time() == datetime.min.time() for naive, is_date in said):
+        reader.dates.add(role)
     if spec.timezone is None:
+        given = np.array([one is not None for one in results])[codes]
         where = f"say where the clock stood: {{column: {spec.name}, timezone: UTC}}"
         reader.refuse(spec.name, role, f"has times without a zone; {where}", given)
-        return np.full(len(naive), MISSING_MS)
-    zoned = naive.dt.tz_localize(
-        spec.timezone,
-        ambiguous="NaT" if spec.ambiguous == "refuse" else np.full(len(naive), spec.ambiguous == "earlier"),
-        nonexistent="NaT" if spec.nonexistent == "refuse" else "shift_forward",
-    )
-    if dates.any():  # a day begins at its first instant, whatever the clock does at midnight
-        days = (naive + pd.Timedelta(days=1)) if day_end else naive
-        first = days.dt.tz_localize(spec.timezone, ambiguous=np.full(len(naive), True), nonexistent="shift_forward")
-        zoned = zoned.where(~dates, first - pd.Timedelta(milliseconds=1) if day_end else first)
-    rule = f"must name one instant of {spec.timezone}; as its clock is moved, some hours come twice or never"
-    reader.refuse(spec.name, role, rule, zoned.isna().to_numpy() & given)
-    return _to_ms(zoned)
-
-
-def _matches(text: pa.Array, pattern: str) -> Bools:
-    found: Bools = pc.fill_null(pc.match_substring_regex(text, pattern), False).to_numpy(zero_copy_only=False)
-    return found
+        return np.full(len(codes), MISSING_MS)
+    form = spec.form(is_dates=role in reader.dates)
+    instants: list[int] = []
+    broken: dict[str, list[int]] = {}
+    for i, one in enumerate(results):
+        instants.append(MISSING_MS)
+        if one is not None:
+            try:
+                instants[i] = instant_ms(one[0], form, is_date=one[1] or form.is_dates, day_end=day_end)
+            except ValueError as error:
+                broken.setdefault(str(error), []).append(i)
+    for rule, bad in broken.items():
+        reader.refuse(spec.name, role, rule, np.isin(codes, bad))
+    return np.array(instants)[codes]
 
 
 def _needs_unit(column: str) -> str:
@@ -175,8 +164,7 @@ def _too_early(spec: TimeColumn, latest_ms: int) -> str:
     )
 
 
-def _to_ms(series: pd.Series[Any]) -> NDArray[np.int64]:
-    """Whole milliseconds, a part of one dropped; -2**63 for NaT."""
-    utc = series.dt.tz_convert("UTC").dt.tz_localize(None)
-    stamps = utc.to_numpy().astype("datetime64[us]").astype(np.int64)
+def _whole_ms(microseconds: pa.Array) -> Milliseconds:
+    """Whole milliseconds, a part of one dropped; `MISSING_MS` where null."""
+    stamps = pc.fill_null(microseconds, MISSING_MS).to_numpy(zero_copy_only=False)
     return np.where(stamps == MISSING_MS, MISSING_MS, stamps // 1_000)

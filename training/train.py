@@ -35,6 +35,7 @@ from training.replay import further_features, replay, requested_columns, transac
 from training.report import ModelFacts, model_card, write_report
 from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
 from training.tables import ExplainedRows, Window
+from training.trained_table import trained_table
 
 Progress = Callable[[str, int, int], None]
 NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731
@@ -173,7 +174,7 @@ def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> P
             "then a share of the rows is reviewed (review_rate) and none is declined"
         )
     windows = split_by_order(len(table), (config.validation_share, config.calibration_share, config.test_share))
-    spec = FeatureSpec("features", tuple(further_features(table, mapping, windows.train)))
+    spec = FeatureSpec("features", tuple(further_features(table, mapping, windows.train)), table=trained_table(table))
     y = table["label"].to_numpy(np.int8)
     check_windows(table, y, windows, config.shares, evaluated=True)
     warnings = check_features(table, windows, spec)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from fraud.columns.table import Table
+from fraud.columns.times import check_form
 from fraud.currencies import MAX_MINOR_DIGITS
 from fraud.errors import BundleError
 from fraud.features.featurizer import HISTORY_FEATURES
@@ -20,6 +22,7 @@ MAX_CATEGORIES = 100_000
 MAX_NAME_LENGTH = 256
 MAX_QUANTILES = 1000
 MAX_CURRENCIES = 1000
+MAX_JOINED = 16
 KNOWN_ROLES = (*TEXT_ROLES, *POSITION_ROLES, "currency")
 RESERVED = {*ID_FIELDS, "event_time"} - {"merchant_id"}
 
@@ -42,10 +45,13 @@ def expect_specification(spec: FeatureSpec, path: Path) -> None:
         (lambda: names[: len(spec.derived)] == list(spec.derived), "has a history feature behind one of the request"),
         (lambda: _currencies_hold(spec), "has currencies without their role, or scales that are none"),
         (lambda: spec.kind != "features" or not (roles or spec.derived), "is of ready features, and asks for history"),
+        (lambda: _table_fits(spec), "has a table of training whose columns are not those of its roles and features"),
     ]
     for holds, otherwise in checks:
         if not holds():
             raise BundleError(f"{path} {otherwise}")
+    if spec.table is not msgspec.UNSET and (wrong := _wrong_with_times(spec.table)):
+        raise BundleError(f"{path}: the table of training {wrong}")
     for feature in spec.features:
         if wrong := _wrong_with(feature, set(roles) if spec.kind != "features" else set()):
             raise BundleError(f"{path}: feature {feature.name[:MAX_NAME_LENGTH]!r} {wrong}")
@@ -64,6 +70,38 @@ def _currencies_hold(spec: FeatureSpec) -> bool:
             for currency in spec.currencies.values()
         )
     )
+
+
+def _table_fits(spec: FeatureSpec) -> bool:
+    if spec.table is msgspec.UNSET:
+        return True
+    fields = [column.field for column in spec.table.columns]
+    allowed = {"transaction_id", *(feature.name for feature in spec.requested)}
+    if spec.kind == "transaction":
+        allowed |= {"event_time", "customer_id", "amount", *(role.name for role in spec.roles)}
+    return (
+        len(set(fields)) == len(fields)
+        and {*fields} <= allowed
+        and all(
+            1 <= len(column.columns) <= MAX_JOINED and all(len(name) <= MAX_NAME_LENGTH for name in column.columns)
+            for column in spec.table.columns
+        )
+        and len(spec.table.nulls) <= MAX_JOINED
+    )
+
+
+def _wrong_with_times(table: Table) -> str | None:
+    """Return what is wrong with the notation of a column, of which nothing else is built before a row arrives."""
+    for column in table.columns:
+        if (column.time is None) != (column.reads != "time"):
+            return f"reads {column.field[:MAX_NAME_LENGTH]!r} as {column.reads}, which does not fit its options"
+        if column.time is None:
+            continue
+        try:
+            check_form(column.time)
+        except ValueError as error:
+            return f"has times that cannot be read: {error}"
+    return None
 
 
 def expect_preprocessor(spec: FeatureSpec, amount_quantiles: Sequence[float], path: Path) -> None:

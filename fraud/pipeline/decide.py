@@ -363,14 +363,17 @@ class Pipeline:
         """Decide on plain rows: score only."""
         decisions: list[Decision] = []
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
-            X = scorer.featurizer.ready([row.row for row in group])
+            said = [row.row for row in group]
+            X = scorer.featurizer.ready(said)
             started = time.perf_counter()
             scores = scorer.score(X)
             self._timed("score", started)
             name, policy = scorer.name, scorer.policy
             decisions += [
-                Decision(None, name, margin, probability, verdict_of(policy, decided_on), anomaly=anomaly)
-                for margin, decided_on, probability, anomaly in scores.rows()
+                Decision(
+                    None, name, margin, probability, verdict_of(policy, score), anomaly=anomaly, reading=row.reading
+                )
+                for (margin, score, probability, anomaly), row in zip(scores.rows(), said, strict=True)
             ]
         return decisions
 

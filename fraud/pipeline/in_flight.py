@@ -132,6 +132,7 @@ class RowInFlight:
             self.is_repeat,
             self.explanation,
             None if record.anomaly is msgspec.UNSET else record.anomaly,
+            self.row.reading,
         )
 
 

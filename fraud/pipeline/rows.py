@@ -11,7 +11,7 @@ from fraud.decisions.verdict import Verdict
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError
 from fraud.models.scorer import ModelName, Scorer
-from fraud.schema import Row
+from fraud.schema import Reading, Row
 
 
 class PendingRow(msgspec.Struct, gc=False):
@@ -66,6 +66,8 @@ class Decision(msgspec.Struct, gc=False):
         Present if it was asked for.
     anomaly : Anomaly, optional
         How unusual the transaction is, from a model that measures it.
+    reading : Reading, optional
+        Set if the row arrived with the names of the table that trained the model.
     """
 
     transaction_id: str | None
@@ -77,6 +79,7 @@ class Decision(msgspec.Struct, gc=False):
     is_repeat: bool = False
     explanation: Explained | None = None
     anomaly: Anomaly | None = None
+    reading: Reading | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def decision_score(self) -> float:

@@ -65,9 +65,10 @@ def answer_of(outcomes: Sequence[Outcome]) -> PredictAnswer:
         )
         anomaly = UNSET if outcome.anomaly is None else outcome.anomaly
         if outcome.explanation is None:
-            elements.append(Prediction(*shared, anomaly=anomaly))
+            elements.append(Prediction(*shared, anomaly=anomaly, reading=outcome.reading))
         else:
-            elements.append(Explanation(*shared, outcome.raw_margin, *outcome.explanation, anomaly=anomaly))
+            explanation = (outcome.raw_margin, *outcome.explanation)
+            elements.append(Explanation(*shared, *explanation, anomaly=anomaly, reading=outcome.reading))
     for error in errors:
         if not isinstance(error, RequestError):
             raise error

@@ -11,7 +11,7 @@ from msgspec import Meta
 from fraud.decisions.anomaly import Anomaly
 from fraud.detectors.explain import Reason
 from fraud.models.scorer import ModelName
-from fraud.schema import MAX_ID_LENGTH, MAX_INSTANCES
+from fraud.schema import MAX_ID_LENGTH, MAX_INSTANCES, Reading
 
 COMPONENTS = "#/components/schemas/"
 
@@ -85,6 +85,10 @@ class Prediction(Scored, kw_only=True):
     anomaly: Annotated[
         Anomaly | msgspec.UnsetType, Meta(description="how unusual the transaction is, where a model measures it")
     ] = msgspec.UNSET
+    reading: Annotated[
+        Reading | msgspec.UnsetType,
+        Meta(description="table, where the row came with the column names of the table that trained the model"),
+    ] = msgspec.UNSET
 
 
 class Explanation(Prediction):
@@ -117,7 +121,8 @@ Instance = Annotated[
         title="Instance",
         description=(
             "A raw transaction for a transaction model, or a flat map of ready features for a feature model, "
-            "with the further fields that the model's own specification names."
+            "with the further fields that the model's own specification names; or a row with the column names and "
+            "value forms of the table that trained the model."
         ),
         extra_json_schema={
             "type": "object",

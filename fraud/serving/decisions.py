@@ -15,8 +15,8 @@ from fraud.decisions.policy import Action
 from fraud.decisions.queries import DecisionQuery, Position
 from fraud.decisions.record import DecisionRecord, decision_key_of
 from fraud.errors import UnknownTransaction
-from fraud.forms import checked_id
-from fraud.schema import Id, Moment, time_ms
+from fraud.forms import checked_id, time_ms
+from fraud.schema import Id, Moment
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
 from fraud.stores.protocol import Store

@@ -18,11 +18,11 @@ from msgspec import Meta
 
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.errors import RequestError
-from fraud.forms import as_flag, as_id, as_it_is, as_moment, checked_id, in_other_forms
+from fraud.forms import as_flag, as_id, as_it_is, as_moment, checked_id, fields_of, in_other_forms, time_ms
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import explained, refuse_controls
-from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count, fields_of, time_ms
+from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count
 from fraud.serving.answers import RowsRefused
 from fraud.serving.contract import Either, Problem, Refused, described_by
 from fraud.serving.http import Answer, Call, Route

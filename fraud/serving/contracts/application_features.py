@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from fraud.errors import RequestError
+from fraud.forms import MAX_OBJECT_BYTES, fields_of
 from fraud.refusals import listed, shown
-from fraud.schema import MAX_OBJECT_BYTES, Feature, FeatureSpec, fields_of
+from fraud.schema import Feature, FeatureSpec
 
 logger = logging.getLogger("fraud.serving.contracts")
 
