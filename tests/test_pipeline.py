@@ -18,7 +18,7 @@ import pytest
 
 from fraud.decisions.record import DecisionRecord
 from fraud.decisions.verdict import verdict_of
-from fraud.errors import FraudError, PastVersion, StoreError, UnknownModel
+from fraud.errors import FraudError, PastVersion, RegistryError, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Records, transactions_of
 from fraud.models.scorer import Scorer
 from fraud.pipeline.batching import MicroBatcher
@@ -499,6 +499,9 @@ class Versions:
 
     async def refresh(self) -> str:
         return "asked"
+
+    async def switch(self, name: str, reference: str, *, why: str) -> None:
+        raise RegistryError(f"there is no registry of {name}")
 
     def describe(self) -> dict[str, Any]:
         return {"challengers": []}

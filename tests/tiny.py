@@ -17,7 +17,8 @@ from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.detectors.lightgbm.model import Model
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories
 from fraud.models.bento_store import BentoStore
-from fraud.models.bundle import canonical_json, write_bundle
+from fraud.models.bundle import canonical_json, read_manifest, write_bundle
+from fraud.models.registry import Registry
 from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
 
@@ -116,6 +117,15 @@ def store_of_tiny_models(home: Path) -> dict[str, str]:
         "FRAUD_MODEL": ",".join(tags),
         "FRAUD_STATE_DIR": str(home / "state"),
     }
+
+
+def register_tiny(home: Path, kind: Kind, *aliases: str, seed: int = 0) -> str:
+    """Import a tiny model into a Bento store and register it under some aliases; return its version."""
+    bundle = write_tiny_bundle(home / f"{kind}-{seed}", kind, name=f"tiny-{kind}", seed=seed)
+    digest, manifest = read_manifest(bundle)
+    tag = BentoStore(home).import_bundle(bundle, {})
+    Registry.beside(home).register(manifest.name, digest, manifest.preprocessor_digest, who="test", aliases=aliases)
+    return tag.rpartition(":")[2]
 
 
 def write_tiny_bundle(folder: Path, kind: Kind, *, name: str | None = None, seed: int = 0) -> Path:

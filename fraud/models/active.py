@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from filelock import FileLock
 
-from fraud.errors import FraudError
+from fraud.errors import FraudError, RegistryError
 from fraud.models.bundle import short
 from fraud.models.following import ASKED, AliasFollower
+from fraud.models.lifecycle import Lifecycle
 from fraud.models.served import Packed, Served
 from fraud.models.turns import short_turns
 from fraud.settings import Settings
@@ -181,6 +183,27 @@ class ActiveModels:
         await self.check(now=True)
         errors = [f"{name}: {look.error}" for name, look in self.following.looks.items() if look.error]
         return f"failed: {'; '.join(errors)}" if asked == ASKED and errors else asked
+
+    async def switch(self, name: str, reference: str, *, why: str) -> None:
+        """Promote another version of a model, whatever the gate says of it, and serve it; other workers follow.
+
+        It is loaded and verified first: if that fails, no alias moves and what is served stays.
+
+        Raises
+        ------
+        RegistryError
+            No version, or more than one, matches the reference; or the version of the model is pinned.
+        BundleError
+            The version is damaged, or does not score here as it did in training.
+        """
+        if name not in self._served.followed():
+            raise RegistryError(f"the version of {name} is pinned here by FRAUD_MODEL, by its version or by the Bento")
+        version = await self._in_thread(self._served.registry.resolve, name, reference)
+        await self._in_thread(self._load_in_turn, f"{name}:{short(version.digest)}")
+        models = self._settings.models
+        lifecycle = Lifecycle(models.bentoml_home, models.alias_order)
+        await self._in_thread(partial(lifecycle.promote, name, version.digest, why=why, force=True))
+        await self.check(now=True)
 
     def describe(self) -> dict[str, Any]:
         """Return what is served, by which alias, and what failed, for ``/readyz``; error texts are only logged."""

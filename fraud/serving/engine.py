@@ -25,6 +25,9 @@ class Follows(Protocol):
     async def refresh(self) -> str:
         """Look for other versions now, on W&B too; returns the outcome of the W&B poll."""
 
+    async def switch(self, name: str, reference: str, *, why: str) -> None:
+        """Promote another version of a model, and serve it."""
+
     async def load_past(self, name: str, digest: str) -> None:
         """Load a version that is no longer served, if it is still stored."""
 
@@ -132,6 +135,18 @@ class Engine:
             stores = "".join(f"; {s['store']} is off since {s['since']}: {s['reason']}" for s in readiness["stores"])
             raise NotReady(f"decisions are refused: {readiness['reason']}{stores}")
         return readiness
+
+    async def switch(self, name: str, reference: str, *, why: str) -> None:
+        """Promote another version of a model, and serve it.
+
+        Raises
+        ------
+        RegistryError, BundleError
+            It is unknown, pinned or damaged; what is served stays.
+        """
+        if self._models is None:
+            raise NotReady("no model is loaded yet")
+        await self._models.switch(name, reference, why=why)
 
     async def refresh(self) -> dict[str, Any]:
         """Look for other versions now, in this worker; returns what is then served, and whether W&B was asked."""

@@ -64,10 +64,7 @@ class FeatureReader:
         extra = arrived.keys() - set(spec.names)
         self._log(extra)
         row = {feature.name: _value(feature, _python(arrived[feature.name])) for feature in spec.features}
-        try:
-            return _encode(row), len(extra)
-        except (UnicodeEncodeError, OverflowError):
-            raise BadFeatures("a category is no text in Unicode, or a number of more than 64 bits") from None
+        return _encode(row), len(extra)
 
     def _log(self, extra: set[str]) -> None:
         new = extra - self._logged
@@ -107,14 +104,16 @@ def _value(feature: Feature, value: Any) -> Any:
         return None
     if not isinstance(value, bool | int | float | str):
         raise BadFeatures(f"Unsupported data type for feature {feature.name}: {JSON_TYPES[type(value)]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadFeatures.value(feature.name, value)
     if feature.name == EMAIL:
         value = _email(feature, value)
-    if feature.type == "categorical":
-        return value
-    return _finite(feature.name, value)
+    if feature.type != "categorical":
+        return _number(feature.name, value)
+    return str(value) if type(value) is int else value
 
 
-def _email(feature: Feature, value: bool | int | float | str) -> bool | int | float | str | None:
+def _email(feature: Feature, value: Any) -> Any:
     """Return the category of an e-mail domain as the model names or numbers it; an unknown name counts as unknown."""
     categories = feature.categories
     if not isinstance(value, str):
@@ -129,9 +128,7 @@ def _email(feature: Feature, value: bool | int | float | str) -> bool | int | fl
     return None if feature.missing and feature.unknown == "refuse" else value
 
 
-def _finite(name: str, value: bool | int | float | str | None) -> float | None:
-    if value is None:
-        return None
+def _number(name: str, value: bool | int | float | str) -> float:
     try:
         number = float(value)
     except OverflowError:

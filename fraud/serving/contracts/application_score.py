@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from fraud.errors import InvalidRequest, MalformedJson
+from fraud.errors import BundleError, InvalidRequest, MalformedJson, RegistryError, RequestError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Decision, PendingRow, Rejection
 from fraud.schema import MAX_ID_LENGTH, decode_body
@@ -24,6 +24,7 @@ from fraud.serving.contracts.protocol import (
 )
 from fraud.serving.decisions import readable_time
 from fraud.serving.http import Answer, Call, Route
+from fraud.serving.parameters import parameters
 from fraud.settings import Settings
 
 TOP_FEATURES = 5
@@ -78,6 +79,29 @@ class ApplicationModel(msgspec.Struct):
     metadata: dict[str, Any]
 
 
+class Reload(msgspec.Struct):
+    """Which version to serve."""
+
+    version: Annotated[
+        str | None,
+        Meta(description="As answers have it, or as `fraud models` lists it; none: the one that the registry names."),
+    ] = None
+
+
+class Reloaded(msgspec.Struct):
+    """The version that is served now."""
+
+    status: Literal["success"]
+    version: str
+
+
+class ReloadFailed(RequestError):
+    """Another version cannot be served; the old one stays. The contract answers 500."""
+
+    http_status = 500
+    code = "reload_failed"
+
+
 class ApplicationHealth(msgspec.Struct):
     """That the service can score."""
 
@@ -88,13 +112,14 @@ class ApplicationHealth(msgspec.Struct):
 
 
 ERRORS = fastapi_errors("Inference failed")
+RELOAD_ERRORS = fastapi_errors("Failed to reload model", where="query")
 EXAMPLE = '{"features": {"name": value}, "request_id": "..."}'
 _decoder = msgspec.json.Decoder(ApplicationBody)
 _encode = msgspec.json.Encoder().encode
 
 
 def application_routes(model: ContractModel, _: Settings) -> list[Route]:
-    """`/api/v1/score`, `/api/v1/model/info` and `/health`."""
+    """`/api/v1/score`, `/api/v1/model/info`, `/api/v1/model/reload` and `/health`."""
     reader = FeatureReader()
 
     async def score(call: Call) -> Answer:
@@ -115,6 +140,17 @@ def application_routes(model: ContractModel, _: Settings) -> list[Route]:
     async def info(_: Call) -> Answer:
         scorer = model.scorer()
         return Answer(_encode(model_of(scorer)))
+
+    async def reload(call: Call) -> Answer:
+        wanted, name = parameters(call, Reload).version, model.scorer().name.name
+        try:
+            if wanted is None:
+                await model.engine.refresh()
+            else:
+                await model.engine.switch(name, wanted, why=f"{call.route.path}, request {call.request_id}")
+        except (RegistryError, BundleError) as error:
+            raise ReloadFailed(f"Failed to reload model: {error.message}") from None
+        return Answer(_encode(Reloaded("success", model.scorer().name.version)))
 
     async def health(_: Call) -> Answer:
         scorer = model.scorer()
@@ -142,6 +178,17 @@ def application_routes(model: ContractModel, _: Settings) -> list[Route]:
             info,
             "The model in service: its version, features and metadata.",
             answer=ApplicationModel,
+        ),
+        Route(
+            "POST",
+            "/api/v1/model/reload",
+            "admin",
+            reload,
+            "Promote a version and serve it, or look which one the registry names.",
+            parameters=Reload,
+            answer=Reloaded,
+            fails={500: "The version is unknown, or cannot be served; the old one stays."},
+            errors=RELOAD_ERRORS,
         ),
         Route("GET", "/health", None, health, "That applications can be scored.", answer=ApplicationHealth),
     ]
