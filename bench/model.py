@@ -136,7 +136,6 @@ def write_history_bundle(folder: Path, scratch: Path) -> list[dict[str, object]]
         metrics={},
         model_card="The benchmark's model with history.\n",
         X=X[rest],
-        probabilities=isotonic.predict(booster.predict(X[rest], raw_score=True)),
         examples=table.iloc[rest],
         data={"range": "", "digest": "", "rows": len(table)},
         seed=SEED,

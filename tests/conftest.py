@@ -7,20 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.protocol import Algorithm
 from fraud.models.scorer import Scorer
 from fraud.simulation.simulate import simulate_features, simulate_transactions
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Store
 from tests.servers import Postgres, Redis, Server, running
 from tests.tiny import write_tiny_bundle
-from training.config import BoosterOptions, Config
+from training.config import BoosterOptions, Config, ForestOptions
 from training.data import Mapping, dataset_digest, load_table
 from training.train import Run, train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
 PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
-TINY = Config(rounds=30, n_bootstrap=20, booster=BoosterOptions(num_leaves=15, min_data_in_leaf=20))
+TINY = Config(
+    rounds=30,
+    n_bootstrap=20,
+    booster=BoosterOptions(num_leaves=15, min_data_in_leaf=20),
+    forest=ForestOptions(trees=25),
+)
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +59,29 @@ def features_run(simulated_features: Path, tmp_path_factory: pytest.TempPathFact
     return trained(simulated_features, "features.yaml", "fraud-features", tmp_path_factory.mktemp("runs"))
 
 
-def trained(data: Path, example: str, name: str, runs: Path) -> Run:
+@pytest.fixture(scope="session")
+def forest_run(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished training of an isolation forest on transactions without labels."""
+    folder = tmp_path_factory.mktemp("runs")
+    return trained(simulated, "simulated.yaml", "fraud-anomaly", folder, algorithm=ISOLATION_FOREST, labelled=False)
+
+
+def trained(
+    data: Path,
+    example: str,
+    name: str,
+    runs: Path,
+    *,
+    config: Config = TINY,
+    algorithm: Algorithm = LIGHTGBM,
+    labelled: bool = True,
+) -> Run:
     mapping = Mapping.from_yaml(EXAMPLES / example)
+    if not labelled:
+        mapping = mapping.model_copy(update={"label": None, "label_time": None, "label_delay": None})
     dataset = {"name": data.name, "digest": dataset_digest(data)}
-    return train(load_table(data, mapping), mapping, TINY, name=name, dataset=dataset, runs=runs)
+    table = load_table(data, mapping, labelled=labelled)
+    return train(table, mapping, config, name=name, dataset=dataset, runs=runs, algorithm=algorithm)
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_refuses_linear_trees() -> None:
 
 
 def test_refuses_a_booster_of_other_features_than_the_specification(text: str) -> None:
-    with pytest.raises(BundleError, match="the booster is of 8 features, the specification of 9"):
+    with pytest.raises(BundleError, match="the trees are of 8 features, the specification of 9"):
         Model(text, KNOTS, n_features=9)
 
 

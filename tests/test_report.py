@@ -252,7 +252,7 @@ def test_degenerate_scores_can_be_drawn(case: str) -> None:
         plots.roc(truth, scores),
         plots.precision_recall(truth, scores),
         plots.calibration(truth, scores),
-        plots.score_distribution(truth, scores),
+        plots.score_distribution(truth, scores, "log-odds"),
         plots.daily(truth, days, scores),
     ):
         figure.canvas.draw()
@@ -264,9 +264,9 @@ def test_degenerate_scores_can_be_drawn(case: str) -> None:
 def test_one_feature_can_be_explained() -> None:
     explanation = plots.explanation([Feature("amount", "history")], np.ones((5, 1)), np.ones((5, 2)))
     for figure in (
-        plots.shap_summary(explanation),
-        plots.shap_waterfall(explanation),
-        plots.feature_importance(explanation, np.zeros(1)),
+        plots.shap_summary(explanation, "log-odds"),
+        plots.shap_waterfall(explanation, "log-odds"),
+        plots.feature_importance(explanation, np.zeros(1), "log-odds"),
     ):
         figure.canvas.draw()
 

@@ -25,9 +25,10 @@ from training.calibrate import fit_calibrator
 from training.config import Config
 from training.data import Mapping, load_features, load_transactions
 from training.fit import fit_booster
+from training.prepare import prepare_features
 from training.replay import instances_of, replay, transaction_spec
 from training.splits import MS_PER_DAY, known_labels, split_by_order, split_by_time
-from training.train import Run, prepare_features, train
+from training.train import Run, train
 
 MAPPING = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
 

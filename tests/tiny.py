@@ -13,14 +13,18 @@ import lightgbm
 import numpy as np
 
 from fraud.detectors.calibration import Calibrator
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
-from fraud.detectors.lightgbm.model import Model
-from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories
+from fraud.detectors.protocol import Algorithm
+from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories, Matrix
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import canonical_json, read_manifest, write_bundle
 from fraud.models.registry import Registry
 from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
+from training.config import Config, ForestOptions
+from training.isolation import fit_forest
+from training.splits import split_by_order
 
 KINDS: tuple[Kind, ...] = ("transaction", "features")
 START_MS = 1_767_225_600_000  # 2026-01-01
@@ -128,36 +132,30 @@ def register_tiny(home: Path, kind: Kind, *aliases: str, seed: int = 0) -> str:
     return tag.rpartition(":")[2]
 
 
-def write_tiny_bundle(folder: Path, kind: Kind, *, name: str | None = None, seed: int = 0) -> Path:
-    """Train and write a bundle of 300 rows and 12 small trees, whose probabilities spread from 0 to 1."""
+def write_tiny_bundle(
+    folder: Path, kind: Kind, *, name: str | None = None, seed: int = 0, algorithm: Algorithm = LIGHTGBM
+) -> Path:
+    """Train and write a bundle of 300 rows and 12 small trees, whose decisions are of all kinds."""
     spec = TRANSACTION_SPEC if kind == "transaction" else FEATURES_SPEC
     quantiles = AMOUNT_QUANTILES if kind == "transaction" else []
     instances = [json.dumps(i).encode() for i in (transactions if kind == "transaction" else ready_rows)(300, seed)]
     decoder, featurizer = RowDecoder(spec), Featurizer(spec, quantiles)
     rows = [decoder.decode(instance, "$") for instance in instances]
     X = featurizer.advance(rows, Histories.new(rows)) if kind == "transaction" else featurizer.ready(rows)
-    y = np.random.default_rng(seed).random(300) < 1 / (1 + np.exp(-2 * (X[:, 0] - X[:, 0].mean()) / X[:, 0].std()))
-    categorical = [i for i, feature in enumerate(spec.features) if feature.type == "categorical"]
-    booster = lightgbm.train(
-        {"objective": "binary", "num_leaves": 7, "min_data_in_leaf": 5, "verbose": -1, "seed": seed, "num_threads": 1},
-        lightgbm.Dataset(X, y, feature_name=list(spec.names), categorical_feature=categorical),
-        12,
-    )
-    text = booster.model_to_string()
-    calibrator = Calibrator([-3.0, -1.0, 0.0, 1.0, 3.0], [0.01, 0.2, 0.45, 0.75, 0.99])
+    files, policy = (_boosted if algorithm is LIGHTGBM else _isolated)(X, spec, seed)
     write_bundle(
         folder,
         {
             "features.json": canonical_json(spec),
             "preprocessor.json": canonical_json({"amount_quantiles": quantiles}),
-            **detector_files(text, calibrator),
-            "policy.json": canonical_json(POLICY),
+            **files,
+            "policy.json": canonical_json(policy),
             "model_card.md": b"# A tiny model for tests\n",
             "metrics.json": canonical_json({}),
             "reference.json": canonical_json({}),
-            "golden.jsonl": golden_of(instances[:5], X[:5], Model(text, calibrator)),
+            "golden.jsonl": golden_of(instances[:5], X[:5], algorithm.load(files, X.shape[1])),
         },
-        algorithm=LIGHTGBM,
+        algorithm=algorithm,
         name=name or f"fraud-{kind}",
         kind=kind,
         libraries={"lightgbm": importlib.metadata.version("lightgbm"), "numpy": np.__version__},
@@ -166,3 +164,27 @@ def write_tiny_bundle(folder: Path, kind: Kind, *, name: str | None = None, seed
         git_commit="",
     )
     return folder
+
+
+def _boosted(X: Matrix, spec: FeatureSpec, seed: int) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """LightGBM's trees, with probabilities that spread from 0 to 1."""
+    y = np.random.default_rng(seed).random(300) < 1 / (1 + np.exp(-2 * (X[:, 0] - X[:, 0].mean()) / X[:, 0].std()))
+    categorical = [i for i, feature in enumerate(spec.features) if feature.type == "categorical"]
+    booster = lightgbm.train(
+        {"objective": "binary", "num_leaves": 7, "min_data_in_leaf": 5, "verbose": -1, "seed": seed, "num_threads": 1},
+        lightgbm.Dataset(X, y, feature_name=list(spec.names), categorical_feature=categorical),
+        12,
+    )
+    calibrator = Calibrator([-3.0, -1.0, 0.0, 1.0, 3.0], [0.01, 0.2, 0.45, 0.75, 0.99])
+    return detector_files(booster.model_to_string(), calibrator), POLICY
+
+
+def _isolated(X: Matrix, spec: FeatureSpec, seed: int) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """An isolation forest without a calibration, whose policy acts on a third of these rows."""
+    config = Config(seed=seed, forest=ForestOptions(trees=12, samples=64))
+    fitted = fit_forest(X, np.full(300, -1, np.int8), split_by_order(300, (0.2, 0.2, 0.2)), spec, config)
+    files = fitted.files(None)
+    detector = ISOLATION_FOREST.load(files, X.shape[1])
+    medium, high, critical = np.quantile(detector.decision_score(detector.raw_margin(X)), [0.4, 0.65, 0.9]).tolist()
+    levels = {"medium": medium, "high": high, "critical": critical}
+    return files, {"review_threshold": high, "decline_threshold": critical, "risk_levels": levels}

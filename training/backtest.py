@@ -8,8 +8,9 @@ import pandas as pd
 from fraud.models.scorer import scores_of
 from training.config import Config
 from training.data import Mapping
+from training.prepare import ALL_WINDOWS, NO_PROGRESS, Progress, label_delay_of, prepare_transactions
 from training.splits import split_by_time
-from training.train import NO_PROGRESS, Progress, StageTimer, Trained, fit_model, label_delay_of, prepare_transactions
+from training.train import StageTimer, Trained, fit_model
 
 
 def backtest(
@@ -53,7 +54,9 @@ def backtest(
     times = table["processing_time_ms"].to_numpy(np.int64)
     windows = split_by_time(times, delay, train_until, test, (config.validation_share, config.calibration_share))
     with clock.stage("replay"):
-        prepared = prepare_transactions(table, mapping, windows, train_until, delay, config, progress, packaged=False)
+        prepared = prepare_transactions(
+            table, mapping, windows, train_until, delay, config, progress, labelled=ALL_WINDOWS[:-1], packaged=False
+        )
     with clock.stage("train"):
         trained = fit_model(prepared, config, progress)
     with clock.stage("score"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,6 +29,23 @@ class BoosterOptions(BaseModel):
     cat_smooth: float = Field(20.0, ge=0, le=1e6)
 
 
+Odd = Literal["high", "low", "both"]
+"""Which values of a feature are odd: those far above the median, far below it, or both."""
+
+
+class ForestOptions(BaseModel):
+    """How an isolation forest is fitted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trees: int = Field(100, ge=1, le=1000)
+    samples: int = Field(256, ge=2, le=65_536, description="Rows that each tree is grown on.")
+    features: dict[str, Odd] | None = Field(None, description="With the odd side of each; by default behaviour.")
+    decides_on: Literal["anomaly_score", "fraud_probability"] = Field(
+        "anomaly_score", description="What the policy is on; a probability needs labels to calibrate by."
+    )
+
+
 class Config(BaseModel):
     """One training's configuration.
 
@@ -49,6 +66,7 @@ class Config(BaseModel):
     review_capacity: float = Field(0.05, ge=0, le=1, description="Most of the transactions that people can review.")
     review_rate: float = Field(0.01, gt=0, lt=1, description="Share to review where the mapping names no stake.")
     booster: BoosterOptions = BoosterOptions()
+    forest: ForestOptions = ForestOptions()
     costs: dict[str, float] = DEFAULT_COSTS
 
     @model_validator(mode="before")

@@ -6,7 +6,7 @@ once; each resample only changes how often a customer counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,6 +75,20 @@ class Samples:
         low, high = np.percentile(self.resampled, [2.5, 97.5], axis=0)
         rows = zip(self.names, self.values, low, high, strict=True)
         return {name: Interval(float(value), float(a), float(b)) for name, value, a, b in rows}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Return the measures of several parts, each with its own resamples, of equal number."""
+        return cls(
+            tuple(name for part in parts for name in part.names),
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.resampled for part in parts], axis=1),
+        )
+
+    def without(self, names: Sequence[str]) -> Samples:
+        """Return the other measures."""
+        kept = [i for i, name in enumerate(self.names) if name not in names]
+        return Samples(tuple(self.names[i] for i in kept), self.values[kept], self.resampled[:, kept])
 
     def minus(self, other: Samples) -> dict[str, Interval]:
         """Return the gain of this set of scores over another one, on the same resamples.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import lightgbm as lgb
 import numpy as np
@@ -22,6 +22,34 @@ Progress = Callable[[str, int, int], None]
 METRIC = "average_precision"
 
 
+class HabitFact(NamedTuple):
+    """A feature whose unusual values count, the side on which they are, and the median; for the model card."""
+
+    feature: str
+    odd: str
+    median: float
+
+
+class FittedDetector(Protocol):
+    """What an algorithm's fitting function returns."""
+
+    @property
+    def n_trees(self) -> int: ...
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The table of the hyperparameter search; empty without one."""
+
+    def files(self, calibrator: Calibrator | None) -> dict[str, bytes]:
+        """Return the detector's files of a bundle; None before it is calibrated, or if it is not."""
+
+    def gain(self) -> NDArray[np.float64]:
+        """Return what each feature did for the fit, (n_features,)."""
+
+    def habits_of(self, spec: FeatureSpec) -> list[HabitFact]:
+        """Return the habits that a fit without labels judges by; none otherwise."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A booster's text, how many trees it has, and the search's table if there was one."""
@@ -32,13 +60,17 @@ class Fitted:
     parameters: BoosterOptions
     trials: list[dict[str, Any]]
 
-    def files(self, calibrator: Calibrator) -> dict[str, bytes]:
+    def files(self, calibrator: Calibrator | None) -> dict[str, bytes]:
         """Return the detector's files of a bundle."""
         return detector_files(self.text, calibrator)
 
     def gain(self) -> NDArray[np.float64]:
         """Return the total gain of each feature, (n_features,)."""
         return np.asarray(lgb.Booster(model_str=self.text).feature_importance("gain"), np.float64)
+
+    def habits_of(self, spec: FeatureSpec) -> list[HabitFact]:
+        """Return none: it learns from labels."""
+        return []
 
 
 def fit_booster(

@@ -14,7 +14,7 @@ from fraud.detectors.protocol import Algorithm, Detector
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Preprocessor, canonical_json, write_bundle
 from fraud.models.libraries import installed_libraries
-from fraud.models.scorer import golden_of
+from fraud.models.scorer import Scores, golden_of, scores_of
 from fraud.schema import FeatureSpec, RowDecoder
 from training.replay import instances_of
 
@@ -34,7 +34,6 @@ def write_model(
     metrics: dict[str, Any],
     model_card: str,
     X: Matrix,
-    probabilities: np.ndarray[Any, np.dtype[np.float64]],
     examples: pd.DataFrame,
     data: dict[str, Any],
     seed: int,
@@ -43,7 +42,7 @@ def write_model(
 
     Parameters
     ----------
-    X, probabilities : (n, n_features), (n,) float64
+    X : (n, n_features) float64
         The reference that later traffic is compared with.
     examples : DataFrame
         Rows of the canonical table from which golden requests are taken, with their labels.
@@ -56,7 +55,7 @@ def write_model(
         "policy.json": canonical_json(policy),
         "model_card.md": model_card.encode(),
         "metrics.json": canonical_json(metrics),
-        "reference.json": canonical_json(_reference(spec, X, probabilities)),
+        "reference.json": canonical_json(_reference(spec, X, scores_of(detector, detector.raw_margin(X)))),
         "golden.jsonl": _golden(spec, preprocessor, detector, examples),
     }
     return write_bundle(
@@ -108,7 +107,7 @@ def _golden_rows(spec: FeatureSpec, examples: pd.DataFrame) -> pd.DataFrame:
     return renamed
 
 
-def _reference(spec: FeatureSpec, X: Matrix, probabilities: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+def _reference(spec: FeatureSpec, X: Matrix, scores: Scores) -> dict[str, Any]:
     """Return the distributions of features and scores, for drift: deciles, or counts of categories."""
     features = {}
     for j, feature in enumerate(spec.features):
@@ -125,10 +124,13 @@ def _reference(spec: FeatureSpec, X: Matrix, probabilities: np.ndarray[Any, np.d
     return {
         "rows": len(X),
         "features": features,
-        "fraud_probability": {
-            "deciles": np.quantile(probabilities, np.linspace(0, 1, 11)).tolist(),
-            "edges": edges.tolist(),
-            "shares": (np.histogram(probabilities, edges)[0] / max(len(probabilities), 1)).tolist(),
+        **{
+            name: {
+                "deciles": np.quantile(values, np.linspace(0, 1, 11)).tolist(),
+                "edges": edges.tolist(),
+                "shares": (np.histogram(values, edges)[0] / max(len(values), 1)).tolist(),
+            }
+            for name, values in scores.measured().items()
         },
     }
 

@@ -35,6 +35,7 @@ Scores = Mapping[str, Scored]
 
 COLOURS = ("#1b5e9e", "#c77c11")
 FRAUD, LEGITIMATE, QUIET = "#b3261e", "#5b8c5a", "#8a8f98"
+KINDS_OF_ROWS = ((-1, QUIET, "unlabelled"), (0, LEGITIMATE, "legitimate"), (1, FRAUD, "fraud"))
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9aa0a6",
@@ -150,12 +151,14 @@ def calibration(y_true: Ints, scores: Scores) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def score_distribution(y_true: Ints, scores: Scores) -> Figure:
+def score_distribution(y_true: Ints, scores: Scores, unit: str) -> Figure:
     """Numbers of transactions by raw margin, fraud and legitimate, with the policy's thresholds."""
     figure, panels = _figure(11, 4.4, columns=len(scores), sharey=True)
     for axes, (name, (margin, probability, policy)) in zip(panels, scores.items(), strict=True):
         bins = np.linspace(margin.min(), max(margin.max(), margin.min() + 1e-6), 61).tolist()
-        for kind, colour, text in ((0, LEGITIMATE, "legitimate"), (1, FRAUD, "fraud")):
+        for kind, colour, text in KINDS_OF_ROWS:
+            if not (y_true == kind).any():
+                continue
             axes.hist(margin[y_true == kind], bins, color=colour, alpha=0.35)
             axes.hist(margin[y_true == kind], bins, color=colour, histtype="step", linewidth=1.4, label=text)
         for threshold, line in (("review_threshold", "--"), ("decline_threshold", "-")):
@@ -163,7 +166,7 @@ def score_distribution(y_true: Ints, scores: Scores) -> Figure:
             if alert.any():
                 label = f"{threshold.split('_')[0]} at {policy[threshold]:.3g}"
                 axes.axvline(margin[alert].min(), color="#333", linestyle=line, linewidth=1.1, label=label)
-        axes.set(title=f"Scores: {name}", yscale="log", xlabel="Raw margin (log-odds before calibration)")
+        axes.set(title=f"Scores: {name}", yscale="log", xlabel=f"Raw margin ({unit})")
         axes.legend(fontsize=9, loc="upper right", frameon=True, framealpha=0.9, edgecolor="white")
     panels[0].set_ylabel("Transactions (logarithmic)")
     return figure
@@ -213,7 +216,7 @@ def explanation(features: Sequence[Feature], X: Floats, contributions: Floats) -
     features : sequence of Feature
     X : ndarray, shape (n_rows, n_features), float64
     contributions : ndarray, shape (n_rows, n_features + 1), float64
-        In log-odds, the base value last.
+        In the detector's unit, the base value last.
     """
     shown = [[_shown(readable(f, number)) for f, number in zip(features, row, strict=True)] for row in X.tolist()]
     return shap.Explanation(
@@ -234,24 +237,24 @@ def _shown(value: float | bool | str | None) -> str:
 
 
 @mpl.rc_context(STYLE)
-def feature_importance(explanation: shap.Explanation, gain: Floats, n_features: int = 20) -> Figure:
-    """The features that move the scores most, and their shares of the booster's gain."""
+def feature_importance(explanation: shap.Explanation, gain: Floats, unit: str, n_features: int = 20) -> Figure:
+    """The features that move the scores most, and their shares of the fit's gain."""
     names = list(explanation.feature_names)
     share = gain / (gain.sum() or 1.0)
     effect = np.abs(explanation.values).mean(axis=0)
     top = np.argsort(-effect, kind="stable")[:n_features][::-1]
     figure, (left, right) = _figure(11, 1.2 + 0.26 * len(top), columns=2, sharey=True)
     left.barh([names[i] for i in top], effect[top], color=COLOURS[0])
-    left.set(title="Mean absolute contribution", xlabel="SHAP value (log-odds)")
+    left.set(title="Mean absolute contribution", xlabel=f"SHAP value ({unit})")
     right.barh([names[i] for i in top], share[top], color=COLOURS[0], alpha=0.55)
-    right.set(title="Share of the booster's gain", xlabel="Share of the total gain")
+    right.set(title="Share of the fit's gain", xlabel="Share of the total gain")
     right.xaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (left, right):
         axes.grid(visible=False, axis="y")
     return figure
 
 
-def shap_summary(explanation: shap.Explanation, max_display: int = 20) -> Figure:
+def shap_summary(explanation: shap.Explanation, unit: str, max_display: int = 20) -> Figure:
     """shap's beeswarm: one point for each transaction and feature, coloured by the feature's value."""
     n_shown = min(max_display, len(explanation.feature_names))
     figure = Figure(figsize=(10, 1.8 + 0.32 * n_shown), dpi=110, layout="constrained")
@@ -265,12 +268,12 @@ def shap_summary(explanation: shap.Explanation, max_display: int = 20) -> Figure
     )
     shap.plots.beeswarm(shown, max_display=max_display, ax=axes, show=False, plot_size=None)
     axes.set_title("What raises and lowers the scores", loc="left", fontweight="bold")
-    axes.set_xlabel("Contribution to the raw margin (log-odds; right raises the fraud score)", fontsize=11)
+    axes.set_xlabel(f"Contribution to the raw margin ({unit}; right raises the score)", fontsize=11)
     axes.tick_params(axis="y", labelsize=10)
     return figure
 
 
-def shap_waterfall(explanation: shap.Explanation, max_display: int = 12) -> Figure:
+def shap_waterfall(explanation: shap.Explanation, unit: str, max_display: int = 12) -> Figure:
     """shap's waterfall of the transaction with the highest score among the explained ones."""
     row = int(np.argmax(explanation.values.sum(axis=1)))
     with mpl.rc_context({"figure.dpi": 110}):
@@ -278,7 +281,7 @@ def shap_waterfall(explanation: shap.Explanation, max_display: int = 12) -> Figu
         try:
             shap.plots.waterfall(explanation[row], max_display=max_display, show=False)
             figure.axes[0].set_title("The highest score explained", loc="left", fontweight="bold", pad=34)
-            figure.axes[0].set_xlabel("Raw margin (log-odds)", labelpad=20)
+            figure.axes[0].set_xlabel(f"Raw margin ({unit})", labelpad=20)
         finally:
             plt.close(figure)
     return figure

@@ -179,6 +179,33 @@ def review_the_riskiest(y_true: ArrayLike, y_prob: ArrayLike, review_rate: float
     return policy | {"costs": {}, "review_rate": review_rate}
 
 
+def review_the_most_unusual(scores: ArrayLike, review_rate: float) -> dict[str, Any]:
+    """Return the policy on anomaly scores that reviews the most unusual share, and declines none: nobody has labels.
+
+    The risk level is high where a transaction is reviewed, and medium for ten times as many.
+
+    Parameters
+    ----------
+    scores : array, shape (n_transactions,)
+        Anomaly scores of the calibration window.
+    review_rate : float
+        Share of the transactions, within 0 and 1.
+
+    Returns
+    -------
+    dict
+        As policy.json, with empty `costs` and with `review_rate`.
+    """
+    medium, high = np.quantile(np.asarray(scores, np.float64), [max(0.0, 1 - 10 * review_rate), 1 - review_rate])
+    return {
+        "review_threshold": float(high),
+        "decline_threshold": 1.0,
+        "risk_levels": {"medium": float(medium), "high": float(high), "critical": 1.0},
+        "costs": {},
+        "review_rate": review_rate,
+    }
+
+
 def _thresholds(review: float, decline: float, fraud_rate: float) -> dict[str, Any]:
     """Return thresholds with their risk levels, so that level, decision and prediction agree at every probability."""
     medium = float(np.sqrt(min(fraud_rate, review) * review))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ FOLDER_BYTES = 64 * 1024 * 1024
 
 
 def check_windows(
-    table: pd.DataFrame, y: NDArray[np.int8], windows: Windows, shares: dict[str, float], *, evaluated: bool
+    table: pd.DataFrame, y: NDArray[np.int8], windows: Windows, shares: dict[str, float], labelled: Collection[str]
 ) -> None:
-    """Raise a DataError unless each window has a known fraud and a known legitimate transaction.
+    """Raise a DataError unless each window that needs labels has a known fraud and a known legitimate transaction.
 
     Parameters
     ----------
@@ -42,12 +43,12 @@ def check_windows(
     windows : Windows
     shares : dict
         The configuration's share of each window that has one, by the window's name.
-    evaluated : bool
-        Whether the test window needs labels too.
+    labelled : collection of str
+        The windows that need labels.
     """
     problems = []
     for name, purpose, step in NEEDED:
-        if name == "test" and not evaluated:
+        if name not in labelled:
             continue
         window: slice = getattr(windows, name)
         labels = table["label"].to_numpy()[window] if name == "test" else y[windows.within(window)]
@@ -89,7 +90,8 @@ def check_features(table: pd.DataFrame, windows: Windows, spec: FeatureSpec) -> 
         if any(c in '"\\' or c < " " for c in feature.name)
     ]
     test = table.iloc[windows.test]
-    test = test[test["label"] >= 0]
+    if (labelled := test["label"] >= 0).any():
+        test = test[labelled]
     refused = np.zeros(len(test), bool)
     reasons: list[str] = []
     for feature in spec.requested:

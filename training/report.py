@@ -12,9 +12,13 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.protocol import Algorithm
 from fraud.schema import FeatureSpec, Kind
 from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored
+from training.fit import HabitFact
 from training.measures import FALSE_POSITIVE_RATES, TOP_CARDS
 from training.policy import declines_too_many
 from training.tables import ExplainedRows, Window, meaning
@@ -39,6 +43,14 @@ class ModelFacts:
     metrics, baseline, difference : mapping of str to Interval
         Of the model, of the plain baseline, and of the first minus the second on the same resamples.
     no_skill : mapping of str to float
+    algorithm : Algorithm
+        Of the detector.
+    is_calibrated : bool
+        Whether its decision score is a probability.
+    is_labelled : bool
+        Whether the measures are on labels.
+    habits : sequence of HabitFact
+        What a detector without labels judges by.
     """
 
     name: str
@@ -51,6 +63,17 @@ class ModelFacts:
     baseline: Mapping[str, Interval]
     difference: Mapping[str, Interval]
     no_skill: Mapping[str, float]
+    algorithm: Algorithm = LIGHTGBM
+    is_calibrated: bool = True
+    is_labelled: bool = True
+    habits: Sequence[HabitFact] = ()
+
+    @property
+    def declines_too_many(self) -> str | None:
+        """The warning about a policy that declines far more than there is fraud."""
+        if not self.is_labelled:
+            return None
+        return declines_too_many(self.metrics["decline_rate"].value, self.no_skill["average_precision"])
 
 
 class Measure(NamedTuple):
@@ -93,10 +116,30 @@ def _measures() -> dict[str, Measure]:
         "alert_amount_recall": Measure("Fraud money alerted", "share of the frauds' amount", percent),
         "cost_per_1000": Measure("Cost per 1,000", "of the policy's decisions, in the data's money", "{:,.2f}", -1),
         "savings": Measure("Savings", "share of the cost of approving everything", percent),
+        "seed_agreement": Measure(
+            "Agreement of seeds",
+            "share of the 1 % most unusual that are so by another seed too",
+            percent,
+        ),
+        "score_psi": Measure(
+            "Score PSI", "how far the scores moved from the calibration window's; above 0.1 they did", "{:.4f}", -1
+        ),
     }
 
 
 MEASURES = _measures()
+LEARNERS = {LIGHTGBM.name: "LightGBM", ISOLATION_FOREST.name: "an isolation forest"}
+
+WITHOUT_LABELS = (
+    "The test window has no labels of both kinds, so nobody knows how much fraud these scores find: the measures say "
+    "only how stable they are."
+)
+UNUSUAL = (
+    "The trees were grown without labels: a high score says that a transaction is unusual, not that it is fraud.",
+    "A new customer has no habits to deviate from; much of what is scored then is the amount alone.",
+    "Beside a model trained on labels this one does not raise precision: it is for the time before labels, and for "
+    "frauds of a kind that no label has shown.",
+)
 
 CAPTIONS = {
     "roc": "Higher is better. The right panel is the part that a fraud team works in.",
@@ -153,23 +196,28 @@ def _verdict(name: str, difference: Interval) -> str:
 
 def limits(facts: ModelFacts) -> list[str]:
     """Return the model's limits that follow from the facts."""
+    if not facts.is_labelled:
+        return [WITHOUT_LABELS, *UNUSUAL]
     test, found = facts.windows[-1], []
     few = " With so few, only large differences show." if test.frauds < 200 else ""
     found.append(f"The test window holds {test.frauds:,} frauds among {test.rows:,} transactions.{few}")
     worse = [MEASURES[name].title for name, gain in facts.difference.items() if _verdict(name, gain) == "worse"]
     if worse:
         found.append(f"The plain baseline is better in: {', '.join(worse)}.")
-    expected = facts.metrics["expected_to_observed"]
-    if not expected.low <= 1 <= expected.high:
+    expected = facts.metrics.get("expected_to_observed")
+    if expected is not None and not expected.low <= 1 <= expected.high:
         found.append(
             f"On the test window the probabilities expect {expected.value:.2f} times the frauds that came "
             f"(95 % interval {expected.low:.2f} to {expected.high:.2f}): the calibration had drifted by then."
         )
-    warning = declines_too_many(facts.metrics["decline_rate"].value, facts.no_skill["average_precision"])
-    if warning is not None:
+    if (warning := facts.declines_too_many) is not None:
         found.insert(0, warning)
     review, decline = facts.policy["review_threshold"], facts.policy["decline_threshold"]
-    if not facts.policy["costs"]:
+    if not facts.algorithm.reads_labels:
+        found += UNUSUAL
+    if not facts.is_calibrated:
+        found.append("Nothing is declined: unusual is not fraudulent, so a person decides.")
+    elif not facts.policy["costs"]:
         found.append("Nothing is declined: the money at stake is not known, so a person decides.")
     elif review == decline:
         found.append("The policy declines without any review; so the costs decided.")
@@ -180,8 +228,14 @@ def limits(facts: ModelFacts) -> list[str]:
         "The intervals show what other customers of the same time would change. They do not show what later "
         "months will change: fraud adapts.",
         "Frauds that nobody reported count as legitimate, in training and here.",
-        "A probability of 0 or 1 says that the calibration window held one kind alone at such scores; "
-        "it is no certainty.",
+        *(
+            [
+                "A probability of 0 or 1 says that the calibration window held one kind alone at such scores; "
+                "it is no certainty."
+            ]
+            if facts.is_calibrated
+            else []
+        ),
         "The costs of the policy are assumptions; with other costs, other thresholds are right."
         if facts.policy["costs"]
         else "The share to review is an assumption; with the stake and the costs known, other thresholds are right.",
@@ -192,6 +246,11 @@ def by_rate(facts: ModelFacts) -> str:
     """Return how the policy was chosen without known money, or nothing."""
     if facts.policy["costs"]:
         return ""
+    if not facts.is_calibrated:
+        return (
+            f"The review threshold is the anomaly score above which {facts.policy['review_rate']:.1%} of the "
+            "calibration window lie; ten times as many are of risk level medium. Nothing is declined."
+        )
     return (
         f"The review threshold is the one at which about {facts.policy['review_rate']:.1%} of the calibration window "
         "are reviewed. Nothing is declined, since what a wrong decline costs is not known: the mapping names no stake."
@@ -222,6 +281,7 @@ def model_card(facts: ModelFacts) -> str:
         facts=facts,
         test=facts.windows[-1],
         plain=plain_fields(facts.spec.kind),
+        learner=LEARNERS[facts.algorithm.name],
         limits=limits(facts),
         by_rate=by_rate(facts),
         definitions=definitions,
@@ -262,8 +322,9 @@ def write_report(
         "windows": tables.windows(facts.windows),
         "features": tables.features(facts.spec.features, explained),
         "decisions": tables.decisions(outcomes, scores),
-        "calibration": tables.calibration(outcomes, scores),
     }
+    if facts.is_labelled and facts.is_calibrated:
+        written["calibration"] = tables.calibration(outcomes, scores)
     if outcomes.event_time_ms is not None:
         written["daily"] = tables.daily(outcomes, scores)
     (run_dir / "tables").mkdir(exist_ok=True)
@@ -271,7 +332,7 @@ def write_report(
         table.to_csv(run_dir / "tables" / f"{name}.csv", index=False, float_format="%.8g", lineterminator="\n")
     (run_dir / "plots").mkdir(exist_ok=True)
     images = {}
-    for name, figure in _figures(facts.spec, outcomes, scores, explained).items():
+    for name, figure in _figures(facts, outcomes, scores, explained).items():
         path = run_dir / "plots" / f"{name}.png"
         plots.save(figure, path)
         images[name] = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -286,6 +347,7 @@ def write_report(
             images=images,
             captions=CAPTIONS,
             plain=plain_fields(facts.spec.kind),
+            learner=LEARNERS[facts.algorithm.name],
             limits=limits(facts),
             by_rate=by_rate(facts),
             tiles=[name for name in TILES if name in facts.metrics],
@@ -296,20 +358,20 @@ def write_report(
 
 
 def _figures(
-    spec: FeatureSpec, outcomes: Outcomes, scores: plots.Scores, explained: ExplainedRows
+    facts: ModelFacts, outcomes: Outcomes, scores: plots.Scores, explained: ExplainedRows
 ) -> dict[str, Figure]:
-    y = outcomes.y_true
-    figures = {
-        "roc": plots.roc(y, scores),
-        "precision_recall": plots.precision_recall(y, scores),
-        "calibration": plots.calibration(y, scores),
-        "score_distribution": plots.score_distribution(y, scores),
-    }
-    if outcomes.event_time_ms is not None:
+    y, unit = outcomes.y_true, facts.algorithm.unit.name
+    figures: dict[str, Figure] = {}
+    if facts.is_labelled:
+        figures |= {"roc": plots.roc(y, scores), "precision_recall": plots.precision_recall(y, scores)}
+        if facts.is_calibrated:
+            figures["calibration"] = plots.calibration(y, scores)
+    figures["score_distribution"] = plots.score_distribution(y, scores, unit)
+    if facts.is_labelled and outcomes.event_time_ms is not None:
         figures["daily"] = plots.daily(y, outcomes.event_time_ms, scores)
-    explanation = plots.explanation(spec.features, explained.X, explained.contributions)
+    explanation = plots.explanation(facts.spec.features, explained.X, explained.contributions)
     return figures | {
-        "feature_importance": plots.feature_importance(explanation, explained.gain),
-        "shap_summary": plots.shap_summary(explanation),
-        "shap_waterfall": plots.shap_waterfall(explanation),
+        "feature_importance": plots.feature_importance(explanation, explained.gain, unit),
+        "shap_summary": plots.shap_summary(explanation, unit),
+        "shap_waterfall": plots.shap_waterfall(explanation, unit),
     }

@@ -32,13 +32,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class ExplainedRows:
-    """Some test transactions with their contributions, and the booster's gain by feature.
+    """Some test transactions with their contributions, and what each did for the fit.
 
     Attributes
     ----------
     X : ndarray, shape (n_explained, n_features), float64
     contributions : ndarray, shape (n_explained, n_features + 1), float64
-        In log-odds, the base value last, as LightGBM's ``pred_contrib``.
+        In the detector's unit, the base value last, as LightGBM's ``pred_contrib``.
     gain : ndarray, shape (n_features,), float64
     """
 
@@ -78,7 +78,7 @@ def meaning(feature: Feature) -> str:
 
 
 def features(listed: Sequence[Feature], explained: ExplainedRows) -> pd.DataFrame:
-    """The features by falling effect: mean absolute contribution (log-odds) and share of the booster's gain."""
+    """The features by falling effect: mean absolute contribution and share of the fit's gain."""
     table = pd.DataFrame(
         {
             "feature": [feature.name for feature in listed],
@@ -95,7 +95,7 @@ def features(listed: Sequence[Feature], explained: ExplainedRows) -> pd.DataFram
 
 def decisions(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
     """The decisions of each policy, and their costs if money is known."""
-    y = outcomes.y_true
+    y = (outcomes.y_true == 1).astype(np.int64)
     amount = np.ones(len(y)) if outcomes.amount is None else outcomes.amount
     rows = []
     for name, (_, probability, chosen) in scores.items():
@@ -128,7 +128,7 @@ def daily(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
     if outcomes.event_time_ms is None:
         raise ValueError("rows without event times have no days")
     days, place = np.unique(outcomes.event_time_ms // DAY_MS, return_inverse=True)
-    y = outcomes.y_true
+    y = (outcomes.y_true == 1).astype(np.int64)
     dates = np.datetime_as_string(days.astype("datetime64[D]"))
     tables = []
     for name, (_, probability, chosen) in scores.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,33 +15,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fraud.detectors.calibration import UNCALIBRATED, Calibrator
+from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.detectors.protocol import Algorithm, Detector
-from fraud.errors import DataError
-from fraud.features.featurizer import Featurizer, Matrix
-from fraud.models.bundle import Preprocessor
+from fraud.features.featurizer import Matrix
 from fraud.schema import FeatureSpec
+from training.assess import Candidate, assess
 from training.calibrate import fit_calibrator
 from training.config import Config
-from training.currencies import amounts_of, stakes
 from training.data import Mapping
-from training.evaluate import Outcomes, Samples, Scored, measure, no_skill
-from training.fit import Fitted
+from training.fit import FittedDetector
 from training.package import write_model
-from training.policy import choose_policy, declines_too_many, review_the_riskiest
-from training.preflight import check_features, check_folder, check_windows
-from training.replay import further_features, replay, requested_columns, transaction_spec
+from training.policy import choose_policy, review_the_most_unusual, review_the_riskiest
+from training.preflight import check_folder
+from training.prepare import ALL_WINDOWS, NO_PROGRESS, PreparedData, Progress, prepare
 from training.report import ModelFacts, model_card, write_report
-from training.splits import Windows, known_labels, moment, split_by_order, split_by_time
+from training.splits import moment
 from training.tables import ExplainedRows, Window
-from training.trained_table import trained_table
 
-Progress = Callable[[str, int, int], None]
-NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731
 PLAIN_FIELDS = {"amount", "amount_log", "hour", "weekday"}
 N_EXPLAINED = 2000
-DEFAULT_LABEL_DELAY_MS = 7 * 86_400_000
 
 
 @dataclass
@@ -58,31 +51,11 @@ class StageTimer:
 
 
 @dataclass(frozen=True)
-class PreparedData:
-    """The data of one training: a table with its windows, features, and labels as known at training time."""
-
-    table: pd.DataFrame
-    windows: Windows
-    spec: FeatureSpec
-    preprocessor: Preprocessor
-    X: Matrix
-    y: NDArray[np.int8]
-    label_delay_ms: int
-    stake: NDArray[np.float64] | None
-    """Money at stake in each row of the table, in the unit of the costs; None where it is not known."""
-    warnings: list[str] = field(default_factory=list)
-    """What the service would do differently than expected."""
-
-    def rows(self, window: slice) -> tuple[Matrix, pd.DataFrame]:
-        return self.X[self.windows.within(window)], self.table.iloc[window]
-
-
-@dataclass(frozen=True)
 class Trained:
     """A fitted model with its calibrator and policy."""
 
-    fitted: Fitted
-    calibrator: Calibrator
+    fitted: FittedDetector
+    calibrator: Calibrator | None
     policy: dict[str, Any]
     algorithm: Algorithm
     detector: Detector
@@ -102,93 +75,6 @@ class Run:
     """What a person should look at before the model decides anything."""
 
 
-def label_delay_of(table: pd.DataFrame, mapping: Mapping) -> int:
-    """Return the time after which an unlabelled transaction counts as legitimate, ms.
-
-    The mapping's fixed delay, or else the delay within which 90% of the frauds became known.
-    """
-    if mapping.label_delay_ms is not None:
-        return mapping.label_delay_ms
-    frauds = table[table["label"] == 1]
-    if frauds.empty:
-        return DEFAULT_LABEL_DELAY_MS
-    return int(np.quantile(frauds["label_time_ms"] - frauds["event_time_ms"], 0.9))
-
-
-def prepare_transactions(
-    table: pd.DataFrame,
-    mapping: Mapping,
-    windows: Windows,
-    as_of: int,
-    label_delay_ms: int,
-    config: Config,
-    progress: Progress = NO_PROGRESS,
-    *,
-    packaged: bool = True,
-) -> PreparedData:
-    """Check a table of transactions, replay it and return the data of a training.
-
-    A model that is not `packaged`, as in a backtest, needs no labels in the test window and no golden rows.
-    """
-    spec = transaction_spec(table, mapping, windows.train)
-    part = table.iloc[windows.all]
-    y = known_labels(
-        part["label"].to_numpy(np.int8),
-        part["event_time_ms"].to_numpy(np.int64),
-        part["label_time_ms"].to_numpy(np.int64),
-        label_delay_ms,
-        as_of,
-    )
-    check_windows(table, y, windows, config.shares, evaluated=packaged)
-    warnings = check_features(table, windows, spec) if packaged else []
-    amounts = amounts_of(table, spec.currencies or {})[windows.train]
-    preprocessor = Preprocessor(np.quantile(amounts, np.linspace(0, 0.99, 100)).tolist())
-    if spec.currencies:
-        table = table.assign(stake=stakes(table, spec.currencies, windows.train))
-    featurizer = Featurizer(spec, preprocessor.amount_quantiles)
-    n = len(table)
-    X = replay(table, featurizer, windows.all, lambda done: progress("replay", done, n))
-    return PreparedData(table, windows, spec, preprocessor, X, y, label_delay_ms, stake_of(table), warnings)
-
-
-def _prepare(
-    table: pd.DataFrame, mapping: Mapping, config: Config, clock: StageTimer, progress: Progress
-) -> PreparedData:
-    if mapping.kind == "features":
-        return prepare_features(table, mapping, config)
-    times = table["processing_time_ms"].to_numpy(np.int64)
-    delay = label_delay_of(table, mapping)
-    as_of = int(times[-1] - (times[-1] - times[0]) * config.test_share)
-    shares = (config.validation_share, config.calibration_share)
-    windows = split_by_time(times, delay, as_of, (as_of, int(times[-1]) + 1), shares)
-    with clock.stage("replay"):
-        return prepare_transactions(table, mapping, windows, as_of, delay, config, progress)
-
-
-def prepare_features(table: pd.DataFrame, mapping: Mapping, config: Config) -> PreparedData:
-    """Return the data of a training on a table of ready features, in row order."""
-    if "stake" not in table and "costs" in config.model_fields_set:
-        raise DataError(
-            "the configuration gives costs in money, but the mapping does not say what money is at stake in a row; "
-            "add for example 'stake: loan_amount' (a column) or 'stake: 5000' to the mapping, or leave the costs out: "
-            "then a share of the rows is reviewed (review_rate) and none is declined"
-        )
-    windows = split_by_order(len(table), (config.validation_share, config.calibration_share, config.test_share))
-    spec = FeatureSpec("features", tuple(further_features(table, mapping, windows.train)), table=trained_table(table))
-    y = table["label"].to_numpy(np.int8)
-    check_windows(table, y, windows, config.shares, evaluated=True)
-    warnings = check_features(table, windows, spec)
-    X = np.empty((len(table), len(spec.features)), np.float64)
-    requested_columns(table, spec, X)
-    return PreparedData(table, windows, spec, Preprocessor(), X, y, 0, stake_of(table), warnings)
-
-
-def stake_of(table: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Return the money at stake in each row: a transaction's amount, or the stake column of ready features."""
-    column = "stake" if "stake" in table else "amount" if "customer_id" in table else None
-    return None if column is None else table[column].to_numpy(np.float64)
-
-
 def fit_model(
     prepared: PreparedData,
     config: Config,
@@ -197,11 +83,17 @@ def fit_model(
     algorithm: Algorithm = LIGHTGBM,
 ) -> Trained:
     """Fit detector, calibrator and policy, each on its own window."""
-    fitted: Fitted = algorithm.fit()(prepared.X, prepared.y, prepared.windows, prepared.spec, config, progress, columns)
+    fitted: FittedDetector = algorithm.fit()(
+        prepared.X, prepared.y, prepared.windows, prepared.spec, config, progress, columns
+    )
     calibration = prepared.windows.within(prepared.windows.calibration)
     y = prepared.y[calibration]
     X = prepared.X[calibration] if columns is None else prepared.X[calibration][:, columns]
-    margins = algorithm.load(fitted.files(UNCALIBRATED), X.shape[1]).raw_margin(X)
+    detector = algorithm.load(fitted.files(None), X.shape[1])
+    margins = detector.raw_margin(X)
+    if not is_calibrated(algorithm, config):
+        policy = review_the_most_unusual(detector.decision_score(margins), config.review_rate)
+        return Trained(fitted, None, policy, algorithm, detector)
     calibrator = fit_calibrator(margins, y)
     detector = algorithm.load(fitted.files(calibrator), X.shape[1])
     known = y >= 0
@@ -214,6 +106,18 @@ def fit_model(
     return Trained(fitted, calibrator, policy, algorithm, detector)
 
 
+def is_calibrated(algorithm: Algorithm, config: Config) -> bool:
+    """Return whether a probability is calibrated with labels."""
+    return algorithm.reads_labels or config.forest.decides_on == "fraud_probability"
+
+
+def labelled_windows(algorithm: Algorithm, config: Config) -> tuple[str, ...]:
+    """Return the windows in which a training needs labels."""
+    if algorithm.reads_labels:
+        return ALL_WINDOWS
+    return ("calibration",) if is_calibrated(algorithm, config) else ()
+
+
 def _scales(spec: FeatureSpec) -> dict[str, str]:
     """Return the typical amounts as a mapping writes them, for the report."""
     if not spec.currencies:
@@ -222,11 +126,13 @@ def _scales(spec: FeatureSpec) -> dict[str, str]:
     return {"typical amounts": ", ".join(f"{code}: {amount:.12g}" for code, amount in typical.items())}
 
 
-def plain_columns(spec: FeatureSpec) -> NDArray[np.int64]:
-    """Return the columns of the plain baseline: the request's own fields, without any history."""
-    return np.array(
-        [i for i, f in enumerate(spec.features) if f.source == "request" or f.name in PLAIN_FIELDS], dtype=np.int64
-    )
+def plain_columns(spec: FeatureSpec, algorithm: Algorithm = LIGHTGBM) -> NDArray[np.int64]:
+    """Return the columns of the plain baseline: the request's own fields without any history, or the first feature."""
+    usable = [i for i, f in enumerate(spec.features) if algorithm.reads_labels or f.type != "categorical"]
+    if spec.kind == "features":
+        return np.array(usable[:1], dtype=np.int64)
+    plain = [i for i in usable if spec.features[i].source == "request" or spec.features[i].name in PLAIN_FIELDS]
+    return np.array(plain, dtype=np.int64)
 
 
 def train(
@@ -238,55 +144,58 @@ def train(
     dataset: dict[str, Any],
     runs: Path,
     progress: Progress = NO_PROGRESS,
+    algorithm: Algorithm = LIGHTGBM,
 ) -> Run:
     """Train, calibrate, evaluate and package a model of the mapping's kind.
 
     Parameters
     ----------
     table : DataFrame
-        The canonical table, with labels. Its last share is the test window: of the time, or of the rows of a table of
-        ready features. A transaction model is trained as of the beginning of that window.
+        The canonical table, with labels if the algorithm reads them. Its last share is the test window: of the time, or
+        of the rows of a table of ready features. A transaction model is trained as of the beginning of that window.
     name : str
         The model's.
     dataset : dict
         Name and digest of the file that the table was read from.
     runs : Path
         Where the run folder is made.
+    algorithm : Algorithm
+        Of the detector.
     """
     check_folder(runs)
     clock = StageTimer()
-    prepared = _prepare(table, mapping, config, clock, progress)
+    with clock.stage("replay"):
+        prepared = prepare(table, mapping, config, labelled_windows(algorithm, config), progress)
     with clock.stage("train"):
-        trained = fit_model(prepared, config, progress)
-    columns = plain_columns(prepared.spec) if prepared.spec.kind == "transaction" else np.arange(1, dtype=np.int64)
+        trained = fit_model(prepared, config, progress, None, algorithm)
+    columns = plain_columns(prepared.spec, algorithm)
+    unsearched = config.model_copy(update={"search_trials": 0})
+
+    def on_baseline(stage: str, done: int, total: int) -> None:
+        progress(f"baseline: {stage}", done, total)
+
     with clock.stage("baseline"):
-        unsearched = config.model_copy(update={"search_trials": 0})
-        plain = fit_model(prepared, unsearched, lambda stage, *done: progress(f"baseline: {stage}", *done), columns)
+        plain = fit_model(prepared, unsearched, on_baseline, columns, algorithm)
+        model = _candidate(trained, prepared, unsearched, on_baseline, None)
+        simple = _candidate(plain, prepared, unsearched, on_baseline, columns)
     with clock.stage("evaluate"):
         progress("evaluate", 0, 1)
-        X, test = prepared.rows(prepared.windows.test)
-        labelled = (test["label"] >= 0).to_numpy()
-        scored = _scored(trained, X[labelled])
-        plain_scored = _scored(plain, X[labelled][:, columns])
-        amounts = None if prepared.stake is None else prepared.stake[prepared.windows.test][labelled]
-        test = test[labelled]
-        samples = measure_window(scored, test, amounts, config)
-        plain_samples = measure_window(plain_scored, test, amounts, config)
+        assessed = assess(prepared, model, simple, config)
         facts = ModelFacts(
             name=name,
             spec=prepared.spec,
-            data={
-                **dataset,
-                "label delay in days": round(prepared.label_delay_ms / 86_400_000, 3),
-                **_scales(prepared.spec),
-            },
+            algorithm=algorithm,
+            is_calibrated=trained.calibrator is not None,
+            is_labelled=assessed.is_labelled,
+            habits=trained.fitted.habits_of(prepared.spec),
+            data={**dataset, **_label_delay(prepared, assessed.is_labelled), **_scales(prepared.spec)},
             windows=_windows(prepared),
             config=config.flat() | {"trees": trained.fitted.n_trees},
             policy=trained.policy,
-            metrics=samples.intervals(),
-            baseline=plain_samples.intervals(),
-            difference=samples.minus(plain_samples),
-            no_skill=no_skill(test["label"], policy=trained.policy, amount=amounts, **_who_and_when(test)),
+            metrics=assessed.samples.intervals(),
+            baseline=assessed.plain_samples.intervals(),
+            difference=assessed.samples.minus(assessed.plain_samples),
+            no_skill=assessed.no_skill,
         )
         progress("evaluate", 1, 1)
     created = datetime.now(UTC)
@@ -308,10 +217,7 @@ def train(
             metrics=metrics | {"no_skill": dict(facts.no_skill)},
             model_card=model_card(facts),
             X=prepared.rows(prepared.windows.calibration)[0],
-            probabilities=trained.detector.decision_score(
-                trained.detector.raw_margin(prepared.rows(prepared.windows.calibration)[0])
-            ),
-            examples=test,
+            examples=assessed.test,
             data={**dataset, "windows": [window._asdict() for window in facts.windows]},
             seed=config.seed,
         )
@@ -320,14 +226,10 @@ def train(
         write_report(
             folder,
             facts,
-            Outcomes(
-                test["label"].to_numpy(np.int64),
-                test["event_time_ms"].to_numpy(np.int64) if "event_time_ms" in test else None,
-                amounts,
-            ),
-            scored,
-            plain_scored,
-            _explained(trained, X[labelled], config.seed),
+            assessed.outcomes,
+            assessed.scored,
+            assessed.plain_scored,
+            _explained(trained, assessed.X, config.seed),
             {
                 "made": f"{created:%Y-%m-%d %H:%M} UTC",
                 "digest": digest,
@@ -348,44 +250,35 @@ def train(
         "timings_s": clock.timings_s,
     }
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    warning = declines_too_many(facts.metrics["decline_rate"].value, facts.no_skill["average_precision"])
+    warning = facts.declines_too_many
     warnings = [*prepared.warnings, *([] if warning is None else [warning])]
     return Run(
         folder, digest, dict(facts.metrics), dict(facts.baseline), clock.timings_s, list(facts.windows), warnings
     )
 
 
-def _scored(trained: Trained, X: Matrix) -> Scored:
-    margins = trained.detector.raw_margin(X)
-    return Scored(margins, trained.detector.decision_score(margins), trained.policy)
+def _candidate(
+    trained: Trained,
+    prepared: PreparedData,
+    config: Config,
+    progress: Progress,
+    columns: NDArray[np.int64] | None,
+) -> Candidate:
+    """Return a model as it is assessed; one without labels beside a fit with another seed."""
+    other = None
+    if not trained.algorithm.reads_labels:
+        reseeded = config.model_copy(update={"seed": config.seed + 1})
+        other = fit_model(prepared, reseeded, progress, columns, trained.algorithm).detector
+    return Candidate(trained.detector, trained.policy, other, columns)
 
 
-def _who_and_when(test: pd.DataFrame) -> dict[str, Any]:
-    if "customer_id" not in test:
-        return {}
-    return {
-        "customer_codes": test["customer_id"].cat.codes.to_numpy(),
-        "event_time_ms": test["event_time_ms"].to_numpy(),
-    }
-
-
-def measure_window(scored: Scored, test: pd.DataFrame, amounts: NDArray[np.float64] | None, config: Config) -> Samples:
-    """Measure the scores of labelled rows; the bootstrap draws customers if the rows name them."""
-    return measure(
-        test["label"],
-        scored.y_prob,
-        scored.raw_margin,
-        policy=scored.policy,
-        amount=amounts,
-        n_bootstrap=config.n_bootstrap,
-        seed=config.seed,
-        **_who_and_when(test),
-    )
+def _label_delay(prepared: PreparedData, is_labelled: bool) -> dict[str, float]:
+    return {"label delay in days": round(prepared.label_delay_ms / 86_400_000, 3)} if is_labelled else {}
 
 
 def _windows(prepared: PreparedData) -> list[Window]:
     windows = []
-    for name in ("train", "validation", "calibration", "test"):
+    for name in ALL_WINDOWS:
         rows = prepared.table.iloc[getattr(prepared.windows, name)]
         begin, end = (None, None)
         if "event_time_ms" in rows:

@@ -143,11 +143,12 @@ def _record_backtest(
     import msgspec
 
     from fraud.cli.registry import models, send_queue
+    from training.assess import measure_window
     from training.config import Config
     from training.data import dataset_digest
     from training.evaluate import Scored
     from training.policy import declines_too_many
-    from training.train import measure_window, stake_of
+    from training.prepare import stake_of
 
     known = (table["label"] >= 0).to_numpy()
     rows, given, config = table[known], scores[known], Config()

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fraud.cli.progress import stages
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.registered import ALGORITHMS
 from fraud.errors import DataError
 from fraud.models.names import checked_name
 from fraud.schema import Kind
@@ -17,6 +19,7 @@ from fraud.schema import Kind
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fraud.detectors.protocol import Algorithm
     from training.config import Config
     from training.data import Mapping
     from training.train import Run
@@ -95,6 +98,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
     search: Annotated[int | None, typer.Option(min=0, help="Trials of the hyperparameter search.")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    detector: Annotated[
+        str, typer.Option(help=f"What scores: {' or '.join(ALGORITHMS)}, which needs no labels.")
+    ] = LIGHTGBM.name,
 ) -> None:
     """Train, calibrate, evaluate and package a model; write its report; log it to W&B.
 
@@ -108,13 +114,14 @@ def train(
     from training.preflight import check_folder
     from training.report import plain_fields
 
-    mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, search)
+    mapped, configured, algorithm = Mapping.from_yaml(mapping), _config(config, seed, search), _algorithm(detector)
     expect_kind(mapped, kind)
     called = checked_name(name or ("fraud-transaction" if mapped.kind == "transaction" else "fraud-features"))
     check_folder(runs)
     with models().outbox.watch() as watch, stages() as progress:
         progress("read", 0, 1)
-        table = load_table(data, mapped)
+        needs_labels = bool(training.labelled_windows(algorithm, configured))
+        table = load_table(data, mapped, labelled=needs_labels)
         dataset = dataset_facts(data, table, dataset_digest(data))
         progress("read", 1, 1)
         run = training.train(
@@ -125,6 +132,7 @@ def train(
             dataset=dataset,
             runs=runs,
             progress=progress,
+            algorithm=algorithm,
         )
         watch.finish(run.folder)
     _show(run, plain_fields(mapped.kind))
@@ -192,6 +200,12 @@ def expect_kind(mapping: Mapping, kind: Kind | None) -> None:
     """Raise `DataError` unless a mapping is of a kind; any is, where None is asked for."""
     if kind is not None and mapping.kind != kind:
         raise DataError(f"the mapping is of kind {mapping.kind}, {kind} is needed; set 'kind: {kind}' in it")
+
+
+def _algorithm(name: str) -> Algorithm:
+    if name not in ALGORITHMS:
+        raise typer.BadParameter(f"{name!r}; allowed are {' and '.join(ALGORITHMS)}", param_hint="--detector")
+    return ALGORITHMS[name]
 
 
 def _config(file: Path | None, seed: int | None, search: int | None) -> Config:

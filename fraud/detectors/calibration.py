@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fraud.errors import BundleError
 
 Vector = NDArray[np.float64]
+CALIBRATOR = "calibrator.json"
 
 
 class Calibrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,3 +36,21 @@ class Calibrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 UNCALIBRATED = Calibrator([0.0], [0.5])
 """Before a calibrator is fitted: the raw score does not need one."""
+
+
+def read_calibrator(content: bytes) -> Calibrator | None:
+    """Return what a bundle's calibrator.json holds; None for null. Raises `BundleError` if it is neither."""
+    try:
+        return msgspec.json.decode(content, type=Calibrator | None)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{CALIBRATOR} cannot be read: {error}") from None
+
+
+def write_calibrator(calibrator: Calibrator | None) -> bytes:
+    """Return the content of calibrator.json."""
+    return msgspec.json.format(msgspec.json.encode(calibrator), indent=1) + b"\n"
+
+
+def lowered(calibrator: Calibrator) -> Calibrator:
+    """Return a calibrator whose probabilities are a tenth lower."""
+    return Calibrator(calibrator.x, [0.9 * y for y in calibrator.y])

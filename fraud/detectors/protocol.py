@@ -96,6 +96,8 @@ class Algorithm:
         Returns files of a detector with lower decision scores: `fraud verify` uses them as a second version.
     fitting : str
         ``module:function`` of training that fits it.
+    reads_labels : bool
+        Whether it is fitted to labels. Otherwise they are needed only to calibrate a probability.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Algorithm:
     load: Load
     vary: Vary
     fitting: str
+    reads_labels: bool
 
     def fit(self) -> Callable[..., Any]:
         """Return its fitting function, described in `training.fit`; imports the training dependencies."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.detectors.protocol import Algorithm
 from fraud.errors import BundleError
 
-ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (LIGHTGBM,)}
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (LIGHTGBM, ISOLATION_FOREST)}
 
 
 def algorithm_of(name: str) -> Algorithm:

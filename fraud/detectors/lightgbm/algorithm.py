@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
-from fraud.detectors.calibration import Calibrator
+from fraud.detectors.calibration import CALIBRATOR, UNCALIBRATED, Calibrator, lowered, read_calibrator, write_calibrator
 from fraud.detectors.lightgbm.model import Model
 from fraud.detectors.protocol import Algorithm, Unit
 from fraud.errors import BundleError
 
-BOOSTER, CALIBRATOR = "booster.txt", "calibrator.json"
+BOOSTER = "booster.txt"
 MIB = 1024 * 1024
 
 
-def detector_files(booster_text: str, calibrator: Calibrator) -> dict[str, bytes]:
-    """Return the files of a model."""
-    return {BOOSTER: booster_text.encode(), CALIBRATOR: _written(calibrator)}
+def detector_files(booster_text: str, calibrator: Calibrator | None) -> dict[str, bytes]:
+    """Return the files of a model; without a calibrator, of one whose raw scores alone mean something."""
+    return {BOOSTER: booster_text.encode(), CALIBRATOR: write_calibrator(calibrator or UNCALIBRATED)}
 
 
 def load(files: Mapping[str, bytes], n_features: int) -> Model:
@@ -31,19 +29,14 @@ def load(files: Mapping[str, bytes], n_features: int) -> Model:
 
 def vary(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return files whose probabilities are a tenth lower."""
-    calibrator = _calibrator(files)
-    return {**files, CALIBRATOR: _written(Calibrator(calibrator.x, [0.9 * y for y in calibrator.y]))}
+    return {**files, CALIBRATOR: write_calibrator(lowered(_calibrator(files)))}
 
 
 def _calibrator(files: Mapping[str, bytes]) -> Calibrator:
-    try:
-        return msgspec.json.decode(files[CALIBRATOR], type=Calibrator)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{CALIBRATOR} cannot be read: {error}") from None
-
-
-def _written(calibrator: Calibrator) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(calibrator), indent=1) + b"\n"
+    calibrator = read_calibrator(files[CALIBRATOR])
+    if calibrator is None:
+        raise BundleError(f"{CALIBRATOR} is null; the margins of LightGBM need a calibration")
+    return calibrator
 
 
 LIGHTGBM = Algorithm(
@@ -53,4 +46,5 @@ LIGHTGBM = Algorithm(
     load=load,
     vary=vary,
     fitting="training.fit:fit_booster",
+    reads_labels=True,
 )
