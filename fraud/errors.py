@@ -11,6 +11,7 @@ FraudError
 │   ├── IdempotencyConflict      409  a transaction id came again with other contents
 │   ├── UnknownModel             404  the named model is not served here
 │   │   └── PastVersion               the version that decided is served no more
+│   ├── RuleError                422  a rule or a rule set cannot be used
 │   ├── UnknownCustomer          404  nothing is known of a customer
 │   ├── UnknownTransaction       404  no decision on a transaction is on record
 │   ├── UnknownPath              404  no route is declared for the path
@@ -138,6 +139,10 @@ class PastVersion(UnknownModel):
     def __init__(self, name: str, digest: str, served: list[str]) -> None:
         super().__init__(f"{name} {digest}", served)
         self.name, self.digest = name, digest
+
+
+class RuleError(RequestError):
+    code = "invalid_rule"
 
 
 class UnknownCustomer(RequestError):

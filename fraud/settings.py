@@ -215,6 +215,19 @@ class ContractSettings(Group):
     )
 
 
+class RulesSettings(Group):
+    """How the rules of a team are applied."""
+
+    max_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        validation_alias="FRAUD_RULES_MAX_SHARE",
+        description="Share of the transactions, 0 to 1, above which a rule is stopped in a worker, unless the rule "
+        "names a share of its own; judged from 200 transactions on.",
+    )
+
+
 class StoreSettings(Group):
     """Where histories and decisions live."""
 
@@ -314,6 +327,7 @@ class Settings:
     models: ModelSettings = field(default_factory=ModelSettings.read)
     scoring: ScoringSettings = field(default_factory=ScoringSettings.read)
     contracts: ContractSettings = field(default_factory=ContractSettings.read)
+    rules: RulesSettings = field(default_factory=RulesSettings.read)
     store: StoreSettings = field(default_factory=StoreSettings.read)
     privacy: PrivacySettings = field(default_factory=PrivacySettings.read)
     log: LogSettings = field(default_factory=LogSettings.read)

@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import sys
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
+from fraud.decisions.rules.in_force import RulesInForce
 from fraud.errors import BundleError, RegistryError
 from fraud.models.active import ActiveModels, Swap
 from fraud.models.bento_store import BentoStore
@@ -94,9 +95,12 @@ class Worker:
     champions: dict[str, Scorer] = field(default_factory=dict)
     challengers: dict[str, Scorer] = field(default_factory=dict)
     swaps: list[Swap] = field(default_factory=list)
+    rules: Mapping[str, RulesInForce] = field(default_factory=dict)
 
-    def install(self, champions: dict[str, Scorer], challengers: dict[str, Scorer]) -> None:
-        self.champions, self.challengers = champions, challengers
+    def install(
+        self, champions: dict[str, Scorer], challengers: dict[str, Scorer], rules: Mapping[str, RulesInForce]
+    ) -> None:
+        self.champions, self.challengers, self.rules = champions, challengers, rules
 
     @property
     def served(self) -> str:

@@ -27,6 +27,7 @@ from fraud.cli.audit import app
 from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, audit_key_of, extend, link_of
 from fraud.decisions.marks import place_mark
 from fraud.decisions.record import DecisionRecord
+from fraud.decisions.rules.sets import RuleSet
 from fraud.errors import RegistryError, StoreError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
@@ -319,9 +320,13 @@ def recorded(scorers: list[Scorer], tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+def no_rules(digest: str) -> RuleSet:
+    raise AssertionError(f"no decision was made under rules, yet {digest} is asked for")
+
+
 def test_replay_gives_the_same_bits_under_both_versions(scorers: list[Scorer], recorded: Path) -> None:
     by_digest = {scorer.name.digest: scorer for scorer in scorers}
-    result = replay(SqliteLog(recorded), lambda _, digest: by_digest[digest])
+    result = replay(SqliteLog(recorded), lambda _, digest: by_digest[digest], no_rules)
     assert result.rows == dict.fromkeys(by_digest, 200)
     assert result.differences == []
     assert result.failures == {}
@@ -331,7 +336,7 @@ def test_replay_says_which_field_differs(scorers: list[Scorer], recorded: Path) 
     """Scored again by the other version, which stands for a library that computes otherwise."""
     first, second = scorers
     wrong = {first.name.digest: second, second.name.digest: first}
-    result = replay(SqliteLog(recorded), lambda _, digest: wrong[digest])
+    result = replay(SqliteLog(recorded), lambda _, digest: wrong[digest], no_rules)
     assert {d.field for d in result.differences} >= {"raw_margin", "fraud_probability"}
     assert len(result.differences) == 100
     assert result.differences[0].transaction_id is not None
@@ -343,7 +348,7 @@ def test_replay_names_the_version_it_cannot_find(scorers: list[Scorer], recorded
             return scorers[0]
         raise RegistryError(f"the Bento store has no {name}")
 
-    result = replay(SqliteLog(recorded), scorer_of, last=250)
+    result = replay(SqliteLog(recorded), scorer_of, no_rules, last=250)
     assert result.failures == {scorers[1].name.digest: "the Bento store has no fraud-transaction"}
     assert result.rows == {scorers[0].name.digest: 50}
 

@@ -34,6 +34,7 @@ RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "fraud.json").read_text())
 # nothing to show where nothing went wrong, or before a day has passed
 MAY_BE_EMPTY = (
+    "fraud_rule",  # no rule set is in force
     *("fraud_errors_total", "fraud_degraded_rows_total", "fraud:score_drift", "fraud_failed_swaps"),
     *("fraud_store_outages_total", "fraud_store_late_calls_total", "fraud_store_off"),
     *("fraud_labels_total", "fraud_shadow_"),

@@ -23,6 +23,7 @@ from fraud.errors import StoreError
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import short
 from fraud.models.registry import Registry
+from fraud.models.rule_sets import RuleSets
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.stores.log import DecisionLog
@@ -80,7 +81,7 @@ def scorer_of(home: Path, name: str, digest: str) -> Scorer:
 
 
 def assert_replays(log: DecisionLog, home: Path, rows: int) -> None:
-    result = replay(log, lambda name, digest: scorer_of(home, name, digest))
+    result = replay(log, lambda name, digest: scorer_of(home, name, digest), RuleSets(home).read)
     assert (result.differences, result.failures) == ([], {})
     assert sum(result.rows.values()) == rows
     assert len(result.rows) == 2

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from fraud.decisions.policy import Policy
-from fraud.decisions.verdict import ACTIONS, verdict_of
+from fraud.decisions.verdict import POLICY_ACTIONS, verdict_of
 from fraud.errors import DataError
 from training.evaluate import Interval, measure, no_skill
 from training.measures import (
@@ -313,7 +313,7 @@ def test_policy_leaves_everything_alone_when_interference_costs_too_much() -> No
 
 def test_thresholds_are_included_in_their_decision() -> None:
     taken = decisions([0.0, 0.2999, 0.3, 0.6999, 0.7, 1.0], POLICY)
-    assert [ACTIONS[i] for i in taken] == ["approve", "approve", "review", "review", "decline", "decline"]
+    assert [POLICY_ACTIONS[i] for i in taken] == ["approve", "approve", "review", "review", "decline", "decline"]
 
 
 def test_policy_decides_online_as_it_was_evaluated() -> None:
@@ -321,9 +321,9 @@ def test_policy_decides_online_as_it_was_evaluated() -> None:
     chosen = choose_policy(window["y_true"], window["y_prob"], window["amount"], DEFAULT_COSTS)
     online = msgspec.convert(chosen, Policy)
     probabilities = [*window["y_prob"], chosen["review_threshold"], chosen["decline_threshold"], 0.0, 1.0]
-    evaluated = [ACTIONS[i] for i in decisions(probabilities, chosen)]
+    evaluated = [POLICY_ACTIONS[i] for i in decisions(probabilities, chosen)]
     assert evaluated == [verdict_of(online, probability).decision for probability in probabilities]
-    assert set(evaluated) == set(ACTIONS)
+    assert set(evaluated) == set(POLICY_ACTIONS)
 
 
 def test_decision_costs_are_the_documented_ones() -> None:

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},
     "detectors": {"errors", "currencies", "schema", "features"},
-    "decisions": {"errors", "schema", "history"},
+    "decisions": {"errors", "refusals", "schema", "history"},
     "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
     "models": {
         "errors",

@@ -119,10 +119,13 @@ def test_the_answer_has_the_fields_of_the_contract(call: Caller, scorers: dict[s
         "decision",
         "model",
         "degraded",
+        "decided_by",
+        "rules_hit",
     ]
     assert row["transaction_id"] == instance["transaction_id"]
     assert row["model"] == {"name": name.name, "version": name.version, "digest": name.digest}
     assert row["degraded"] == []
+    assert (row["decided_by"], row["rules_hit"]) == ("model", [])
     assert (row["decision"] == "approve") is (row["prediction"] is False)
 
 

@@ -108,8 +108,8 @@ def test_names_that_everything_can_hold(name: str) -> None:
         ("-fraud", "a letter or digit at either end"),
         ("fraud\n", "allowed are"),
         ("frau\u0064é", "allowed are"),
-        ("fraud-preprocessor", "-preprocessor and -dataset at its end are kept"),
-        ("fraud-dataset", "-preprocessor and -dataset at its end are kept"),
+        ("fraud-preprocessor", "-preprocessor, -dataset and -rules at its end are kept"),
+        ("fraud-dataset", "-preprocessor, -dataset and -rules at its end are kept"),
     ],
 )
 def test_names_that_something_cannot_hold(name: str, said: str, home: Path) -> None:

@@ -131,6 +131,19 @@ def test_swaps_and_the_versions_served(made: Made) -> None:
     assert served == {"1": 0, "2": 1, "3": 1}
 
 
+def test_rules_are_counted_and_a_stopped_one_shows_until_its_set_is_replaced(made: Made) -> None:
+    policy, model = Policy(0.3, 0.7, RiskLevels(0.2, 0.5, 0.8)), ModelName("m", "v", "sha256:v")
+    verdict = verdict_of(policy, 0.1)._replace(decision="challenge")
+    made.telemetry.decided([Decision("t", model, 0.0, 0.1, verdict, decided_by="night", rules_hit=["night", "dear"])])
+    assert made.value("fraud_rows_total", name="m", version="v", decision="challenge") == 1
+    assert made.value("fraud_rule_hits_total", name="m", rule="dear") == 1
+    made.telemetry.rule_stopped("m", "night")
+    made.telemetry.swapped(Swap("m", "rules", "sha256:1", "sha256:2", 0.1, ValueError("broken")))
+    assert made.value("fraud_rules_stopped", name="m", rule="night") == 1
+    made.telemetry.swapped(Swap("m", "rules", "sha256:1", "sha256:3", 0.1))
+    assert made.value("fraud_rules_stopped", name="m", rule="night") == 0
+
+
 def test_what_the_data_plane_counts_is_taken_over_once(made: Made) -> None:
     counts = {"rows": 5, "rows_recalled": 2, "degraded_history": 3, "labels_applied": 7}
     made.telemetry.watch(lambda: 17, lambda: counts)

@@ -30,7 +30,7 @@ DEFAULT_COSTS: dict[str, float] = {
 
 
 def decisions(y_prob: ArrayLike, policy: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Return the index into ACTIONS that the policy takes at each probability; a threshold is included."""
+    """Return the index into POLICY_ACTIONS that the policy takes at each probability; a threshold is included."""
     return actions_at(y_prob, policy["review_threshold"], policy["decline_threshold"])
 
 

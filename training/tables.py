@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fraud.decisions.verdict import ACTIONS
+from fraud.decisions.verdict import POLICY_ACTIONS
 from fraud.features.featurizer import HISTORY_FEATURES
 from fraud.schema import Feature
 from training import policy
@@ -101,7 +101,7 @@ def decisions(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
     for name, (_, probability, chosen) in scores.items():
         taken = policy.decisions(probability, chosen)
         costs = policy.decision_costs(y, amount, chosen["costs"]) if chosen["costs"] else None
-        for i, decision in enumerate(ACTIONS):
+        for i, decision in enumerate(POLICY_ACTIONS):
             here = taken == i
             row: dict[str, str | float] = {"scores": name, "decision": decision}
             row |= {"transactions": int(here.sum()), "frauds": int(y[here].sum())}

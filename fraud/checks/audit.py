@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,9 +15,11 @@ import numpy as np
 
 from fraud.decisions.chain import Anchor, Break, Verifier
 from fraud.decisions.record import DecisionRecord
-from fraud.decisions.verdict import verdict_of
+from fraud.decisions.rules.names import outputs_of
+from fraud.decisions.rules.sets import Rules, RuleSet
+from fraud.decisions.verdict import Ruling, Verdict, ruled, verdict_of
 from fraud.errors import FraudError
-from fraud.models.scorer import Scorer
+from fraud.models.scorer import Score, Scorer
 from fraud.stores.log import DecisionLog
 from fraud.stores.rows import decode_label, decode_record
 
@@ -138,7 +140,11 @@ class Replayed:
 
 
 def replay(
-    log: DecisionLog, scorer_of: Callable[[str, str], Scorer], last: int | None = None, at_most: int = 100
+    log: DecisionLog,
+    scorer_of: Callable[[str, str], Scorer],
+    rules_of: Callable[[str], RuleSet],
+    last: int | None = None,
+    at_most: int = 100,
 ) -> Replayed:
     """Score recorded decisions again, each by the version that made it, and compare every bit.
 
@@ -147,6 +153,8 @@ def replay(
     log : DecisionLog
     scorer_of : callable
         Returns the scorer of (name, digest), or raises a `FraudError` that says why it cannot.
+    rules_of : callable
+        Returns the rule set of a digest, or raises in the same way.
     last : int, optional
         Replay only this many of the latest decisions.
     at_most : int
@@ -154,6 +162,7 @@ def replay(
     """
     result = Replayed()
     scorers: dict[str, Scorer] = {}
+    rules: dict[tuple[str, str], Rules] = {}
     after = 0 if last is None else max(0, log.head().sequence - last)
     rows = ((logged.sequence, decode_record(logged.record)) for logged, _ in log.rows(after))
     while some := list(islice(rows, REPLAY_AT_ONCE)):
@@ -166,12 +175,21 @@ def replay(
                     result.failures[digest] = error.message
             if digest in scorers:
                 result.rows[digest] = result.rows.get(digest, 0) + len(group)
-                found = _differences(scorers[digest], group)
+                for rule_set in sorted({r.ruling.rules for _, r in group if r.ruling is not msgspec.UNSET}):
+                    if (digest, rule_set) not in rules and rule_set not in result.failures:
+                        try:
+                            rules[digest, rule_set] = Rules(rules_of(rule_set), scorers[digest].spec)
+                        except FraudError as error:
+                            result.failures[rule_set] = error.message
+                known = {rule_set: made for (model, rule_set), made in rules.items() if model == digest}
+                found = _differences(scorers[digest], known, group)
                 result.differences += islice(found, max(0, at_most - len(result.differences)))
     return result
 
 
-def _differences(scorer: Scorer, group: Iterable[tuple[int, DecisionRecord]]) -> Iterator[Difference]:
+def _differences(
+    scorer: Scorer, rules: Mapping[str, Rules], group: Iterable[tuple[int, DecisionRecord]]
+) -> Iterator[Difference]:
     group = list(group)
     width = len(scorer.spec.features)
     for sequence, decided in group:
@@ -181,9 +199,14 @@ def _differences(scorer: Scorer, group: Iterable[tuple[int, DecisionRecord]]) ->
     if not whole:
         return
     X = np.array([np.frombuffer(decided.features) for _, decided in whole])
-    for (sequence, then), score in zip(whole, scorer.score(X).rows(), strict=True):
-        verdict = verdict_of(scorer.policy, score.decision_score)
-        now = {
+    for (sequence, then), x, score in zip(whole, X.tolist(), scorer.score(X).rows(), strict=True):
+        if then.ruling is msgspec.UNSET:
+            verdict, ruling = verdict_of(scorer.policy, score.decision_score), None
+        elif then.ruling.rules in rules:
+            verdict, ruling = _ruled_again(scorer, rules[then.ruling.rules], then, then.ruling, x, score)
+        else:
+            continue
+        now: dict[str, Any] = {
             "raw_margin": score.raw_margin,
             "fraud_probability": score.fraud_probability,
             "anomaly": msgspec.UNSET if score.anomaly is None else score.anomaly,
@@ -192,3 +215,18 @@ def _differences(scorer: Scorer, group: Iterable[tuple[int, DecisionRecord]]) ->
         for name, value in now.items():
             if getattr(then, name) != value:
                 yield Difference(sequence, then.transaction_id, name, getattr(then, name), value)
+        for name in Ruling.__struct_fields__ if ruling is not None else ():
+            before, value = getattr(then.ruling, name), getattr(ruling, name)
+            if name != "facts" and before != value:  # facts are what is read, not what comes out
+                yield Difference(sequence, then.transaction_id, name, before, value)
+
+
+def _ruled_again(
+    scorer: Scorer, rules: Rules, then: DecisionRecord, said: Ruling, x: list[float], score: Score
+) -> tuple[Verdict, Ruling]:
+    """Decide again from the record alone: its features, its facts, and which rules were stopped then."""
+    outputs = outputs_of(score.fraud_probability, score.anomaly)
+    facts = said.facts if len(said.facts) == rules.n_facts else [math.nan] * rules.n_facts  # shows as a difference
+    columns = [*x, *outputs, *facts]
+    fired = rules.valid(rules.fired(columns), then.processing_time_ms)
+    return ruled(scorer.policy, score.decision_score, rules, columns, fired, said.stopped_hits)

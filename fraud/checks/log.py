@@ -22,6 +22,7 @@ from fraud.checks.sandbox import Sandbox, answered_score, connected, fresh, sand
 from fraud.decisions.chain import audit_key_of
 from fraud.models.bundle import short
 from fraud.models.find import IN_PRODUCTION
+from fraud.models.rule_sets import RuleSets
 from fraud.models.scorer import Scorer
 from fraud.stores.log import decode_record
 from fraud.stores.sqlite_log import SqliteLog
@@ -100,7 +101,9 @@ def replay(
         asyncio.run(filled(box, rows, swap_at=rows // 2))
         box.kill()
         result = auditing.replay(
-            SqliteLog(box.log), lambda name, digest: Scorer.of(box.store.read(f"{name}:{short(digest)}", digest))
+            SqliteLog(box.log),
+            lambda name, digest: Scorer.of(box.store.read(f"{name}:{short(digest)}", digest)),
+            RuleSets(box.folder).read,
         )
     by_version = ", ".join(f"{short(digest)}: {n}" for digest, n in result.rows.items())
     out.print(f"{sum(result.rows.values())} decisions scored again, by version {by_version}")

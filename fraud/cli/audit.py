@@ -99,10 +99,11 @@ def replay_(
     everything: Annotated[bool, typer.Option("--all", help="Every decision in the log.")] = False,
     last: Annotated[int, typer.Option(min=1, help="So many of the latest decisions.")] = 1000,
 ) -> None:
-    """Score recorded decisions again from record and bundle; if a single bit differs, name the field and exit 1."""
+    """Decide recorded transactions again from record, bundle and rule set; name every bit that differs, and exit 1."""
     from fraud.checks.audit import replay
     from fraud.models.bento_store import BentoStore
     from fraud.models.bundle import short
+    from fraud.models.rule_sets import RuleSets
     from fraud.models.scorer import Scorer
 
     settings = Settings.read()
@@ -111,7 +112,8 @@ def replay_(
         return Scorer.of(BentoStore(settings.models.bentoml_home).read(f"{name}:{short(digest)}", digest))
 
     started = time.perf_counter()
-    result = replay(log_of(settings), scorer_of, None if everything else last)
+    rules_of = RuleSets(settings.models.bentoml_home).read
+    result = replay(log_of(settings), scorer_of, rules_of, None if everything else last)
     seconds = time.perf_counter() - started
     for digest, rows in result.rows.items():
         out.print(f"{rows} decisions of {digest} scored again")

@@ -52,7 +52,7 @@ def show(transaction_id: str, model: Model = None, store: StoreUrl = None) -> No
 def list_(
     customer: Annotated[str | None, typer.Option("--customer", help="Of this customer.")] = None,
     merchant: Annotated[str | None, typer.Option("--merchant", help="At this merchant.")] = None,
-    decision: Annotated[str | None, typer.Option(help="approve, review or decline.")] = None,
+    decision: Annotated[str | None, typer.Option(help="approve, challenge, review or decline.")] = None,
     label: Annotated[str | None, typer.Option(help="fraud, legitimate, or none: without a label.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="By this model.")] = None,
     version: Annotated[str | None, typer.Option(help="By the version whose digest begins with this.")] = None,

@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-Action = Literal["approve", "review", "decline"]
+Action = Literal["approve", "review", "decline", "challenge"]
+"""What can be done with a transaction. Only a rule challenges: the customer is asked for a further proof."""
 RiskLevel = Literal["low", "medium", "high", "critical"]
 
 

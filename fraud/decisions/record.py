@@ -8,6 +8,7 @@ import msgspec
 
 from fraud.decisions.anomaly import Anomaly, decision_score
 from fraud.decisions.policy import Action, RiskLevel
+from fraud.decisions.verdict import Ruling
 from fraud.schema import Row
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -48,11 +49,18 @@ class DecisionRecord(msgspec.Struct):
     """How unusual the transaction was; unset where the model does not measure it."""
     contract: str | msgspec.UnsetType = msgspec.UNSET
     """The contract by which the transaction came; unset for the product's own."""
+    ruling: Ruling | msgspec.UnsetType = msgspec.UNSET
+    """What the rules said; unset where no rule set was in force."""
 
     @property
     def decision_score(self) -> float:
         """The score that the verdict was made on."""
         return decision_score(self.fraud_probability, self.anomaly)
+
+    @property
+    def model_decision(self) -> Action:
+        """What the policy alone decided."""
+        return self.decision if self.ruling is msgspec.UNSET else self.ruling.model_decision
 
     @property
     def history_amount(self) -> float:

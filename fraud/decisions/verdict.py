@@ -1,20 +1,25 @@
 """The verdict on a transaction: prediction, risk level and decision.
 
 Every verdict is made here: by the pipeline, a shadow, a replay of the decision log, the checks of `fraud verify`,
-and the evaluation of a policy in training.
+and the evaluation of a policy in training. The model's policy and, where a rule set is in force, its rules decide.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, get_args
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fraud.decisions.policy import Action, Policy, RiskLevel
+from fraud.decisions.rules.sets import MODEL, Rules
 
-ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
-"""What can be done with a transaction, from the mildest to the strictest."""
+POLICY_ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
+"""What a policy can do with a transaction, from the mildest to the strictest."""
+ACTIONS: tuple[Action, ...] = (*POLICY_ACTIONS, "challenge")
+"""What can be done with a transaction."""
 
 
 class Verdict(NamedTuple):
@@ -25,8 +30,40 @@ class Verdict(NamedTuple):
     decision: Action
 
 
+class Ruling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the rules said of one transaction, as it is recorded.
+
+    Attributes
+    ----------
+    rules : str
+        The digest of the rule set in force.
+    model_decision : Action
+        What the policy alone would have decided.
+    decided_by : str
+        The id of the rule that decided, or ``model``.
+    hits : list of str
+        The rules that fired and count, in the order of precedence.
+    shadow_hits : list of str
+        Shadow rules that fired.
+    stopped_hits : list of str
+        Rules that fired and were stopped, so that they decided nothing.
+    facts : list of float
+        What the set asked of the request, as its columns (`fraud.decisions.rules.names`); NaN for missing.
+    """
+
+    rules: str
+    model_decision: Action
+    decided_by: str = MODEL
+    hits: list[str] = []
+    shadow_hits: list[str] = []
+    stopped_hits: list[str] = []
+    facts: list[float] = []
+
+
 _VERDICTS: dict[tuple[RiskLevel, Action], Verdict] = {
-    (level, action): Verdict(action != "approve", level, action) for level in get_args(RiskLevel) for action in ACTIONS
+    (level, action): Verdict(action != "approve", level, action)
+    for level in get_args(RiskLevel)
+    for action in POLICY_ACTIONS
 }
 
 
@@ -52,8 +89,62 @@ def verdict_of(policy: Policy, score: float) -> Verdict:
     return _VERDICTS[level, action]
 
 
+def ruled(
+    policy: Policy,
+    score: float,
+    rules: Rules,
+    columns: list[float],
+    fired: list[int],
+    stopped: Collection[str] = (),
+) -> tuple[Verdict, Ruling]:
+    """Return the verdict on a transaction where a rule set is in force, and what the rules said.
+
+    The rule that comes first in the order of precedence decides: approve, then decline, then review, then challenge.
+    Without one, the policy decides, on odds multiplied by those of the rules that adjust them. Prediction and risk
+    level are always those of the model's own score.
+
+    Parameters
+    ----------
+    score : float
+        The decision score, as in `verdict_of`.
+    columns : list of float
+        What the rules read; see `fraud.decisions.rules.names`.
+    fired : list of int
+        The rules that fire and are valid, by index, ascending.
+    stopped : collection of str
+        Ids of rules that decide nothing now.
+    """
+    verdict = verdict_of(policy, score)
+    hits: list[str] = []
+    shadows: list[str] = []
+    silent: list[str] = []
+    decision, decided_by, factor = verdict.decision, MODEL, 1.0
+    for i in fired:
+        rule = rules.rules[i]
+        if rule.shadow:
+            shadows.append(rule.id)
+        elif rule.id in stopped:
+            silent.append(rule.id)
+        else:
+            if rule.odds is not None:
+                factor = min(max(factor * rule.odds, 1e-12), 1e12)  # so that it stays a finite number above zero
+            elif decided_by == MODEL and rule.outcome is not None:
+                decision, decided_by = rule.outcome, rule.id
+            hits.append(rule.id)
+    if factor != 1.0 and decided_by == MODEL:
+        decision = verdict_of(policy, with_odds(score, factor)).decision
+    ruling = Ruling(rules.digest, verdict.decision, decided_by, hits, shadows, silent, columns[rules.width :])
+    return (verdict if decision == verdict.decision else verdict._replace(decision=decision)), ruling
+
+
+def with_odds(probability: float, factor: float) -> float:
+    """Return a probability whose odds are multiplied: pk / (1 - p + pk)."""
+    raised = probability * factor
+    return raised / (1.0 - probability + raised)
+
+
 def actions_at(y_prob: ArrayLike, review_threshold: float, decline_threshold: float) -> NDArray[np.int64]:
-    """Return the actions that `verdict_of` takes at many probabilities, as indices into `ACTIONS`.
+    """Return the actions that `verdict_of` takes at many probabilities, as indices into `POLICY_ACTIONS`.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ import msgspec
 from filelock import FileLock
 
 from fraud.errors import FraudError, RegistryError
+from fraud.models.active_rules import ActiveRules
 from fraud.models.bundle import short
 from fraud.models.following import ASKED, AliasFollower
 from fraud.models.lifecycle import Lifecycle
@@ -32,11 +33,12 @@ from fraud.models.turns import short_turns
 from fraud.settings import Settings
 
 if TYPE_CHECKING:  # a worker imports it when it loads; the process that only starts workers never does
+    from fraud.decisions.rules.in_force import RulesInForce
     from fraud.models.scorer import Scorer
 
 logger = logging.getLogger("fraud.serving.active")
 
-Role = Literal["champion", "challenger"]
+Role = Literal["champion", "challenger", "rules"]
 MAX_RETRY_S = 60.0
 MAX_PAST = 2
 """Versions that stay loaded though they are served no more, to explain what they decided."""
@@ -63,7 +65,8 @@ class _Failure:
     attempts: int = 1
 
 
-Install = Callable[[dict[str, "Scorer"], dict[str, "Scorer"]], None]
+Install = Callable[[dict[str, "Scorer"], dict[str, "Scorer"], Mapping[str, "RulesInForce"]], None]
+"""Takes champions and challengers by name, and the rules of each by the version's digest."""
 Key = tuple[str, Role]
 
 
@@ -77,10 +80,16 @@ class ActiveModels:
         The models packed in the running Bento.
     on_swap : callable
         Called with every `Swap`, also at start.
+    on_rule_stopped : callable
+        Called with a model's name and the id of a rule that fired on too large a share and is stopped.
     """
 
     def __init__(
-        self, settings: Settings, packed: Packed | None = None, on_swap: Callable[[Swap], None] | None = None
+        self,
+        settings: Settings,
+        packed: Packed | None = None,
+        on_swap: Callable[[Swap], None] | None = None,
+        on_rule_stopped: Callable[[str, str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._served = Served(settings.models, packed)
@@ -91,7 +100,10 @@ class ActiveModels:
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
         self.following = AliasFollower(self._served.registry, self._served.followed())
-        self._install: Install = lambda champions, challengers: None
+        self.rules = ActiveRules(
+            settings.models.bentoml_home, settings.rules.max_share, on_rule_stopped or (lambda model, rule: None)
+        )
+        self._install: Install = lambda champions, challengers, rules: None
         self._lock = asyncio.Lock()
         self._past_lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "load")
@@ -110,20 +122,21 @@ class ActiveModels:
 
         Raises
         ------
-        BundleError, RegistryError
-            A champion cannot be served. A challenger that fails is only reported.
+        BundleError, RegistryError, RuleError
+            A champion cannot be served, or the rules in force cannot be applied to it. A challenger that fails is only
+            reported.
         """
         for key, tag in (await self._in_thread(self._wanted)).items():
             try:
                 await self._swap(key, tag)
             except Exception:
-                if key[1] == "champion":
+                if key[1] != "challenger":
                     raise
 
     def follow(self, install: Install) -> None:
         """Pass the scorers to `install`, now and after every change, in one call on the event loop."""
         self._install = install
-        install(self.champions, self.challengers)
+        install(self.champions, self.challengers, self.rules.by_version(self._scorers.values()))
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def check(self, *, now: bool = False) -> None:
@@ -152,11 +165,11 @@ class ActiveModels:
                     with contextlib.suppress(Exception):  # _swap has reported it
                         await self._swap(key, tag)
                         changed = True
-            for key in [key for key in self._scorers if key not in wanted]:  # no longer challenged
-                del self._scorers[key], self._tags[key]
+            for key in [key for key in self._tags if key not in wanted]:  # no longer challenged, or without rules
+                self._drop(key)
                 changed = True
             if changed:
-                self._install(self.champions, self.challengers)
+                self._install(self.champions, self.challengers, self.rules.by_version(self._scorers.values()))
 
     async def load_past(self, name: str, digest: str) -> None:
         """Load a version that is no longer served into `past`, if the Bento store still has it."""
@@ -221,6 +234,7 @@ class ActiveModels:
         challengers = [msgspec.to_builtins(scorer.name) for scorer in self.challengers.values()]
         return {
             "challengers": challengers,
+            "rules": {name: tag for (name, role), tag in self._tags.items() if role == "rules"},
             "failed_swaps": failed,
             "wandb": {
                 name: {"checked": look.checked, "failed": bool(look.error)}
@@ -249,31 +263,51 @@ class ActiveModels:
     def _wanted(self) -> dict[Key, str]:
         champions = self._served.champions()
         challengers = self._served.challengers(champions)
-        return {(name, "champion"): tag for name, tag in champions.items()} | {
-            (name, "challenger"): tag for name, tag in challengers.items()
-        }
+        wanted: dict[Key, str] = {(name, "champion"): tag for name, tag in champions.items()}
+        wanted |= {(name, "challenger"): tag for name, tag in challengers.items()}
+        return wanted | {(name, "rules"): digest for name, digest in self.rules.wanted(champions).items()}
 
     def _may_try(self, key: Key) -> bool:
         failure = self._failures.get(key)
         return failure is None or time.monotonic() >= failure.retry_at
 
     async def _swap(self, key: Key, tag: str) -> None:
-        """Replace one scorer by that of `tag`; on a fault keep it and raise."""
+        """Replace one scorer, or the rules of one model, by those of `tag`; on a fault keep them and raise."""
         name, role = key
         before, started = self._tags.get(key), time.perf_counter()
         try:
-            scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
-            with short_turns():
-                scorer = scorer or await self._in_thread(self._load_in_turn, tag)
+            take = await (self._rules_of(name, tag) if role == "rules" else self._scorer_of(key, tag))
         except Exception as error:
             self._failed(key, tag, error)
             self._on_swap(Swap(name, role, before, tag, time.perf_counter() - started, error))
             raise
         self._failures.pop(key, None)
-        self._tags[key], self._scorers[key] = tag, scorer
+        self._tags[key] = tag
+        take()
         seconds = time.perf_counter() - started
         logger.info("%s %s is %s after %.2f s, before it was %s", role, name, tag, seconds, before or "none")
         self._on_swap(Swap(name, role, before, tag, seconds))
+
+    async def _scorer_of(self, key: Key, tag: str) -> Callable[[], None]:
+        """Load a version, check the rules in force against it, and return what makes it served."""
+        scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
+        with short_turns():
+            scorer = scorer or await self._in_thread(self._load_in_turn, tag)
+        await self._in_thread(self.rules.prepare, scorer)
+        return lambda: self._scorers.__setitem__(key, scorer)
+
+    async def _rules_of(self, name: str, digest: str) -> Callable[[], None]:
+        """Load a rule set, check it against every version of its model, and return what puts it in force."""
+        scorers = [scorer for (model, _), scorer in self._scorers.items() if model == name]
+        take: Callable[[], None] = await self._in_thread(self.rules.load, name, digest, scorers)
+        return take
+
+    def _drop(self, key: Key) -> None:
+        del self._tags[key]
+        if key[1] == "rules":
+            self.rules.drop(key[0])
+        else:
+            del self._scorers[key]
 
     def _load_in_turn(self, tag: str) -> Scorer:
         """Load while no other worker of this server does, so that cores stay free for requests."""

@@ -15,6 +15,7 @@ from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import read_manifest
 from fraud.models.libraries import installed_libraries
 from fraud.models.registry import PRODUCTION, Event, Registry, Version
+from fraud.models.rule_sets import RuleSets
 from fraud.models.run_folder import RunFolder
 
 
@@ -32,6 +33,7 @@ class Lifecycle:
     def __init__(self, bentoml_home: Path, order: Sequence[str] = PRODUCTION) -> None:
         self.registry = Registry.beside(bentoml_home, order)
         self.store = BentoStore(bentoml_home)
+        self.rule_sets = RuleSets(bentoml_home, order)
 
     def import_run(self, run: RunFolder) -> None:
         """Verify a finished run's bundle and import it into the store; repeating changes nothing.
@@ -96,10 +98,13 @@ class Lifecycle:
         ------
         GateFailed
             The version is worse than the one in production, or incompatible with it or with this machine.
+        RegistryError
+            It lacks what the rules in force use; --force does not help: change the rules first.
         """
         candidate = self.registry.resolve(name, reference)
         if not self.store.holds(name, candidate.digest):
             raise BundleError(f"{candidate} is not in the Bento store, or is damaged there: fraud pull {candidate}")
+        self.rule_sets.expect_names(name, candidate.digest)
         if force and not why.strip():
             raise RegistryError("a forced promotion needs a reason: --why")
         in_force = self.registry.in_force(name)
@@ -112,11 +117,13 @@ class Lifecycle:
         return self.registry.move(name, candidate.digest, moved, who=who_am_i(), why=recorded, forced=bool(reasons))
 
     def rollback(self, name: str, *, why: str) -> Version:
-        """Put the previous version back into production; it must be complete in the Bento store."""
+        """Put the previous version back into production; whole in the Bento store, and fit for the rules in force."""
         digest = self.registry.digest_of(name, "previous")
         if digest is not None and not self.store.holds(name, digest):
             previous = self.registry.resolve(name, digest)
             raise BundleError(f"{previous} is not in the Bento store, or is damaged there: fraud pull {previous}")
+        if digest is not None:
+            self.rule_sets.expect_names(name, digest)
         return self.registry.rollback(name, who=who_am_i(), why=why)
 
     def moves(self, name: str) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ MAX_NAME_LENGTH = 50
 NAME = r"[a-z0-9](?:[a-z0-9_-]{0,48}[a-z0-9])?"
 VERSION = r"[0-9a-f]{16}"
 DIGEST = r"sha256:[0-9a-f]{64}"
-PARTS = ("-preprocessor", "-dataset")
+RULES = "-rules"
+PARTS = ("-preprocessor", "-dataset", RULES)
 """What W&B and the Bento store hold beside a model, by the end of its name."""
 
 Digest = Annotated[str, msgspec.Meta(pattern=f"^{DIGEST}$")]
@@ -55,7 +56,8 @@ def checked_name(name: str, *, what: str = "model name") -> str:
             f"a letter or digit at either end{hint}"
         )
     if name.endswith(PARTS):
-        raise BadName(f"{what} {name!r}: {' and '.join(PARTS)} at its end are kept for what stands beside a model")
+        kept = f"{', '.join(PARTS[:-1])} and {PARTS[-1]}"
+        raise BadName(f"{what} {name!r}: {kept} at its end are kept for what stands beside a model")
     return name
 
 
@@ -79,3 +81,8 @@ def checked_tag(tag: str) -> Tag:
 def is_name(text: str) -> bool:
     """Whether this is a valid model name."""
     return _NAME.fullmatch(text) is not None and not text.endswith(PARTS)
+
+
+def is_rules(name: str) -> bool:
+    """Whether this is the name of a model's rule sets."""
+    return name.endswith(RULES)

@@ -17,7 +17,7 @@ from typing import Any
 
 from fraud.errors import RegistryError
 from fraud.models import registry_rows as rows
-from fraud.models.names import checked_name
+from fraud.models.names import RULES, checked_name, is_rules
 from fraud.models.registry_rows import Event, FollowStatus, InForce, Pending, Version
 
 __all__ = ["Event", "FollowStatus", "InForce", "Pending", "Registry", "Version"]
@@ -110,7 +110,7 @@ class Registry:
         facts : dict
             What the promotion gate compares: kind, features_digest, libraries.
         """
-        checked_name(name)
+        checked_name(name.removesuffix(RULES))
         with self._transaction() as db:
             row = db.execute("select version from versions where name = ? and digest = ?", (name, digest)).fetchone()
             if row is None:
@@ -136,7 +136,7 @@ class Registry:
             return rows.read(db, name, version)
 
     def versions(self, name: str | None = None) -> list[Version]:
-        """All versions, by name and newest first."""
+        """All versions, by name and newest first; those of rule sets only by their name."""
         with self._reading() as db:
             if db is None:
                 return []
@@ -144,7 +144,7 @@ class Registry:
                 "select name, version from versions where name = ifnull(?, name) order by name, version desc",
                 (name,),
             ).fetchall()
-            return [rows.read(db, row["name"], row["version"]) for row in found]
+            return [rows.read(db, row["name"], row["version"]) for row in found if name or not is_rules(row["name"])]
 
     def resolve(self, name: str, reference: str) -> Version:
         """The version that `reference` names: an alias, ``vN``, or a digest of at least 12 hex digits.
@@ -188,7 +188,7 @@ class Registry:
     def names_in_production(self) -> list[str]:
         """Models of which an alias that decides what is served names a version, by name."""
         with self._reading() as db:
-            return [] if db is None else rows.names_with(db, self.order)
+            return [] if db is None else [name for name in rows.names_with(db, self.order) if not is_rules(name)]
 
     def in_force(self, name: str) -> InForce | None:
         """The alias in force and the digest of its bundle, or None if there is none: for a service to poll."""
@@ -382,6 +382,8 @@ class Registry:
 
     def _moved(self, db: sqlite3.Connection, event: Event) -> None:
         event_id = rows.record(db, event)
+        if is_rules(event.name):
+            return  # rule sets stay on this machine
         digests: dict[str, str | None] = {}
         for alias in (event.alias,) if event.kind == "alias" else (event.alias, "previous"):
             target = rows.target(db, event.name, alias)

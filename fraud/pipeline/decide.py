@@ -13,19 +13,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
 
+from fraud.decisions.rules.in_force import RulesInForce
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import AheadOfClock, PastVersion, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Matrix, Records, transactions_of
 from fraud.models.scorer import ModelName, Scorer
 from fraud.pipeline.canary import for_canary
-from fraud.pipeline.in_flight import RowInFlight, firsts, reject
+from fraud.pipeline.in_flight import RowInFlight, firsts, plain_decision, reject
 from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection, are_plain
 from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of
@@ -68,6 +69,8 @@ class Pipeline:
 
     Attributes
     ----------
+    rules : mapping of str to RulesInForce
+        By the digest of the model version that they belong to; a swap replaces it, between two batches.
     counts : Counter
         Since the start: ``rows`` scored, ``rows_refused``, ``rows_ahead_of_clock``, ``rows_recalled``, ``extra_fields``
         ignored, ``degraded_<name>`` and ``labels_<outcome>``.
@@ -88,6 +91,7 @@ class Pipeline:
     ) -> None:
         self.scorers = dict(scorers)
         self.challengers: Mapping[str, Scorer] = {}
+        self.rules: Mapping[str, RulesInForce] = {}
         self.canary_share = canary_share
         self.shadow = shadow
         self.record_reasons = record_reasons
@@ -248,6 +252,7 @@ class Pipeline:
         Returns the transactions of the rows that have histories.
         """
         scored: list[Records] = []
+        in_force = self.rules  # one set for all rows of a batch
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
             some = list(group)
             challenger = self.challengers.get(scorer.name.name) if self.shadow is not None else None
@@ -258,12 +263,13 @@ class Pipeline:
             scores = scorer.score(X)
             self._timed("score", started)
             self._explain(scorer, some, X)
+            rules = in_force.get(scorer.name.digest)
             degraded = recalled.degraded if scorer.spec.kind == "transaction" else ()
             for row, x, score in zip(some, X, scores.rows(), strict=True):
                 lacks = degraded
                 if recalled.is_unread(row.row.customer_id, row.row.roles.get("merchant_id")):
                     lacks = (*degraded, *({"history"} - {*degraded}))
-                row.decide(x, score, lacks)
+                row.decide(x, score, lacks, rules)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 records = [row.record for row in some if row.record is not None]
                 self.shadow.offer(ShadowJob(challenger, [row.row.raw for row in some], before, records))
@@ -363,17 +369,19 @@ class Pipeline:
         """Decide on plain rows: score only."""
         decisions: list[Decision] = []
         for scorer, group in groupby(rows, key=attrgetter("scorer")):
-            said = [row.row for row in group]
-            X = scorer.featurizer.ready(said)
+            some = list(group)
+            X = scorer.featurizer.ready([row.row for row in some])
+            readings = [row.row.reading for row in some]
             started = time.perf_counter()
             scores = scorer.score(X)
             self._timed("score", started)
             name, policy = scorer.name, scorer.policy
+            if (rules := self.rules.get(name.digest)) is not None:
+                decisions += map(plain_decision, repeat(rules), some, X, scores.rows())
+                continue
             decisions += [
-                Decision(
-                    None, name, margin, probability, verdict_of(policy, score), anomaly=anomaly, reading=row.reading
-                )
-                for (margin, score, probability, anomaly), row in zip(scores.rows(), said, strict=True)
+                Decision(None, name, margin, probability, verdict_of(policy, score), anomaly=anomaly, reading=said)
+                for (margin, score, probability, anomaly), said in zip(scores.rows(), readings, strict=True)
             ]
         return decisions
 

@@ -9,7 +9,10 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.record import DecisionRecord, decision_key_of, fingerprint
-from fraud.decisions.verdict import Verdict, verdict_of
+from fraud.decisions.rules.in_force import RulesInForce
+from fraud.decisions.rules.names import outputs_of
+from fraud.decisions.rules.sets import MODEL
+from fraud.decisions.verdict import Ruling, Verdict, verdict_of
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError, IdempotencyConflict
 from fraud.models.bundle import short
@@ -65,10 +68,23 @@ class RowInFlight:
         self.explanation: Explained | None = None
         self.error: FraudError | None = None
 
-    def decide(self, x: np.ndarray[tuple[int], np.dtype[np.float64]], score: Score, degraded: Sequence[str]) -> None:
+    def decide(
+        self,
+        x: np.ndarray[tuple[int], np.dtype[np.float64]],
+        score: Score,
+        degraded: Sequence[str],
+        rules: RulesInForce | None = None,
+    ) -> None:
         """Take the decision on a score; `x` is the row of `X`, and `degraded` says what the score had to do without."""
-        said, model = self.row, self.scorer.name
-        prediction, risk_level, decision = verdict_of(self.scorer.policy, score.decision_score)
+        said, model, policy = self.row, self.scorer.name, self.scorer.policy
+        ruling: Ruling | msgspec.UnsetType = msgspec.UNSET
+        if rules is None:
+            verdict = verdict_of(policy, score.decision_score)
+        else:
+            outputs = outputs_of(score.fraud_probability, score.anomaly)
+            now_ms = self.pending.now_ms
+            verdict, ruling = rules.verdict(policy, said, x.tolist(), score.decision_score, outputs, now_ms)
+        prediction, risk_level, decision = verdict
         self.record = DecisionRecord(
             said.transaction_id,
             self.fingerprint,
@@ -92,6 +108,7 @@ class RowInFlight:
             said.raw,
             msgspec.UNSET if score.anomaly is None else score.anomaly,
             self.pending.contract or msgspec.UNSET,
+            ruling,
         )
 
     def repeat(self, record: DecisionRecord) -> None:
@@ -122,6 +139,7 @@ class RowInFlight:
         model = self.scorer.name
         if record.model_digest != model.digest:
             model = ModelName(record.model_name, short(record.model_digest), record.model_digest)
+        ruling = record.ruling
         return Decision(
             record.transaction_id,
             model,
@@ -133,7 +151,27 @@ class RowInFlight:
             self.explanation,
             None if record.anomaly is msgspec.UNSET else record.anomaly,
             self.row.reading,
+            *((MODEL, ()) if ruling is msgspec.UNSET else (ruling.decided_by, ruling.hits)),
         )
+
+
+def plain_decision(
+    rules: RulesInForce, row: PendingRow, x: np.ndarray[tuple[int], np.dtype[np.float64]], score: Score
+) -> Decision:
+    """Return the decision on a plain row where rules are in force."""
+    outputs = outputs_of(score.fraud_probability, score.anomaly)
+    verdict, ruling = rules.verdict(row.scorer.policy, row.row, x.tolist(), score.decision_score, outputs, row.now_ms)
+    return Decision(
+        None,
+        row.scorer.name,
+        score.raw_margin,
+        score.fraud_probability,
+        verdict,
+        anomaly=score.anomaly,
+        reading=row.row.reading,
+        decided_by=ruling.decided_by,
+        rules_hit=ruling.hits,
+    )
 
 
 def firsts(rows: Iterable[RowInFlight]) -> tuple[dict[str, RowInFlight], list[RowInFlight], list[RowInFlight]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from fraud.decisions.anomaly import Anomaly, decision_score
+from fraud.decisions.rules.sets import MODEL
 from fraud.decisions.verdict import Verdict
 from fraud.detectors.explain import Explained
 from fraud.errors import FraudError
@@ -68,6 +69,10 @@ class Decision(msgspec.Struct, gc=False):
         How unusual the transaction is, from a model that measures it.
     reading : Reading, optional
         Set if the row arrived with the names of the table that trained the model.
+    decided_by : str
+        The id of the rule that decided, or ``model``.
+    rules_hit : sequence of str
+        The rules that fired and count.
     """
 
     transaction_id: str | None
@@ -80,6 +85,8 @@ class Decision(msgspec.Struct, gc=False):
     explanation: Explained | None = None
     anomaly: Anomaly | None = None
     reading: Reading | msgspec.UnsetType = msgspec.UNSET
+    decided_by: str = MODEL
+    rules_hit: Sequence[str] = ()
 
     @property
     def decision_score(self) -> float:

@@ -102,14 +102,14 @@ class Shadow:
         records = []
         for d, score in zip(job.decided, scores.rows(), strict=True):
             decision = verdict_of(scorer.policy, score.decision_score).decision
-            agreed += decision == d.decision
+            agreed += decision == d.model_decision
             then = (
                 d.processing_time_ms,
                 d.transaction_id,
                 d.request_id,
                 d.model_digest,
                 d.decision_score,
-                d.decision,
+                d.model_decision,
             )
             records.append((*then, scorer.name.digest, score.raw_margin, score.decision_score, decision))
         with db:

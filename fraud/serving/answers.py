@@ -62,6 +62,8 @@ def answer_of(outcomes: Sequence[Outcome]) -> PredictAnswer:
             *outcome.verdict,
             outcome.model,
             outcome.degraded,
+            outcome.decided_by,
+            outcome.rules_hit,
         )
         anomaly = UNSET if outcome.anomaly is None else outcome.anomaly
         if outcome.explanation is None:

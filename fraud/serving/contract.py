@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from fraud.decisions.anomaly import Anomaly
+from fraud.decisions.policy import Action
 from fraud.detectors.explain import Reason
 from fraud.models.scorer import ModelName
 from fraud.schema import MAX_ID_LENGTH, MAX_INSTANCES, Reading
@@ -74,9 +75,11 @@ class Scored(msgspec.Struct):
     ]
     prediction: Annotated[bool, Meta(description="whether the policy acts on the transaction: review or decline")]
     risk_level: Literal["low", "medium", "high", "critical"]
-    decision: Literal["approve", "review", "decline"]
+    decision: Action
     model: ModelName
     degraded: Annotated[Sequence[str], Meta(description="what the score had to do without")]
+    decided_by: Annotated[str, Meta(description="the id of the rule that decided, or model")]
+    rules_hit: Annotated[Sequence[str], Meta(description="the rules that fired, in their order of precedence")]
 
 
 class Prediction(Scored, kw_only=True):

@@ -14,6 +14,7 @@ from fraud.decisions.labels import Label, LabelValue, value_in_effect
 from fraud.decisions.policy import Action
 from fraud.decisions.queries import DecisionQuery, Position
 from fraud.decisions.record import DecisionRecord, decision_key_of
+from fraud.decisions.rules.sets import MODEL
 from fraud.errors import UnknownTransaction
 from fraud.forms import checked_id, time_ms
 from fraud.schema import Id, Moment
@@ -80,6 +81,10 @@ class RecordedDecision(msgspec.Struct):
     prediction: bool
     risk_level: str
     decision: str
+    decided_by: Annotated[str, Meta(description="the id of the rule that decided, or model")]
+    rules_hit: Annotated[Sequence[str], Meta(description="the rules that fired")]
+    shadow_rules_hit: Annotated[Sequence[str], Meta(description="the shadow rules that fired and decided nothing")]
+    rule_set: Annotated[str | None, Meta(description="the digest of the rule set in force; null for none")]
     degraded: Sequence[str]
     processing_time: str
     request_id: str
@@ -183,6 +188,7 @@ def query_of(wanted: QueryParameters) -> DecisionQuery:
 def recorded_decision(record: DecisionRecord, label: LabelValue) -> RecordedDecision:
     """Return a decision record as callers read it."""
     has_history = bool(record.customer_id)
+    ruling = None if record.ruling is msgspec.UNSET else record.ruling
     return RecordedDecision(
         record.transaction_id,
         record.model_name,
@@ -192,6 +198,10 @@ def recorded_decision(record: DecisionRecord, label: LabelValue) -> RecordedDeci
         record.prediction,
         record.risk_level,
         record.decision,
+        MODEL if ruling is None else ruling.decided_by,
+        [] if ruling is None else ruling.hits,
+        [] if ruling is None else ruling.shadow_hits,
+        None if ruling is None else ruling.rules,
         record.degraded,
         readable_time(record.processing_time_ms),
         record.request_id,

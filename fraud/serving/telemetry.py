@@ -63,13 +63,11 @@ METRICS = (
     ),
     Metric("fraud_batch_rows", "histogram", (), "Rows scored in one batch.", ROWS),
     Metric("fraud_rows_total", "counter", (*MODEL, "decision"), "Rows scored, by the decision made."),
+    Metric("fraud_rule_hits_total", "counter", ("name", "rule"), "Rows on which a rule of a model fired and counted."),
     Metric(
-        "fraud_score",
-        "histogram",
-        MODEL,
-        "Scores that decided: probabilities, or anomaly scores.",
-        PROBABILITIES,
+        "fraud_rules_stopped", "gauge", ("name", "rule"), "Workers that stopped a rule that fired on too many rows."
     ),
+    Metric("fraud_score", "histogram", MODEL, "Scores that decided: probabilities, or anomaly scores.", PROBABILITIES),
     Metric("fraud_rows_refused_total", "counter", (), "Rows that could not be scored, in requests where others could."),
     Metric("fraud_rows_ahead_of_clock_total", "counter", (), "Rows refused for lying ahead of this machine's clock."),
     Metric("fraud_rows_recalled_total", "counter", (), "Rows answered with the decision they had before."),
@@ -211,6 +209,7 @@ class Telemetry:
         self._timer: asyncio.TimerHandle | None = None
         self._sources: list[Callable[[], None]] = []
         self._counts_seen: dict[tuple[str, ...], int] = {}
+        self._rules_stopped: set[tuple[str, str]] = set()
         self._served: dict[tuple[str, str], tuple[str, str, str, str]] = {}
 
     # what the parts of the service report
@@ -252,9 +251,16 @@ class Telemetry:
                 for decision in group:
                     scores.observe(decision.decision_score)
                     made[decision.verdict.decision] += 1
+                    for rule in decision.rules_hit:
+                        self._tally("fraud_rule_hits_total", model.name, rule).increase()
                 for action, count in made.items():
                     if count:
                         self._tally("fraud_rows_total", model.name, model.version, action).increase(count)
+
+    def rule_stopped(self, name: str, rule: str) -> None:
+        """Show that a rule of a model is stopped, until rules or model are replaced."""
+        self._rules_stopped.add((name, rule))
+        self._metrics["fraud_rules_stopped"].labels(name, rule).set(1)
 
     def swapped(self, swap: Swap) -> None:
         """Count a swap, and show which version is served."""
@@ -264,6 +270,9 @@ class Telemetry:
             self._tally("fraud_swaps_total", swap.name, swap.role, result).increase()
             self._tally("fraud_swap_seconds").observe(swap.seconds)
         failed.set(1 if swap.error else 0)
+        for stopped in [] if swap.error else [known for known in self._rules_stopped if known[0] == swap.name]:
+            self._rules_stopped.discard(stopped)
+            self._metrics["fraud_rules_stopped"].labels(*stopped).set(0)
 
     def serving(self, champions: dict[str, Any], challengers: dict[str, Any]) -> None:
         """Show which versions this worker serves now."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
+from fraud.decisions.rules.in_force import RulesInForce
 from fraud.environment import remarks
 from fraud.models.active import ActiveModels
 from fraud.models.scorer import Scorer
@@ -57,7 +58,7 @@ class Worker:
             logger.warning("%s", remark)
         self.engine = Engine()
         self.telemetry = Telemetry()
-        self.models = ActiveModels(settings, packed, self.telemetry.swapped)
+        self.models = ActiveModels(settings, packed, self.telemetry.swapped, self.telemetry.rule_stopped)
         self.checks: list[RequestCheck] = [_name_request]
         self.observers: list[Observer] = [self.telemetry.answered]
         self._settings = settings
@@ -148,8 +149,14 @@ class Worker:
         for report in self._on_stage:
             report(name, seconds)
 
-    def _serve(self, pipeline: Pipeline, champions: dict[str, Scorer], challengers: dict[str, Scorer]) -> None:
-        pipeline.scorers, pipeline.challengers = champions, challengers
+    def _serve(
+        self,
+        pipeline: Pipeline,
+        champions: dict[str, Scorer],
+        challengers: dict[str, Scorer],
+        rules: Mapping[str, RulesInForce],
+    ) -> None:
+        pipeline.scorers, pipeline.challengers, pipeline.rules = champions, challengers, rules
         self.telemetry.serving(champions, challengers)
 
     def _show(self, pipeline: Pipeline, batcher: MicroBatcher[ScoreRequest, list[Outcome]]) -> None:

@@ -1,0 +1,181 @@
+"""The names that a rule may use, and the columns of numbers that stand for them.
+
+A rule set reads one row of float64 values for each transaction:
+
+1. the columns of `X` as the model's specification orders them: NaN for missing, codes for categories, flags 0 or 1;
+2. the model's outputs (`OUTPUTS`);
+3. the set's own *facts*: what it asks of the request beyond `X`. A text counts as the number of the literal that it
+   equals, -1 for none of them; a comparison of two texts as 0 or 1.
+
+Facts are recorded with a decision, so a replay needs no text, and no text of a personal field is recorded for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from fraud.decisions.anomaly import Anomaly
+from fraud.schema import POSITION_ROLES, FeatureSpec, Row
+
+Type = Literal["number", "flag", "category", "text"]
+OUTPUTS = ("fraud_probability", "anomaly_score")
+"""What a model says of a transaction, before any rule; missing where it does not say it."""
+OTHER = -1.0
+"""The code of a text that no literal of the set equals."""
+MISSING = math.nan
+DAY_MS, HOUR_MS = 86_400_000, 3_600_000
+
+
+def outputs_of(fraud_probability: float | None, anomaly: Anomaly | msgspec.UnsetType | None) -> tuple[float, float]:
+    """Return a model's outputs as columns."""
+    return (
+        MISSING if fraud_probability is None else fraud_probability,
+        anomaly.score if isinstance(anomaly, Anomaly) else MISSING,
+    )
+
+
+class Name(NamedTuple):
+    """What a name stands for: a column, or where `column` is None, a field of the request."""
+
+    text: str
+    type: Type
+    column: int | None = None
+    categories: tuple[str, ...] = ()
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+
+class Fact(NamedTuple):
+    """One value that a set asks of the request: a number, the code of a text, or whether two texts are the same."""
+
+    kind: Literal["number", "text", "same"]
+    name: str
+    other: str = ""
+
+
+class Names:
+    """The names of one model's specification.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+    """
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.width = len(spec.features) + len(OUTPUTS)
+        fields: list[Name] = []
+        if spec.kind == "transaction":
+            fields = [Name(name, "number") for name in ("amount", "hour", "weekday")]
+            fields += [Name(name, "text") for name in ("customer_id", "merchant_id")]
+            fields += [Name(role.name, "number" if role.name in POSITION_ROLES else "text") for role in spec.roles]
+        self._names = {name.text: name for name in fields}
+        for column, feature in enumerate(spec.features):
+            low = -math.inf if feature.minimum is None else feature.minimum
+            high = math.inf if feature.maximum is None else feature.maximum
+            kind: Type = "number"
+            if feature.type != "numeric":
+                kind = "flag" if feature.type == "boolean" else "category"
+            self._names[feature.name] = Name(feature.name, kind, column, feature.categories, (low, high))
+        for i, output in enumerate(OUTPUTS):
+            self._names[output] = Name(output, "number", len(spec.features) + i, bounds=(0.0, 1.0))
+
+    @property
+    def all(self) -> list[Name]:
+        """Every name, those of the request that are no features first."""
+        return list(self._names.values())
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """The bounds of each column of the model, as its specification states them."""
+        by_column = {name.column: name.bounds for name in self._names.values()}
+        return [by_column.get(column, (-math.inf, math.inf)) for column in range(self.width)]
+
+    def find(self, name: str) -> Name | None:
+        """Return what a name stands for, or None."""
+        return self._names.get(name)
+
+
+class Facts:
+    """The facts of one rule set, gathered while its rules are checked.
+
+    Attributes
+    ----------
+    asked : dict of Fact to int
+        Each fact with its column.
+    literals : dict of str to dict of str to float
+        The literals that a text is compared with, by the name of the text, each with its code.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.asked: dict[Fact, int] = {}
+        self.literals: dict[str, dict[str, float]] = {}
+
+    def column(self, fact: Fact) -> int:
+        """Return the column of a fact."""
+        return self.asked.setdefault(fact, self.names.width + len(self.asked))
+
+    def code(self, name: str, literal: str) -> float:
+        """Return the number that stands for a literal beside a text."""
+        codes = self.literals.setdefault(name, {})
+        return codes.setdefault(literal, float(len(codes)))
+
+    def reader(self) -> Callable[[Row, Sequence[float]], list[float]]:
+        """Return what reads the facts of a row; its second argument is the row of `X`."""
+        readers = [self._reader(fact) for fact in self.asked]
+        return lambda row, x: [read(row, x) for read in readers]
+
+    def _reader(self, fact: Fact) -> _Reader:
+        if fact.kind == "number":
+            return _number(fact.name)
+        text = self._text(fact.name)
+        if fact.kind == "text":
+            return _coded(text, self.literals.get(fact.name, {}))
+        return _same(text, self._text(fact.other))
+
+    def _text(self, name: str) -> _TextReader:
+        found = self.names.find(name)
+        if found is not None and found.column is not None:
+            return _category(found.column, found.categories)
+        if name == "customer_id":
+            return lambda row, x: row.customer_id or None
+        return lambda row, x: row.roles.get(name)
+
+
+_Reader = Callable[[Row, Sequence[float]], float]
+_TextReader = Callable[[Row, Sequence[float]], str | None]
+
+
+def _number(name: str) -> _Reader:
+    match name:
+        case "amount":
+            return lambda row, x: row.history_amount
+        case "hour":
+            return lambda row, x: row.event_time_ms % DAY_MS / HOUR_MS
+        case "weekday":
+            return lambda row, x: float((row.event_time_ms // DAY_MS + 3) % 7)  # 1970 began on a Thursday
+        case _:
+            return lambda row, x: MISSING if (value := row.roles.get(name)) is None else float(value)
+
+
+def _coded(text: _TextReader, codes: Mapping[str, float]) -> _Reader:
+    def read(row: Row, x: Sequence[float]) -> float:
+        value = text(row, x)
+        return MISSING if value is None else codes.get(value, OTHER)
+
+    return read
+
+
+def _same(text: _TextReader, other: _TextReader) -> _Reader:
+    def read(row: Row, x: Sequence[float]) -> float:
+        a, b = text(row, x), other(row, x)
+        return MISSING if a is None or b is None else float(a == b)
+
+    return read
+
+
+def _category(column: int, categories: tuple[str, ...]) -> _TextReader:
+    return lambda row, x: None if x[column] != x[column] else categories[int(x[column])]
