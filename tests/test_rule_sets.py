@@ -325,6 +325,26 @@ def test_a_broken_set_is_refused_and_the_old_one_goes_on(home: Path) -> None:
     asyncio.run(serve())
 
 
+def test_rows_that_a_replaced_version_read_are_decided_by_its_rules(home: Path) -> None:
+    put_in_force(home, SETS[0])
+    seen: list[set[str]] = []
+
+    async def serve() -> list[str]:
+        models = ActiveModels(Settings(models=ModelSettings(FRAUD_MODEL=NAME, BENTOML_HOME=home)))
+        await models.load()
+        models.follow(lambda champions, challengers, rules: seen.append({*rules}))
+        versions = [models.champions[NAME].name.digest]
+        for reference in ("v1", "v0", "v1"):
+            Lifecycle(home).registry.move(NAME, reference, "production", who="bert", why="")
+            await models.check()
+            versions.append(models.champions[NAME].name.digest)
+        await models.close()
+        return versions
+
+    first, second, *_ = asyncio.run(serve())
+    assert seen == [{first}, {first, second}, {first, second}, {first, second}]
+
+
 def test_a_model_that_lacks_a_name_in_force_is_not_promoted(home: Path) -> None:
     put_in_force(home, rule_set(rule("fuel", 'category == "fuel"')))
     lifecycle = Lifecycle(home)

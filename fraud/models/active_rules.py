@@ -32,6 +32,7 @@ class ActiveRules:
         self._on_stop = on_stop
         self._in_force: dict[str, RuleSet] = {}
         self._ready: dict[tuple[str, str], RulesInForce] = {}
+        self._served: set[tuple[str, str]] = set()
 
     def wanted(self, models: Iterable[str]) -> dict[str, str]:
         """Return the digests of the sets that the registry has in force, by model."""
@@ -60,9 +61,13 @@ class ActiveRules:
             self._ready[name.name, name.digest] = self._prepared(rule_set, scorer)
 
     def by_version(self, scorers: Iterable[Scorer]) -> Mapping[str, RulesInForce]:
-        """Return the rules of the versions that are served, by digest; forget those of all others."""
+        """Return the rules by the digest of a version: of those that are served, and of those that were until now.
+
+        Rows that a version read before it was replaced are decided by it, and by its rules. Others are forgotten.
+        """
         served = {(scorer.name.name, scorer.name.digest) for scorer in scorers}
-        self._ready = {key: rules for key, rules in self._ready.items() if key in served}
+        self._ready = {key: rules for key, rules in self._ready.items() if key in served | self._served}
+        self._served = served
         return {digest: rules for (_, digest), rules in self._ready.items()}
 
     def _prepared(self, rule_set: RuleSet, scorer: Scorer) -> RulesInForce:
@@ -76,4 +81,4 @@ class ActiveRules:
 
     def _take(self, model: str, rule_set: RuleSet, ready: dict[tuple[str, str], RulesInForce]) -> None:
         self._in_force[model] = rule_set
-        self._ready = {key: rules for key, rules in self._ready.items() if key[0] != model} | ready
+        self._ready = self._ready | ready
