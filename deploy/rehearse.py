@@ -10,12 +10,13 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-PORT = int(os.environ.get("BENTOML_PORT", "3000"))
+PORT = int(os.environ.get("BENTOML_PORT") or os.environ.get("PORT") or 3000)
 START_LIMIT_S = 600.0
 
 
@@ -60,15 +61,28 @@ def answers(bento: Path) -> None:
         answers_as_trained(golden.parent.parent.name, golden)
 
 
+def pages() -> None:
+    """Ask for the pages of the API's document and for what they load."""
+    for page in ("/docs", "/redoc"):
+        status, shown = ask("GET", page)
+        parts = re.findall(r'(?:src|href|spec-url)="([^":]+)"', shown.decode())
+        missing = [part for part in parts if ask("GET", f"/{part}")[0] != 200]
+        if status != 200 or missing or not parts:
+            sys.exit(f"{page} was answered with {status}; missing of what it loads: {', '.join(missing) or 'all'}")
+    print("the pages of the API's document are whole")
+
+
 def main() -> None:
     bento, kernels = Path(os.environ["BENTO_PATH"]), Path(os.environ["NUMBA_CACHE_DIR"])
     if "--answers" in sys.argv:
         answers(bento)
+        pages()
         return
     server = subprocess.Popen(["bentoml", "serve", str(bento), "--port", str(PORT)])
     try:
         until_ready(server)
         answers(bento)
+        pages()
     finally:
         server.terminate()
         server.wait(60)

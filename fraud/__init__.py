@@ -2,6 +2,8 @@
 
 import os
 
+__version__ = "0.1.0"
+
 # Read by OpenMP when LightGBM is loaded. Threads that spin while they wait make training seven times slower on cores
 # that have other work, and no faster on quiet ones.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -64,6 +64,12 @@ class HttpSettings(Group):
         description="Addresses and networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, "
         "comma-separated, such as 10.0.0.0/8; empty: none.",
     )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$",
+        description="Path prefix under which a proxy offers the service, such as /fraud, whether the proxy passes it "
+        "on or strips it; empty: none.",
+    )
     cors_origins: str = Field(
         "", description="Origins whose pages may call the service from a browser, comma-separated; empty: none."
     )

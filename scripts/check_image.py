@@ -132,7 +132,7 @@ def open_port() -> tuple[int, tuple[str, ...]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return port, ("--network", "host", "--env", f"BENTOML_PORT={port}")
+    return port, ("--network", "host", "--env", f"PORT={port}")
 
 
 def stops_without_loss(engine: Engine, state: Path, *more: str, golden: str = PACKED) -> None:

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from fraud.old_variables import ALTERNATIVES, REFUSED
+from fraud.serving.api_pages import api_pages
 from fraud.serving.app import document_route, service_routes
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.contracts.registered import contracts_of
@@ -19,6 +20,7 @@ from fraud.settings import Settings, variables
 
 ROUTES = [
     *service_routes(Engine(), Settings(), contracts_of(Engine(), Settings())),
+    *api_pages(),
     *bento_routes(Starlette()),
     document_route([], "", "", ""),
 ]

@@ -7,6 +7,7 @@ import json
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from fraud.serving.openapi import document
 from fraud.serving.parameters import parameters
 from fraud.serving.routes import OTHER, Closed, Mount, Router
 from fraud.serving.security import AccessControl, new_key
+from fraud.settings import HttpSettings
 
 
 class Detail(msgspec.Struct):
@@ -108,7 +110,7 @@ class Door:
         scope = {
             "type": "http",
             "method": method,
-            "path": path.replace("%2F", "/"),
+            "path": unquote(path),
             "raw_path": path.encode(),
             "query_string": query.encode(),
             "root_path": "",
@@ -295,6 +297,39 @@ def test_an_application_that_breaks_before_it_answers_shows_nothing_of_it() -> N
     assert (sent.status, sent.json["error"]["code"]) == (500, "internal")
     assert b"secret" not in sent.body
     assert door.ask("GET", "/ui/deep/strict", query="n=7").status == 200
+
+
+@pytest.mark.parametrize("prefix", ["/proxy/fraud", ""])
+def test_under_a_root_path_a_proxy_may_pass_it_on_or_strip_it(prefix: str) -> None:
+    mounts, closed = [Mount("/ui", None, UI)], [Closed("/old", FASTAPI)]
+    door = Door(Router(ROUTES, mounts, closed, root_path="/proxy/fraud"))
+    assert door.ask("GET", f"{prefix}/things").status == 200
+    assert door.ask("GET", f"{prefix}/things/a%2Fb/parts/1").json[1] == {"id": "a%2Fb", "part": "1"}
+    assert door.ask("BREW", f"{prefix}/things").status == 405
+    assert door.ask("GET", f"{prefix}/old/nowhere").json.keys() == {"detail"}
+    assert door.ask("GET", f"{prefix}/nowhere").json["error"]["code"] == "not_found"
+    answered = door.ask("GET", f"{prefix}/ui/strict", query="n=7")
+    assert answered.json == {"root": "/proxy/fraud/ui", "path": "/proxy/fraud/ui/strict"}
+    assert {route for route, _, _ in door.seen} >= {"/things", "/things/{id}/parts/{part}", "/ui"}, "labels lack it"
+
+
+def test_a_root_path_with_an_encoded_letter_is_none() -> None:
+    door = Door(Router(ROUTES, root_path="/fraud"))
+    assert door.ask("GET", "/fraud/things").status == 200
+    assert door.ask("GET", "/%66raud/things").status == 404
+
+
+@pytest.mark.parametrize("root_path", ["/things", "/old", "/ui"])
+def test_a_root_path_is_not_the_beginning_of_a_path(root_path: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^FRAUD_ROOT_PATH='{root_path}' is the beginning of {root_path}"):
+        Router(ROUTES, [Mount("/ui", None, UI)], root_path=root_path)
+
+
+@pytest.mark.parametrize("value", ["fraud", "/", "/fraud/", "//fraud", "/a/../b", "/a b", "/%66raud"])
+def test_what_is_no_root_path(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAUD_ROOT_PATH", value)
+    with pytest.raises(SettingsError, match="FRAUD_ROOT_PATH="):
+        HttpSettings.read()
 
 
 def test_web_sockets_are_closed() -> None:

@@ -64,5 +64,6 @@ CARRIERS: dict[str, tuple[Carrier, ...]] = {
             lambda answer: [answer["confidence_score"]],
         ),
     ),
+    "registry-predict": (_predict("/v1/predict"),),
 }
 """The carriers of every contract of the product, by its name."""

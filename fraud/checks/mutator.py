@@ -13,7 +13,7 @@ from fraud.checks.carriers import CARRIERS, OWN, Carrier, Row
 
 MAX_BODY_BYTES = 3_000_000
 SEGMENTS = ("c1", "%00", "%ff", "%ed%a0%80", "a" * 129, "a" * 4000, "%e2%82%ac", "..%2f..", "%1f", "%", "")
-RARE = {"/admin/models/refresh", "/api/v1/model/reload"}
+RARE = {"/admin/models/refresh", "/admin/refresh-models", "/v1/admin/refresh-models", "/api/v1/model/reload"}
 """Start a process that asks W&B, for seconds."""
 METHODS = ("GET", "POST", "DELETE", "HEAD", "PUT", "OPTIONS", "PATCH")
 HEADERS = (

@@ -15,6 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fraud.serving import scoring
+from fraud.serving.api_pages import api_pages
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.bodies import takes_gzip
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreBody
@@ -45,11 +46,11 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
         worker: Worker = self.inner.worker()
         app, settings = super().to_asgi(is_main=is_main), self.inner.settings
         contracts = contracts_of(worker.engine, settings)
-        routes = [*service_routes(worker.engine, settings, contracts), *bento_routes(app)]
+        routes = [*service_routes(worker.engine, settings, contracts), *api_pages(), *bento_routes(app)]
         version = str(self.bento.tag.version) if self.bento is not None else "from source"
-        routes.append(document_route(routes, self.name, self.inner.__doc__, version))
+        routes.append(document_route(routes, self.name, self.inner.__doc__, version, settings.http.root_path))
         limits = HttpLimits(settings.http.max_body_bytes, settings.http.body_timeout_s)
-        router = Router(routes, closed=closed_by(contracts))
+        router = Router(routes, closed=closed_by(contracts), root_path=settings.http.root_path)
         return for_browsers(FrontDoor(router, app, limits, worker.checks, worker.observers), settings)
 
 
@@ -71,11 +72,12 @@ def declared(settings: Settings) -> Router:
     Raises
     ------
     SettingsError
-        A contract cannot be answered.
+        A contract cannot be answered, or a path begins with the root path.
     """
     engine = Engine()
     contracts = contracts_of(engine, settings)
-    return Router(service_routes(engine, settings, contracts), closed=closed_by(contracts))
+    routes = [*service_routes(engine, settings, contracts), *api_pages()]
+    return Router(routes, closed=closed_by(contracts), root_path=settings.http.root_path)
 
 
 def readiness_of(engine: Engine, contracts: Sequence[ContractModel]) -> dict[str, Any]:
@@ -173,12 +175,12 @@ def admin_routes(engine: Engine, contracts: Sequence[ContractModel]) -> list[Rou
     ]
 
 
-def document_route(routes: list[Route], title: str, description: str, version: str) -> Route:
+def document_route(routes: list[Route], title: str, description: str, version: str, root_path: str = "") -> Route:
     """Return the route of the OpenAPI document; the document is made on first use."""
 
     @cache
     def encoded() -> bytes:
-        return orjson.dumps(document(routes, title, description, version))
+        return orjson.dumps(document(routes, title, description, version, root_path))
 
     async def show(_: Call) -> Answer:
         return Answer(encoded())

@@ -66,6 +66,11 @@ class Engine:
             raise NotReady("no model is loaded yet")
         return self._pipeline
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a loaded pipeline is in service."""
+        return self._pipeline is not None
+
     def stop(self) -> None:
         """Stop being ready; the owner of the batcher and the pipeline closes them."""
         self._pipeline = self._batcher = None

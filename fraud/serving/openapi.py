@@ -36,8 +36,10 @@ ALWAYS_FAILS = {
 }
 
 
-def document(routes: Iterable[Route], title: str, description: str, version: str) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of the routes that have a tag."""
+def document(
+    routes: Iterable[Route], title: str, description: str, version: str, root_path: str = ""
+) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the routes that have a tag, as they are found under a root path."""
     shown = [route for route in routes if route.tag]
     named = {
         kind
@@ -57,14 +59,18 @@ def document(routes: Iterable[Route], title: str, description: str, version: str
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "description": description, "version": version},
-        "servers": [{"url": "."}],
+        "servers": [{"url": root_path or "."}],
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
 def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
-    operation: dict[str, Any] = {"tags": [route.tag], "description": route.summary}
+    operation: dict[str, Any] = {
+        "tags": [route.tag],
+        "summary": route.summary.partition(": ")[0].removesuffix("."),
+        "description": route.summary,
+    }
     if route.scope is not None:
         operation["description"] += f" Scope {route.scope}: {SCOPES[route.scope]}."
         operation["security"] = [{}, *KEYS] if route.scope in KEYLESS else KEYS

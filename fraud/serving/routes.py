@@ -68,14 +68,26 @@ class Resource:
 class Router:
     """Finds routes: fixed paths first, by one look-up; then paths with parameters; then mounted applications.
 
+    Parameters
+    ----------
+    root_path : str
+        A prefix under which a proxy offers the service, such as ``/fraud``. A request's path may lack it.
+
     Raises
     ------
     SettingsError
-        Two declarations claim the same method and path.
+        Two declarations claim the same method and path, or a path begins with the root path.
     """
 
-    def __init__(self, routes: Iterable[Route], mounts: Iterable[Mount] = (), closed: Iterable[Closed] = ()) -> None:
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        mounts: Iterable[Mount] = (),
+        closed: Iterable[Closed] = (),
+        root_path: str = "",
+    ) -> None:
         self.routes = tuple(routes)
+        self._root = root_path
         by_path: dict[str, list[Route]] = {}
         for route in self.routes:
             others = by_path.setdefault(_NAME.sub("{}", route.path), [])
@@ -84,6 +96,10 @@ class Router:
             others.append(route)
         self._whole = {path: Resource(group) for path, group in by_path.items() if "{}" not in path}
         self._patterns = [(_pattern(group[0].path), Resource(group)) for path, group in by_path.items() if "{}" in path]
+        mounts = list(mounts)
+        for path in (*by_path, *[mount.prefix for mount in mounts]):
+            if root_path and _is_under(path, root_path):
+                raise SettingsError(f"FRAUD_ROOT_PATH={root_path!r} is the beginning of {path}; give another prefix")
         self._mounted = sorted(
             ((mount.prefix, _entrance(mount)) for mount in mounts), key=lambda mounted: -len(mounted[0])
         )
@@ -95,6 +111,10 @@ class Router:
 
         An undeclared path or method gets a route that refuses the call.
         """
+        if self._root:
+            _enter_root(scope, self._root)
+            below = slice(len(self._root), None)
+            scope = {**scope, "path": scope["path"][below] or "/", "raw_path": scope["raw_path"][below] or b"/"}
         resource = self._whole.get(scope["path"])
         if resource is not None:
             return resource.methods.get(scope["method"], resource.refusal), NO_NAMES
@@ -123,6 +143,16 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 def _is_under(path: str, prefix: str) -> bool:
     return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/")
+
+
+def _enter_root(scope: MutableMapping[str, Any], root_path: str) -> None:
+    """Let a request's path begin with the root path, as ASGI has it, whether its proxy passes it on or strips it."""
+    scope["root_path"] = root_path
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    if not _is_under(raw.decode("latin-1"), root_path):
+        scope["path"] = root_path + scope["path"]
+        raw = root_path.encode() + raw
+    scope["raw_path"] = raw
 
 
 def _entrance(mount: Mount) -> Route:

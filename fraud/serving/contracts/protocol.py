@@ -92,11 +92,18 @@ class ContractModel:
         return scorer
 
     def read(
-        self, call: Call, rows: Sequence[bytes | msgspec.Raw], *, explain: bool = False, request_id: str = ""
+        self,
+        call: Call,
+        rows: Sequence[bytes | msgspec.Raw],
+        *,
+        explain: bool = False,
+        request_id: str = "",
+        model: str | None = None,
     ) -> ScoreRequest:
         """Return rows of JSON, each as `/predict` takes it, as a request for `Engine.decide`.
 
         A row without an id has that of the header Idempotency-Key. `request_id` traces; the call's own by default.
+        `model` is another served model than the contract's, which the body names.
 
         Raises
         ------
@@ -104,12 +111,14 @@ class ContractModel:
             There are no rows or too many, or the idempotency key is none.
         NotReady, Overloaded
             As `Engine.admit`; `NotReady` also if no model fits.
+        UnknownModel
+            No model `model` is served.
         """
-        pipeline, scorer = self.engine.admit(), self.scorer()
+        pipeline = self.engine.admit()
         expect_count(len(rows), "rows")
         return pipeline.read(
             rows,
-            model=scorer.name.name,
+            model=model or self.scorer().name.name,
             explain=explain,
             request_id=request_id or call.request_id,
             contract=self.contract.name,
@@ -117,10 +126,16 @@ class ContractModel:
         )
 
     async def decide(
-        self, call: Call, rows: Sequence[bytes | msgspec.Raw], *, explain: bool = False, request_id: str = ""
+        self,
+        call: Call,
+        rows: Sequence[bytes | msgspec.Raw],
+        *,
+        explain: bool = False,
+        request_id: str = "",
+        model: str | None = None,
     ) -> list[Outcome]:
         """Decide on rows, read as `read` does; returns their outcomes in order, and raises as `read` does."""
-        return await self.engine.decide(self.read(call, rows, explain=explain, request_id=request_id))
+        return await self.engine.decide(self.read(call, rows, explain=explain, request_id=request_id, model=model))
 
     async def decide_one(
         self, call: Call, row: bytes | msgspec.Raw, *, explain: bool = False, request_id: str = ""

@@ -10,12 +10,13 @@ from fraud.errors import SettingsError
 from fraud.refusals import closest
 from fraud.serving.contracts.application_score import APPLICATION_SCORE
 from fraud.serving.contracts.protocol import Contract, ContractModel
+from fraud.serving.contracts.registry_predict import REGISTRY_PREDICT
 from fraud.serving.engine import Engine
 from fraud.serving.http import ONE_SHAPE, Route
 from fraud.serving.routes import Closed
 from fraud.settings import ContractSettings, Settings
 
-CONTRACTS: dict[str, Contract] = {contract.name: contract for contract in (APPLICATION_SCORE,)}
+CONTRACTS: dict[str, Contract] = {contract.name: contract for contract in (APPLICATION_SCORE, REGISTRY_PREDICT)}
 """Every contract of the product by its name."""
 
 
