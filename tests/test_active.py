@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import gc
+import re
 import shutil
 import socket
 import sqlite3
@@ -17,16 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
 from fraud.decisions.rules.in_force import RulesInForce
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.errors import BundleError, RegistryError
 from fraud.models.active import ActiveModels, Swap
 from fraud.models.bento_store import BentoStore
-from fraud.models.bundle import read_manifest, short
+from fraud.models.bundle import read_files, read_manifest, short, write_bundle
 from fraud.models.following import AliasFollower
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
@@ -189,6 +192,45 @@ async def test_broken_bundle_leaves_the_old_one_and_is_not_tried_all_the_time(ho
     assert worker.served == home.digests[1]
     assert worker.models.describe()["failed_swaps"] == []
     await worker.models.close()
+
+
+@in_loop
+async def test_a_model_that_scores_otherwise_is_refused_with_the_libraries_that_differ(
+    home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, manifest, files = read_files(write_tiny_bundle(tmp_path / "features", "features"))
+    del files["manifest.json"]
+    before = {"lightgbm": "4.5.0", "numpy": manifest.libraries["numpy"]}
+
+    def imported(folder: str, **changed: bytes) -> Settings:
+        write_bundle(
+            tmp_path / folder,
+            {**files, **changed},
+            algorithm=LIGHTGBM,
+            name=NAME,
+            kind="features",
+            libraries=before,
+            data={},
+            seed=0,
+            git_commit="",
+        )
+        tag = BentoStore(home.path).import_bundle(tmp_path / folder, {})
+        return Settings(models=ModelSettings(FRAUD_MODEL=tag, BENTOML_HOME=home.path))
+
+    models = ActiveModels(imported("the-same"))
+    await models.load()
+    said = r"lightgbm 4\.5\.0 in training, \S+ here; its golden rows come out the same"
+    assert [record.levelname for record in caplog.records if re.search(said, record.message)] == ["WARNING"]
+    await models.close()
+
+    first, *rest = files["golden.jsonl"].splitlines()
+    margin = msgspec.json.decode(first)["raw_margin"]
+    bent = first.replace(str(margin).encode(), str(margin + 1e-9).encode())
+    models = ActiveModels(imported("another", **{"golden.jsonl": b"\n".join([bent, *rest]) + b"\n"}))
+    said = r"golden request 0 .* another raw_margin .* these libraries differ: lightgbm 4\.5\.0 in training, "
+    with pytest.raises(BundleError, match=said):
+        await models.load()
+    await models.close()
 
 
 @in_loop

@@ -83,6 +83,7 @@ class Sandbox:
             "BENTOML_DO_NOT_TRACK": "True",
             "FRAUD_MODEL": self.name,
             "FRAUD_MODEL_ALIASES": ",".join(PRODUCTION),
+            "FRAUD_MODEL_VERSION": "",
             "FRAUD_STATE_DIR": str(self.folder / "state"),
             "FRAUD_WORKERS": str(self.workers),
             "FRAUD_MODEL_POLL_S": "0.2",
