@@ -1,17 +1,26 @@
-"""What the tests share: a small simulated file and the models trained on it, a tiny model, stores and their servers."""
+"""What the tests share: a small simulated file and the models trained on it, a tiny model, stores and their servers.
+
+`make test` runs one module after the other in each of several processes (pytest-xdist). What is made once for all of
+them is made under a lock by the first that needs it.
+"""
 
 from __future__ import annotations
 
+import gc
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.detectors.protocol import Algorithm
 from fraud.models.scorer import Scorer
 from fraud.simulation.simulate import simulate_features, simulate_transactions
+from fraud.stores.labelling import compile_kernels
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Store
 from tests.servers import Postgres, Redis, Server, running
@@ -23,47 +32,106 @@ from training.train import Run, train
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
 PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
+Once = Callable[[str, Callable[[Path], object]], Path]
 TINY = Config(
     rounds=30,
     n_bootstrap=20,
     booster=BoosterOptions(num_leaves=15, min_data_in_leaf=20),
     forest=ForestOptions(trees=25),
 )
+LONGEST = (
+    "test_readme",
+    "test_load_run",
+    "test_store_faults",
+    "test_stores",
+    "test_public_tables",
+    "test_fuzz_http",
+    "test_environment",
+    "test_wandb_kill",
+    "test_wandb_serve",
+    "test_wandb_follow",
+)
+"""The modules that take longest: they run first, so that no process is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported out of later garbage collections, which would take a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(worker_id: str, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Returns a folder of a name that one process fills and all use."""
+    root = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+
+    def folder_of(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = root / f"once-{name}"
+        with FileLock(root / f"once-{name}.lock"):
+            if not (folder / "done").exists():
+                folder.mkdir()
+                fill(folder)
+                (folder / "done").touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(once: Once) -> Path:
+    """Compile the kernels in one process, where numba has no cache yet: each process would take 20 s for it."""
+
+    def fill(folder: Path) -> None:
+        Scorer.load(write_tiny_bundle(folder / "transaction", "transaction"))
+        compile_kernels()
+
+    return once("tiny", fill) / "transaction"
+
+
+@pytest.fixture(scope="session")
+def simulated(once: Once) -> Path:
     """A Parquet file of simulated transactions: 150 customers, 90 days."""
-    path = tmp_path_factory.mktemp("simulated") / "transactions.parquet"
-    simulate_transactions(150, 90, 3, out=path)
-    return path
+    name = "transactions.parquet"
+    return once("simulated", lambda folder: simulate_transactions(150, 90, 3, out=folder / name)) / name
 
 
 @pytest.fixture(scope="session")
-def simulated_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated_features(once: Once) -> Path:
     """A Parquet file of a simulated loan-application table: 4,000 rows."""
-    path = tmp_path_factory.mktemp("simulated") / "features.parquet"
-    simulate_features(4000, 3, out=path)
-    return path
+    name = "features.parquet"
+    return once("simulated-features", lambda folder: simulate_features(4000, 3, out=folder / name)) / name
 
 
 @pytest.fixture(scope="session")
-def transaction_run(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def transaction_run(simulated: Path, once: Once) -> Run:
     """A finished training of a transaction model."""
-    return trained(simulated, "simulated.yaml", "fraud-transaction", tmp_path_factory.mktemp("runs"))
+    return _trained_once(once, simulated, "simulated.yaml", "fraud-transaction")
 
 
 @pytest.fixture(scope="session")
-def features_run(simulated_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def features_run(simulated_features: Path, once: Once) -> Run:
     """A finished training of a feature-vector model."""
-    return trained(simulated_features, "features.yaml", "fraud-features", tmp_path_factory.mktemp("runs"))
+    return _trained_once(once, simulated_features, "features.yaml", "fraud-features")
 
 
 @pytest.fixture(scope="session")
-def forest_run(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def forest_run(simulated: Path, once: Once) -> Run:
     """A finished training of an isolation forest on transactions without labels."""
-    folder = tmp_path_factory.mktemp("runs")
-    return trained(simulated, "simulated.yaml", "fraud-anomaly", folder, algorithm=ISOLATION_FOREST, labelled=False)
+    how: dict[str, Any] = {"algorithm": ISOLATION_FOREST, "labelled": False}
+    return _trained_once(once, simulated, "simulated.yaml", "fraud-anomaly", **how)
+
+
+def _trained_once(once: Once, data: Path, example: str, name: str, **how: Any) -> Run:
+    def fill(folder: Path) -> None:
+        (folder / "run").write_bytes(pickle.dumps(trained(data, example, name, folder, **how)))
+
+    run: Run = pickle.loads((once(f"run-{name}", fill) / "run").read_bytes())
+    return run
 
 
 def trained(
@@ -96,9 +164,9 @@ def bundle_dir(features_run: Run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(_compiled: Path) -> Path:
     """A transaction bundle trained in a moment; see `tests.tiny`."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "transaction", "transaction")
+    return _compiled
 
 
 @pytest.fixture(scope="session")

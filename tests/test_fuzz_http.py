@@ -45,7 +45,6 @@ from tests.tiny import ready_rows, store_of_tiny_models, transactions
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FRAUD_FUZZ_CALLS", "900"))
-pytestmark = pytest.mark.xdist_group("fuzz")  # one server, which counts the calls of all
 
 SETTINGS = settings(
     max_examples=CALLS // 3,

@@ -27,8 +27,6 @@ BIN = Path(sys.executable).parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 START_S = 240
 
-pytestmark = pytest.mark.xdist_group("readme")
-
 
 def blocks(language: str) -> list[str]:
     return [text for name, text in BLOCKS if name == language]

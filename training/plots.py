@@ -61,7 +61,8 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1, **kwar
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; the file holds no date and no program version."""
-    figure.savefig(path, format="png", bbox_inches="tight", metadata={"Software": None})
+    cut = "tight" if figure.get_layout_engine() is None else None  # which draws a figure twice; a layout needs no cut
+    figure.savefig(path, format="png", bbox_inches=cut, metadata={"Software": None})
 
 
 @mpl.rc_context(STYLE)

@@ -60,6 +60,7 @@ class Shadow:
         self._on_dropped = on_dropped
         self._waiting: queue.Queue[ShadowJob | None] = queue.Queue(MAX_WAITING)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # with the rights that the umask gives; SQLite alone would keep its write from the group
         with closing(sqlite3.connect(path, timeout=30)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             _prepare(db)

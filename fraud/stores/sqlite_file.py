@@ -29,7 +29,9 @@ class StoreFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock_path = Path(f"{path}-lock")
-        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # by the umask, so that another user of the group can go on: SQLite alone would keep its write from the group
+        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        path.touch()
         self._opened: tuple[tuple[int, int], ...] | None = None
         self.give_up_at = float("inf")
 
