@@ -2,8 +2,10 @@
 
 1. With a read-only root, no network and one state folder it becomes ready and answers every golden request of its
    model with the training's exact probability.
-2. Under load it is told to stop: it ends with 0 in its grace time, and every decision that it acknowledged is in
+2. Under load it gets SIGTERM: it ends with 0 in its grace time, and every decision that it acknowledged is in
    its decision log. Started again on the same state, it answers each of them with the same decision.
+3. It runs under any other user id of the group 0, as OpenShift does: on an empty volume, and on one that another user
+   id wrote before.
 
 Needs podman or docker and nothing else of this project's.
 """
@@ -26,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 USER = 1034
+OTHER_USERS = (1_000_650_000, 4_242)
 CALLERS = 4
 START_LIMIT_S = 60.0
 GRACE_S = 30.0
@@ -42,14 +45,14 @@ class Engine:
             sys.exit(f"{self.command} {' '.join(arguments)}: {done.stderr.strip()[-2000:]}")
         return done.stdout.strip()
 
-    def locked(self, state: Path) -> list[str]:
-        """Options of a container that may write nothing but a state folder, and has no capabilities."""
+    def locked(self, state: Path | str) -> list[str]:
+        """Options of a container that may write nothing but a state folder or volume, and has no capabilities."""
         options = ["--read-only", "--cap-drop", "ALL", "--volume", f"{state}:/state"]
         return [*options, "--read-only-tmpfs=false"] if self.command == "podman" else options
 
     @contextmanager
-    def running(self, state: Path, *options: str) -> Iterator[tuple[str, float]]:
-        """A container on a state folder, once it is ready, and the seconds that it took."""
+    def running(self, state: Path | str, *options: str) -> Iterator[tuple[str, float]]:
+        """A container on a state folder or volume, once it is ready, and the seconds that it took."""
         started = time.perf_counter()
         name = self.call("run", "--detach", *self.locked(state), *options, self.image)
         try:
@@ -179,6 +182,25 @@ def empty_state() -> Iterator[Path]:
         yield state
 
 
+def runs_under_any_user(engine: Engine) -> None:
+    volume = engine.call("volume", "create")
+    try:
+        for user in (*OTHER_USERS, USER):
+            locked = ("--network", "none", "--user", f"{user}:0", "--security-opt", "no-new-privileges")
+            with engine.running(volume, *locked) as (name, _):
+                found = engine.call("exec", name, "sh", "-c", "id -u; id -g").split()
+                assert found == [str(user), "0"], f"runs as {found}"
+                answers = engine.call(
+                    "exec", name, "python3", "/home/bentoml/bento/src/deploy/rehearse.py", "--answers"
+                )
+                engine.call("stop", "--time", str(round(GRACE_S)), name)
+                status = engine.call("inspect", "--format", "{{.State.ExitCode}}", name)
+            assert status == "0", f"as user {user} it ended with {status}"
+            print(f"as user {user} of group 0, on the volume of the one before: {answers}")
+    finally:
+        engine.call("volume", "rm", "--force", volume, check=False)
+
+
 def engine_of(description: str | None) -> Engine:
     """The engine and the image that the command line names; shows the image's size."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,6 +218,7 @@ def main() -> None:
     for check in (answers_without_network, stops_without_loss):
         with empty_state() as state:
             check(engine, state)
+    runs_under_any_user(engine)
 
 
 if __name__ == "__main__":
