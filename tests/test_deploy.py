@@ -22,7 +22,7 @@ import yaml
 
 from fraud.models.bento_store import BentoStore
 from fraud.models.lifecycle import who_am_i
-from fraud.serving.telemetry import METRICS
+from fraud.serving.metrics import METRICS
 from fraud.settings import variables
 from tests.servers import free_port
 from tests.tiny import write_tiny_bundle

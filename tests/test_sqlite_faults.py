@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -22,8 +23,10 @@ from typing import Any
 import pytest
 
 from fraud.errors import StoreDown, StoreError
+from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
+from fraud.pipeline.shadow import Shadow
 from fraud.stores.protocol import described
 from fraud.stores.sqlite import WAIT_S, SqliteStore
 from tests.servers import bentoml_serve, free_port
@@ -59,6 +62,34 @@ def full(path: Path) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def group_may_write() -> Iterator[None]:
+    """The umask of the image, whose user id may be another one at the next start."""
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("group_may_write")
+def test_files_have_the_rights_that_the_umask_gives(tmp_path: Path, scorer: Scorer) -> None:
+    """SQLite alone takes 0644: another user of the group could not go on with the store."""
+
+    async def write() -> set[str]:
+        store = SqliteStore(tmp_path / "history.db", durable=False)
+        pipeline = Pipeline({"fraud-transaction": scorer}, store)
+        await score(pipeline, transactions(2, 1))
+        found = {path.name: stat.filemode(path.stat().st_mode) for path in tmp_path.iterdir()}
+        await pipeline.close()
+        assert set(found.values()) == {"-rw-rw-r--"}, found
+        return set(found)
+
+    assert asyncio.run(write()) == {"history.db", "history.db-lock", "history.db-wal", "history.db-shm"}
+    Registry(tmp_path / "registry.db").note_following("fraud", "")
+    Shadow(tmp_path / "shadow.db", lambda *_: None, lambda _: None).close()
+    for name in ("registry.db", "shadow.db"):
+        assert stat.filemode((tmp_path / name).stat().st_mode) == "-rw-rw-r--", name
 
 
 async def until_back(store: SqliteStore) -> None:

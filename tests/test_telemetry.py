@@ -30,7 +30,8 @@ from fraud.models.scorer import ModelName
 from fraud.pipeline.rows import Decision, Outcome
 from fraud.serving import logs, telemetry
 from fraud.serving.http import Answer
-from fraud.serving.telemetry import METRICS, PROBABILITIES, SECONDS, Telemetry, resident_bytes
+from fraud.serving.metrics import METRICS, PROBABILITIES, SECONDS
+from fraud.serving.telemetry import Telemetry, resident_bytes
 from fraud.serving.tracing import Tracing
 
 ROOT = Path(__file__).parent.parent

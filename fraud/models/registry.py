@@ -50,6 +50,7 @@ class Registry:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()  # with the rights that the umask gives; SQLite alone would keep its write from the group
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         try:
             db.row_factory = sqlite3.Row
@@ -83,8 +84,6 @@ class Registry:
         with contextlib.closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=10)) as db:
             db.row_factory = sqlite3.Row
             yield db if db.execute("pragma user_version").fetchone()[0] else None
-
-    # Versions
 
     def register(
         self,
