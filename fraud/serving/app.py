@@ -198,8 +198,8 @@ def for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
             app,
             allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "x-api-key", "x-request-id"],
+            expose_headers=["x-fraud-decision", "x-request-id", "retry-after"],
         )
     if settings.http.trusted_proxies:
         app = ProxyHeadersMiddleware(app, trusted_hosts=settings.http.trusted_proxies)  # type: ignore[assignment, arg-type]
