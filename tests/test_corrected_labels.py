@@ -246,6 +246,7 @@ def test_a_state_of_a_later_release_concerns_its_customer_alone(tmp_path: Path) 
     async def run() -> None:
         store = open_store("sqlite:", StoreOptions(tmp_path, durable=False))
         await record(store, table[:3])
+        await store.expire(0)  # what changes states brings them up to date first
         with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
             db.execute("UPDATE customers SET state = ? WHERE id = 'c0'", (later,))
         recalled = await store.recall([], ["c1", "c0"], ["m0", "m1"])

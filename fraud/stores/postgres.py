@@ -110,7 +110,7 @@ class PostgresStore:
         in_order = sorted(range(len(decided)), key=lambda i: decided[i].key)  # two workers, the same ids: no deadlock
         keys = [decided[i].key for i in in_order]
         records = [encode_record(decided[i]) for i in in_order]
-        whole = None if transactions is None else Change(decided, transactions)
+        whole = None if transactions is None else Change.of(decided, transactions)
 
         async def write(db: Connection) -> Recorded:  # one at a time: a writer's numbers are committed in order
             marks = self._writer.marks(zip(keys, records, strict=True))
@@ -133,7 +133,7 @@ class PostgresStore:
             async with db.pipeline():
                 await add_search_rows(db, [(new[decided[i].key], decided[i], 0) for i in fresh])
                 if fresh and transactions is not None and states is not None:
-                    change = Change([decided[i] for i in fresh], transactions[fresh])
+                    change = Change.of([decided[i] for i in fresh], transactions[fresh])
                     written = change.apply(await _got(states[0]), await _got(states[1]))
                     await _write(db, written)
                 if known:

@@ -33,6 +33,7 @@ class Recalled:
     `base` is what it had stored, by customer and by merchant, for it to build on when the batch is recorded.
     `unrecorded` are the keys of those in `decided` that are not on record yet, as a store was off when they were
     made: whoever answers with one of them has it recorded as well. `unread` are states that a later release wrote.
+    `end` is the number of the last decision on record, where decisions are numbered at once.
     """
 
     decided: dict[str, DecisionRecord]
@@ -41,6 +42,7 @@ class Recalled:
     base: Base | None = None
     unrecorded: frozenset[str] = frozenset()
     unread: Unread = (frozenset(), frozenset())
+    end: int | None = None
 
     def is_unread(self, customer_id: str, merchant_id: str | None) -> bool:
         """Tell whether a later release wrote the state of a customer or merchant, which is as nobody's here."""

@@ -166,7 +166,7 @@ class RedisStore:
                 return await self._record_halves(decided, transactions)
             change = None
             if transactions is not None:
-                change = Change([decided[i] for i in fresh], transactions[fresh])
+                change = Change.of([decided[i] for i in fresh], transactions[fresh])
             marks = {_decision(decided[i].key): _encode_record(decided[i]) for i in fresh}
             written, values = await self._write(marks, change, customers, merchants)
             if values is None:

@@ -361,7 +361,7 @@ class Resilient:
         for i in new:
             self._waiting[decided[i].key] = decided[i], None if transactions is None else transactions[i]
         if transactions is not None and new:
-            self.cache.apply(Change([decided[i] for i in new], transactions[new]))
+            self.cache.apply(Change.of([decided[i] for i in new], transactions[new]))
 
     async def _catch_up(self) -> None:
         """Record the queued decisions in order; the store records each transaction id once."""

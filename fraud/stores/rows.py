@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -19,6 +20,7 @@ decode_label = msgspec.msgpack.Decoder(Label).decode
 encode_label = msgspec.msgpack.Encoder().encode
 
 
+@lru_cache(maxsize=1 << 12)
 def row_key(name: str) -> int:
     """Return the 64-bit row number that stands for an id in a table: a short one keeps its tree flat."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)

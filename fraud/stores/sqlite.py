@@ -3,14 +3,18 @@
 Each process has one thread that writes and one that reads. Writers of several processes take turns by a
 lock on a file beside the database, which the kernel hands on at once and lets go of when a process dies;
 SQLite's own waiting would sleep in steps of up to 100 ms.
+
+A commit writes decisions and the transactions of their histories. The states (`fraud.stores.sqlite_states`) and the
+rows that decisions are found by (`fraud.stores.sqlite_search`) follow in groups, and before whatever needs them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,24 +26,36 @@ from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.marks import is_marked, place_mark
 from fraud.decisions.queries import DecisionQuery, Page
 from fraud.decisions.record import DecisionRecord
-from fraud.errors import InvalidRequest, StoreDown, StoreError
+from fraud.errors import StoreDown, StoreError
 from fraud.features.featurizer import Records
-from fraud.history.encoding import decode, encode, is_readable, last_time_of
+from fraud.history.encoding import decode
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER
 from fraud.stores.protocol import Outage, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker
-from fraud.stores.rows import decode_record, encode_record, row_key, search_row
-from fraud.stores.search import SEARCH_S, TOO_WIDE, conditions, page_of
+from fraud.stores.rows import encode_record, row_key
 from fraud.stores.sqlite_file import StoreFile, translated
 from fraud.stores.sqlite_labels import apply_label, keep_frauds, labels_of
 from fraud.stores.sqlite_schema import migrate
-from fraud.stores.states import Blobs, Change, Written, histories_of
+from fraud.stores.sqlite_search import decisions_by_key, find_decisions, index_decisions, unindexed
+from fraud.stores.sqlite_states import (
+    LatestStates,
+    add_recent,
+    expire_states,
+    merge_recent,
+    replace_states,
+    state_blobs,
+)
+
+logger = logging.getLogger("fraud.stores")
 
 WAIT_S = 2.0
 """Longest wait for the file: for its disk, or for another process that keeps it locked."""
 CLOSE_S = 5.0
-EXPIRE_AT_ONCE = 1000
+CATCH_UP_ROWS = 2048
+"""Decisions after which states and search rows catch up: with more of them each writes fewer pages."""
+INDEX_AT_ONCE = 512
+"""Search rows of one commit, after which waiting decisions get their turn."""
 T = TypeVar("T")
 
 
@@ -68,12 +84,14 @@ class SqliteStore:
         self.path = path
         self._audit_key = audit_key
         self._seen = Anchor()
-        self._models: dict[tuple[str, str], int] = {}
+        self._durable = durable
+        self._latest = LatestStates()
+        self._catching_up: asyncio.Task[None] | None = None
         try:
             self._file = StoreFile(path)
-            self._writer = self._connect(durable)
-            self._reader = self._connect(durable)
-            self._searcher = self._connect(durable)
+            self._writer = self._connect()
+            self._reader = self._connect()
+            self._searcher = self._connect()
             self._file.remember()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from error
@@ -82,12 +100,12 @@ class SqliteStore:
         self._search_thread = ThreadPoolExecutor(1, "store-search")
         self.breaker = CircuitBreaker(_Probe(self), WAIT_S, _nothing)
 
-    def _connect(self, durable: bool) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
             with self._file.locked_at_start():
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
                 connection.execute("PRAGMA cache_size = -16384")
                 connection.execute("PRAGMA mmap_size = 1073741824")
                 migrate(connection, str(self.path), self._audit_key)
@@ -107,7 +125,19 @@ class SqliteStore:
     async def record(
         self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None = None
     ) -> Recorded:
-        return await self._on(self._write_thread, lambda: self._record(decided, transactions))
+        recorded, behind = await self._on(self._write_thread, lambda: self._record(decided, transactions, recalled))
+        if behind >= CATCH_UP_ROWS and (self._catching_up is None or self._catching_up.done()):
+            self._catching_up = asyncio.ensure_future(self._catch_up_behind())
+        return recorded
+
+    async def _catch_up_behind(self) -> None:
+        """Bring states and search rows up to the latest decision, in steps between which decisions are recorded."""
+        try:
+            await self._run(self._write_thread, self._merge, PATIENT_S)
+            while await self._run(self._write_thread, self._index_some, PATIENT_S) == INDEX_AT_ONCE:
+                pass
+        except StoreError as error:  # tried again after the next decision
+            logger.warning("states and search rows wait: %s", error.message)
 
     async def apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
         return await self._on(self._write_thread, lambda: self._apply_labels(labels))
@@ -116,7 +146,10 @@ class SqliteStore:
         return await self._on(self._read_thread, lambda: labels_of(self._reader, key))
 
     async def find(self, query: DecisionQuery) -> Page:
-        return await self._run(self._search_thread, lambda: self._find(query), PATIENT_S)  # no sign of an outage
+        """Answer from search rows; a query that fails is no sign of an outage."""
+        if await self._run(self._search_thread, lambda: unindexed(self._searcher), PATIENT_S):
+            await self._run(self._write_thread, self._catch_up, PATIENT_S)
+        return await self._run(self._search_thread, lambda: find_decisions(self._searcher, query), PATIENT_S)
 
     async def profile(self, customer_id: str) -> Profile | None:
         return await self._on(self._read_thread, lambda: self._profile(customer_id))
@@ -153,6 +186,8 @@ class SqliteStore:
 
     async def close(self) -> None:
         await self.breaker.close()
+        if self._catching_up is not None:
+            await asyncio.wait([self._catching_up], timeout=CLOSE_S)
         for thread, connection in (
             (self._write_thread, self._writer),
             (self._read_thread, self._reader),
@@ -189,52 +224,53 @@ class SqliteStore:
             db.execute("UPDATE chain SET seq = seq WHERE place = 'anchor'")
 
     def _recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
-        db = self._reader
-        db.execute("BEGIN")  # one snapshot for all three
-        try:
-            decided = _decisions(db, keys)
-            customers = _blobs(db, "customers", customer_ids)
-            merchants = _blobs(db, "merchants", merchant_ids)
-        finally:
-            db.execute("COMMIT")
-        histories, unread = histories_of(customer_ids, merchant_ids, customers, merchants)
-        return Recalled(decided, histories, unread=unread)
+        with self._reading() as db:
+            decided = decisions_by_key(db, keys)
+            histories, unread = self._latest.histories(db, customer_ids, merchant_ids)
+            (end,) = db.execute("SELECT seq FROM chain WHERE place = 'head'").fetchone()
+        return Recalled(decided, histories, unread=unread, end=end)
 
-    def _record(self, decided: Sequence[DecisionRecord], transactions: Records | None) -> Recorded:
+    def _record(
+        self, decided: Sequence[DecisionRecord], transactions: Records | None, recalled: Recalled | None
+    ) -> tuple[Recorded, int]:
+        """Record decisions; returns also how many have no search row yet."""
         with self._writing() as db:
-            before = _decisions(db, [d.key for d in decided])
-            fresh = [i for i, d in enumerate(decided) if d.key not in before]
-            end = self._log(db, [decided[i] for i in fresh]) if fresh else self._seen
-            if transactions is not None and fresh:
-                _change(db, Change([decided[i] for i in fresh], transactions[fresh]))
+            end = self._head(db)
+            is_current = recalled is not None and recalled.end == end.sequence  # none was recorded since
+            before = {} if is_current else decisions_by_key(db, [d.key for d in decided])
+            fresh = [i for i, d in enumerate(decided) if d.key not in before] if before else range(len(decided))
+            if fresh:
+                some = decided if len(fresh) == len(decided) else [decided[i] for i in fresh]
+                end = self._log(db, end, some)
+                if transactions is not None:
+                    add_recent(db, end.sequence, some, transactions if some is decided else transactions[fresh])
+            behind = unindexed(db)
         self._seen = end
-        return Recorded([before.get(d.key, d) for d in decided])
+        return Recorded([before.get(d.key, d) for d in decided]), behind
 
-    def _log(self, db: sqlite3.Connection, decided: Sequence[DecisionRecord]) -> Anchor:
-        """Chain decisions and write them; return where the chain ends now."""
-        head = self._head(db)
+    def _catch_up(self) -> None:
+        with self._caught_up(durable=False):
+            pass
+
+    def _merge(self) -> None:
+        with self._writing(durable=False) as db:
+            merge_recent(db)
+
+    def _index_some(self) -> int:
+        with self._writing(durable=False) as db:
+            return index_decisions(db, INDEX_AT_ONCE)
+
+    def _log(self, db: sqlite3.Connection, head: Anchor, decided: Sequence[DecisionRecord]) -> Anchor:
+        """Chain decisions behind the head and write them; return where the chain ends now."""
         rows = list(extend(head, map(encode_record, decided), self._audit_key))
         db.executemany(
             "INSERT INTO decisions VALUES (?, ?, ?, ?)",
             [(row.sequence, d.key, row.record, row.link) for d, row in zip(decided, rows, strict=True)],
         )
-        db.executemany(
-            "INSERT INTO search VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(row.sequence, *search_row(d, self._model(db, d))) for d, row in zip(decided, rows, strict=True)],
-        )
         head = Anchor(rows[-1].sequence, rows[-1].link)
         mark = place_mark("head", head, self._audit_key)
         db.execute("UPDATE chain SET seq = ?, link = ?, mark = ? WHERE place = 'head'", (*head, mark))
         return head
-
-    def _model(self, db: sqlite3.Connection, decided: DecisionRecord) -> int:
-        """Return the number of the model version that decided."""
-        version = decided.model_name, decided.model_digest
-        if version not in self._models:
-            db.execute("INSERT OR IGNORE INTO models (name, digest) VALUES (?, ?)", version)
-            query = "SELECT id FROM models WHERE name = ? AND digest = ?"
-            (self._models[version],) = db.execute(query, version).fetchone()
-        return self._models[version]
 
     def _head(self, db: sqlite3.Connection) -> Anchor:
         """Return where the chain ends.
@@ -260,8 +296,8 @@ class SqliteStore:
         return head
 
     def _apply_labels(self, labels: Sequence[Label]) -> list[LabelOutcome]:
-        with self._writing() as db:
-            recorded = _decisions(db, [label.key for label in labels])
+        with self._caught_up() as db:
+            recorded = decisions_by_key(db, [label.key for label in labels])
             return [
                 "unknown" if record is None else apply_label(db, label, record, self._audit_key)
                 for label in labels
@@ -273,58 +309,48 @@ class SqliteStore:
             ("customers", states.customer_ids, states.customers),
             ("merchants", states.merchant_ids, states.merchants),
         ):
-            keys = [row_key(name) for name in names]
-            order = sorted(range(len(keys)), key=keys.__getitem__)  # rows in the order of the tree
-            with self._writing() as db:
-                db.executemany(
-                    f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",
-                    ((keys[i], names[i], encode(records[i])) for i in order),
-                )
-                db.executemany(
-                    f"UPDATE known_frauds SET {table[:-1]} = NULL WHERE {table[:-1]} = ?", [(k,) for k in keys]
-                )
+            with self._caught_up() as db:
+                replace_states(db, table, names, records)
         with self._writing() as db:
             keep_frauds(db, states.frauds)
 
     def _expire(self, table: str, before_ms: int, after: int) -> tuple[int, int | None]:
-        """Look at some rows after one; return how many were old, and the last row looked at if there are more."""
-        with self._writing() as db:
-            rows = db.execute(
-                f"SELECT key, state FROM {table} WHERE key > ? ORDER BY key LIMIT {EXPIRE_AT_ONCE}", (after,)
-            ).fetchall()
-            old = [(key,) for key, state in rows if is_readable(state) and last_time_of(state) < before_ms]
-            db.executemany(f"DELETE FROM {table} WHERE key = ?", old)
-            db.executemany(f"UPDATE known_frauds SET {table[:-1]} = NULL WHERE {table[:-1]} = ?", old)
-        return len(old), rows[-1][0] if len(rows) == EXPIRE_AT_ONCE else None
-
-    def _find(self, query: DecisionQuery) -> Page:
-        where, values = conditions(query, "seq", "models", "?")
-        statement = (
-            "SELECT s.seq, s.time_ms, s.label, d.record FROM search AS s JOIN decisions AS d ON d.seq = s.seq "
-            f"WHERE {where} ORDER BY s.time_ms DESC, s.seq DESC LIMIT ?"
-        )
-        deadline = time.monotonic() + SEARCH_S
-        self._searcher.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-        try:
-            rows = self._searcher.execute(statement, [*values, query.limit + 1]).fetchall()
-        except sqlite3.OperationalError as error:
-            if time.monotonic() <= deadline:
-                raise
-            raise InvalidRequest(TOO_WIDE) from error
-        return page_of(rows, query)
+        with self._caught_up() as db:
+            return expire_states(db, table, before_ms, after)
 
     def _profile(self, customer_id: str) -> Profile | None:
-        blob = _blobs(self._reader, "customers", [customer_id]).get(customer_id)
-        return Profile(customer_id, decode([blob], CUSTOMER)) if blob else None
+        with self._reading() as db:
+            blob = state_blobs(db, "customers", [customer_id]).get(customer_id)
+            histories, (unread, _) = self._latest.histories(db, [customer_id], [])
+        state = decode([blob], CUSTOMER) if unread else histories.customers  # which says why it cannot be read
+        return Profile(customer_id, state) if blob is not None or state["count"][0] else None
 
     def _reset(self, customer_id: str) -> bool:
-        with self._writing() as db:
+        with self._caught_up() as db:
             db.execute("UPDATE known_frauds SET customer = NULL WHERE customer = ?", (row_key(customer_id),))
             return db.execute("DELETE FROM customers WHERE key = ?", (row_key(customer_id),)).rowcount > 0
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._file.locked():
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One snapshot for all that is read."""
+        self._reader.execute("BEGIN")
+        try:
+            yield self._reader
+        finally:
+            self._reader.execute("COMMIT")
+
+    @contextmanager
+    def _caught_up(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Write with states and search rows brought up to the latest decision."""
+        with self._writing(durable=durable) as db:
+            merge_recent(db)
+            index_decisions(db)
+            yield db
+
+    @contextmanager
+    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Hold the lock and a transaction; one that need not be durable is on the disk with the next that is."""
+        with self._file.locked(), self._synced(durable):
             self._file.expect_same()
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -332,10 +358,20 @@ class SqliteStore:
                 self._file.expect_time()
                 self._writer.execute("COMMIT")
             except BaseException:
-                self._models.clear()  # what was added may have gone with it
                 if self._writer.in_transaction:  # which a full disk may have ended
                     self._writer.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _synced(self, durable: bool) -> Iterator[None]:
+        if durable or not self._durable:
+            yield
+            return
+        self._writer.execute("PRAGMA synchronous = NORMAL")
+        try:
+            yield
+        finally:
+            self._writer.execute("PRAGMA synchronous = FULL")
 
 
 class _Probe:
@@ -355,37 +391,3 @@ class _Probe:
 
 async def _nothing() -> None:
     pass
-
-
-def _decisions(db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, DecisionRecord]:
-    rows = _select(db, "SELECT key, record FROM decisions WHERE key IN ({})", keys)
-    return {key: decode_record(record) for key, record in rows}
-
-
-def _blobs(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Blobs:
-    return dict(_select(db, f"SELECT id, state FROM {table} WHERE key IN ({{}})", [row_key(name) for name in names]))
-
-
-def _select(
-    db: sqlite3.Connection, query: str, values: Sequence[object], at_once: int = 512
-) -> Iterable[tuple[str, bytes]]:
-    """Run a query over values, the last one repeated up to a power of two: so few statements are compiled and kept."""
-    for start in range(0, len(values), at_once):
-        some = list(values[start : start + at_once])
-        some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
-        yield from db.execute(query.format(",".join("?" * len(some))), some)
-
-
-def _change(db: sqlite3.Connection, change: Change) -> None:
-    customers, merchants = change.apply(
-        _blobs(db, "customers", change.customer_ids), _blobs(db, "merchants", change.merchant_ids)
-    )
-    _write(db, "customers", customers)
-    _write(db, "merchants", merchants)
-
-
-def _write(db: sqlite3.Connection, table: str, blobs: Written) -> None:
-    db.executemany(
-        f"INSERT INTO {table} VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state",
-        [(row_key(name), name, blob) for name, blob in blobs.items()],
-    )

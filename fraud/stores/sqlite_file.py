@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,3 +101,13 @@ def translated(path: Path, error: sqlite3.Error) -> StoreError:
         return StoreError(text)
     needs_operator = any(said in str(error) for said in ("readonly", "malformed", "not a database"))
     return StoreDown(text, is_permanent=needs_operator)
+
+
+def select_in(
+    db: sqlite3.Connection, query: str, values: Sequence[object], at_once: int = 512
+) -> Iterable[tuple[str, bytes]]:
+    """Run a query over values, the last one repeated up to a power of two: so few statements are compiled and kept."""
+    for start in range(0, len(values), at_once):
+        some = list(values[start : start + at_once])
+        some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
+        yield from db.execute(query.format(",".join("?" * len(some))), some)

@@ -108,7 +108,12 @@ def _labels(db: sqlite3.Connection, audit_key: bytes) -> None:
     db.execute("DROP TABLE frauds")
 
 
-STEPS: tuple[Step, ...] = (_first, _marks, _labels)
+def _recent(db: sqlite3.Connection, audit_key: bytes) -> None:
+    """Keep transactions that are not in the states yet. Search rows may be missing from here on as well."""
+    _run(db, "CREATE TABLE recent (seq INTEGER PRIMARY KEY, transactions BLOB NOT NULL)")
+
+
+STEPS: tuple[Step, ...] = (_first, _marks, _labels, _recent)
 
 
 def migrate(db: sqlite3.Connection, where: str, audit_key: bytes) -> None:

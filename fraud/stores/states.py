@@ -20,23 +20,35 @@ Written = dict[str, bytes]
 
 
 class Change:
-    """The updates that some decisions make to the states of their customers and merchants.
+    """The updates that some transactions make to the states of their customers and merchants.
 
     Parameters
     ----------
-    decided : sequence of DecisionRecord
-        Those with a history; `customer_ids` and `merchant_ids` say whose states have to be read.
+    customer_of : sequence of str, n of them
+        The customer of each.
+    merchant_of : sequence of str or None, n of them
+        The merchant of each.
     transactions : (n,) records of `TRANSACTION`
+
+    Attributes
+    ----------
+    customer_ids, merchant_ids : list of str
+        Whose states have to be read.
     """
 
-    def __init__(self, decided: Sequence[DecisionRecord], transactions: Records) -> None:
-        self.customer_ids = distinct(d.customer_id for d in decided)
-        self.merchant_ids = distinct(d.merchant_id for d in decided)
+    def __init__(self, customer_of: Sequence[str], merchant_of: Sequence[str | None], transactions: Records) -> None:
+        self.customer_ids = distinct(customer_of)
+        self.merchant_ids = distinct(merchant_of)
         customer_at = {name: i for i, name in enumerate(self.customer_ids)}
-        merchant_at = {name: i for i, name in enumerate(self.merchant_ids)}
-        self._customer_of = np.array([customer_at[d.customer_id] for d in decided], np.int64)
-        self._merchant_of = np.array([merchant_at.get(d.merchant_id or "", -1) for d in decided], np.int64)
+        merchant_at: dict[str | None, int] = {name: i for i, name in enumerate(self.merchant_ids)}
+        self._customer_of = np.array([customer_at[name] for name in customer_of], np.int64)
+        self._merchant_of = np.array([merchant_at.get(name, -1) for name in merchant_of], np.int64)
         self._transactions = transactions
+
+    @classmethod
+    def of(cls, decided: Sequence[DecisionRecord], transactions: Records) -> Change:
+        """Return the change that decisions with a history make."""
+        return cls([d.customer_id for d in decided], [d.merchant_id for d in decided], transactions)
 
     def apply(self, customers: Blobs, merchants: Blobs) -> tuple[Written, Written]:
         """Return the blobs of all states concerned after the change.
