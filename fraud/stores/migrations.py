@@ -1,7 +1,7 @@
 """Schema migrations: numbered steps, forward only.
 
-A store holds its schema version; later steps run one by one, each in one transaction with the new version, under a lock
-shared by all workers. A released step is never changed. A store with a later version is refused, because this release
+A store holds its schema version; later steps run in order, in one transaction with the new version, under a lock shared
+by all workers. A released step is never changed. A store with a later version is refused, because this release
 could damage it.
 """
 

@@ -68,8 +68,6 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
         The store cannot be opened.
     """
     options = options or StoreOptions()
-    if options.personal_fields and not options.personal_key:
-        raise SettingsError("FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE")
     store = _open(url, options)
     compile_kernels()
     if options.personal_fields:
@@ -80,6 +78,8 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
 
 
 def _open(url: str, options: StoreOptions) -> Store:
+    if options.personal_fields and not options.personal_key:
+        raise SettingsError("FRAUD_PERSONAL_FIELDS asks for a key: set FRAUD_PERSONAL_KEY or FRAUD_PERSONAL_KEY_FILE")
     scheme, _, rest = url.partition(":")
     if options.cold_store is not None and scheme_of(options.cold_store) not in POSTGRESQL:
         raise SettingsError(f"cold store {scheme_of(options.cold_store)}:…; allowed: postgresql://user@host/db")
@@ -123,7 +123,7 @@ async def check_store(url: str, options: StoreOptions) -> None:
     StoreError
         The file cannot be opened or written.
     """
-    store = open_store(url, options)
+    store = _open(url, options)  # nothing is computed with it, so no kernel is compiled
     try:
         await store.open()
         health = store.health()

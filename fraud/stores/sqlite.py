@@ -236,8 +236,10 @@ class SqliteStore:
         """Record decisions; returns also how many have no search row yet."""
         with self._writing() as db:
             end = self._head(db)
-            is_current = recalled is not None and recalled.end == end.sequence  # none was recorded since
-            before = {} if is_current else decisions_by_key(db, [d.key for d in decided])
+            if recalled is not None and recalled.end == end.sequence:  # nothing was recorded since
+                before = recalled.decided
+            else:
+                before = decisions_by_key(db, [d.key for d in decided])
             fresh = [i for i, d in enumerate(decided) if d.key not in before] if before else range(len(decided))
             if fresh:
                 some = decided if len(fresh) == len(decided) else [decided[i] for i in fresh]

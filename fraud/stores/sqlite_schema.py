@@ -117,7 +117,9 @@ STEPS: tuple[Step, ...] = (_first, _marks, _labels, _recent)
 
 
 def migrate(db: sqlite3.Connection, where: str, audit_key: bytes) -> None:
-    """Bring a file to this release's schema; the caller holds the file's lock, and `db` is in no transaction.
+    """Bring a file to this release's schema, in one transaction.
+
+    The caller holds the file's lock, and `db` is in no transaction.
 
     Raises
     ------
@@ -125,15 +127,18 @@ def migrate(db: sqlite3.Connection, where: str, audit_key: bytes) -> None:
         A later release wrote the file, or its decision log is not what it says.
     """
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    for number, step in steps_after(version, STEPS, where):
-        db.execute("BEGIN IMMEDIATE")
-        try:
+    missing = steps_after(version, STEPS, where)
+    if not missing:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for number, step in missing:
             step(db, audit_key)
             db.execute(f"PRAGMA user_version = {number}")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def _run(db: sqlite3.Connection, statements: str) -> None:

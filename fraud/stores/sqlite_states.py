@@ -119,9 +119,7 @@ class LatestStates:
         customers = self._customers.places(db, some.customer_ids)
         found = iter(self._merchants.places(db, [name for name in some.merchant_ids if name is not None]).tolist())
         merchants = np.array([-1 if name is None else next(found) for name in some.merchant_ids], np.int64)
-        apply_transactions(
-            self._customers.states, self._merchants.states, customers, merchants, _records(some.records)
-        )
+        apply_transactions(self._customers.states, self._merchants.states, customers, merchants, _records(some.records))
         self._customers.clear_unread()
         self._merchants.clear_unread()
 
