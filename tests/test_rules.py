@@ -14,6 +14,7 @@ from cel_expr_python import cel
 
 from fraud.decisions.rules.blocks import fired
 from fraud.decisions.rules.checker import check
+from fraud.decisions.rules.lists import Lists
 from fraud.decisions.rules.names import Facts, Names
 from fraud.decisions.rules.rowwise import row_function
 from fraud.decisions.rules.syntax import MAX_DEPTH, MAX_LENGTH, MAX_PARTS
@@ -228,8 +229,8 @@ def test_googles_cel_decides_alike() -> None:
         ("amount / 0 > 1", "line 1, column 8: a division by zero"),
         ("amount > 1e999", "line 1, column 10: number 1e999 is too large"),
         ('"a" == "a"', "line 1, column 5: the text 'a' is compared with the text 'a'"),
-        ("channel in []", 'line 1, column 12: in takes a list of constants, such as ["a", "b"]'),
-        ("channel in home", 'line 1, column 12: in takes a list of constants, such as ["a", "b"]'),
+        ("channel in []", 'line 1, column 12: in takes a list of constants, such as ["a", "b"], or the name of a list'),
+        ("channel in home", "line 1, column 12: no list 'home'; the set names none under lists"),
         ("count in [1, speed]", "line 1, column 14: a constant number is expected in this list, not speed (a number)"),
         ("missing(amount > 3)", "line 1, column 16: missing takes a name or a number, not a condition"),
         ("default(amount, speed) > 1", "line 1, column 17: default takes a constant of the same kind as amount"),
@@ -317,7 +318,7 @@ def test_fields_of_a_request_are_facts() -> None:
     x = [math.nan] * len(TRANSACTION_SPEC.features)
     for name, value in (("hour", 3.5), ("weekday", 3.0), ("category", 1.0)):
         x[TRANSACTION_SPEC.names.index(name)] = value
-    columns = [*x, 0.5, math.nan, *some.reader()(row, x)]
+    columns = [*x, 0.5, math.nan, *some.reader()(row, x, Lists())]
     assert row_function(rules)(columns) == [0, 1, 3, 4, 5, 6, 8]
 
 

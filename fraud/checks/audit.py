@@ -229,4 +229,13 @@ def _ruled_again(
     facts = said.facts if len(said.facts) == rules.n_facts else [math.nan] * rules.n_facts  # shows as a difference
     columns = [*x, *outputs, *facts]
     fired = rules.valid(rules.fired(columns), then.processing_time_ms)
-    return ruled(scorer.policy, score.decision_score, rules, columns, fired, said.stopped_hits)
+    return ruled(
+        scorer.policy,
+        score.decision_score,
+        rules,
+        columns,
+        fired,
+        said.stopped_hits,
+        said.snoozed_hits,
+        said.lists_revision,
+    )

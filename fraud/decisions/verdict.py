@@ -47,6 +47,10 @@ class Ruling(msgspec.Struct, frozen=True, omit_defaults=True):
         Shadow rules that fired.
     stopped_hits : list of str
         Rules that fired and were stopped, so that they decided nothing.
+    snoozed_hits : list of str
+        Rules that fired and are snoozed for this customer, merchant or device.
+    lists_revision : int
+        Up to which change the lists were known.
     facts : list of float
         What the set asked of the request, as its columns (`fraud.decisions.rules.names`); NaN for missing.
     """
@@ -57,6 +61,8 @@ class Ruling(msgspec.Struct, frozen=True, omit_defaults=True):
     hits: list[str] = []
     shadow_hits: list[str] = []
     stopped_hits: list[str] = []
+    snoozed_hits: list[str] = []
+    lists_revision: int = 0
     facts: list[float] = []
 
 
@@ -96,6 +102,8 @@ def ruled(
     columns: list[float],
     fired: list[int],
     stopped: Collection[str] = (),
+    snoozed: Collection[str] = (),
+    lists_revision: int = 0,
 ) -> tuple[Verdict, Ruling]:
     """Return the verdict on a transaction where a rule set is in force, and what the rules said.
 
@@ -111,20 +119,25 @@ def ruled(
         What the rules read; see `fraud.decisions.rules.names`.
     fired : list of int
         The rules that fire and are valid, by index, ascending.
-    stopped : collection of str
-        Ids of rules that decide nothing now.
+    stopped, snoozed : collection of str
+        Ids of rules that decide nothing now, on any transaction or on this one.
+    lists_revision : int
+        What is recorded of the lists.
     """
     verdict = verdict_of(policy, score)
     hits: list[str] = []
     shadows: list[str] = []
-    silent: list[str] = []
+    stopped_hits: list[str] = []
+    snoozed_hits: list[str] = []
     decision, decided_by, factor = verdict.decision, MODEL, 1.0
     for i in fired:
         rule = rules.rules[i]
         if rule.shadow:
             shadows.append(rule.id)
         elif rule.id in stopped:
-            silent.append(rule.id)
+            stopped_hits.append(rule.id)
+        elif rule.id in snoozed:
+            snoozed_hits.append(rule.id)
         else:
             if rule.odds is not None:
                 factor = min(max(factor * rule.odds, 1e-12), 1e12)  # so that it stays a finite number above zero
@@ -133,7 +146,9 @@ def ruled(
             hits.append(rule.id)
     if factor != 1.0 and decided_by == MODEL:
         decision = verdict_of(policy, with_odds(score, factor)).decision
-    ruling = Ruling(rules.digest, verdict.decision, decided_by, hits, shadows, silent, columns[rules.width :])
+    silent = (stopped_hits, snoozed_hits)
+    facts = columns[rules.width :]
+    ruling = Ruling(rules.digest, verdict.decision, decided_by, hits, shadows, *silent, lists_revision, facts)
     return (verdict if decision == verdict.decision else verdict._replace(decision=decision)), ruling
 
 

@@ -82,6 +82,8 @@ class ActiveModels:
         Called with every `Swap`, also at start.
     on_rule_stopped : callable
         Called with a model's name and the id of a rule that fired on too large a share and is stopped.
+    hashed : callable, optional
+        Returns the keyed hash of an id, where lists hold hashes.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ActiveModels:
         packed: Packed | None = None,
         on_swap: Callable[[Swap], None] | None = None,
         on_rule_stopped: Callable[[str, str], None] | None = None,
+        hashed: Callable[[str], str] | None = None,
     ) -> None:
         self._settings = settings
         self._served = Served(settings.models, packed)
@@ -101,7 +104,10 @@ class ActiveModels:
         self._registry_error = ""
         self.following = AliasFollower(self._served.registry, self._served.followed())
         self.rules = ActiveRules(
-            settings.models.bentoml_home, settings.rules.max_share, on_rule_stopped or (lambda model, rule: None)
+            settings.models.bentoml_home,
+            settings.rules.max_share,
+            on_rule_stopped or (lambda model, rule: None),
+            hashed,
         )
         self._install: Install = lambda champions, challengers, rules: None
         self._lock = asyncio.Lock()

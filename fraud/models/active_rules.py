@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fraud.decisions.rules.in_force import RulesInForce
+from fraud.decisions.rules.lists import Lists
 from fraud.decisions.rules.sets import Rules, RuleSet
 from fraud.models.rule_sets import RuleSets
 
@@ -24,10 +25,24 @@ class ActiveRules:
         The share of transactions above which a rule is stopped.
     on_stop : callable
         Is called with the model's name and the id of a rule that is stopped.
+    hashed : callable, optional
+        Returns the keyed hash of an id, where lists hold hashes.
+
+    Attributes
+    ----------
+    lists : Lists
+        What all rules of this worker look into; whoever follows the store changes it, on the event loop.
     """
 
-    def __init__(self, bentoml_home: Path, max_share: float, on_stop: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        bentoml_home: Path,
+        max_share: float,
+        on_stop: Callable[[str, str], None],
+        hashed: Callable[[str], str] | None = None,
+    ) -> None:
         self.sets = RuleSets(bentoml_home)
+        self.lists = Lists(hashed)
         self._max_share = max_share
         self._on_stop = on_stop
         self._in_force: dict[str, RuleSet] = {}
@@ -72,7 +87,8 @@ class ActiveRules:
 
     def _prepared(self, rule_set: RuleSet, scorer: Scorer) -> RulesInForce:
         name = scorer.name.name
-        return RulesInForce(Rules(rule_set, scorer.spec), self._max_share, lambda rule: self._on_stop(name, rule))
+        rules = Rules(rule_set, scorer.spec)
+        return RulesInForce(rules, self._max_share, lambda rule: self._on_stop(name, rule), self.lists)
 
     def drop(self, model: str) -> None:
         """Let the model alone decide again."""

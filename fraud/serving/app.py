@@ -26,6 +26,7 @@ from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Receive, Route, Send
 from fraud.serving.labels import label_routes
+from fraud.serving.lists import list_routes
 from fraud.serving.openapi import document
 from fraud.serving.parameters import idempotency_key
 from fraud.serving.profiles import profile_routes
@@ -61,6 +62,7 @@ def service_routes(engine: Engine, settings: Settings, contracts: Sequence[Contr
         *label_routes(lambda: engine.pipeline, round(settings.scoring.max_clock_ahead_s * 1000)),
         *profile_routes(lambda: engine.pipeline.store),
         *decision_routes(lambda: engine.pipeline.store),
+        *list_routes(lambda: engine.lists),
         *admin_routes(engine, contracts),
         *[route for contract in contracts for route in contract_routes(contract, settings)],
     ]

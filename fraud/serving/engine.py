@@ -13,6 +13,7 @@ from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Outcome, PendingRow, Rejection
+from fraud.stores.followed_lists import FollowedLists
 from fraud.stores.protocol import described
 
 
@@ -39,12 +40,14 @@ class Engine:
         self._pipeline: Pipeline | None = None
         self._batcher: MicroBatcher[ScoreRequest, list[Outcome]] | None = None
         self._models: Follows | None = None
+        self._lists: FollowedLists | None = None
 
     def start(
         self,
         pipeline: Pipeline,
         batcher: MicroBatcher[ScoreRequest, list[Outcome]],
         models: Follows | None = None,
+        lists: FollowedLists | None = None,
     ) -> None:
         """Start serving a loaded and warm pipeline on the running event loop.
 
@@ -53,7 +56,7 @@ class Engine:
         garbage. The switch interval is 1 ms instead of 5, so that a large request scored in a thread delays the event
         loop less.
         """
-        self._pipeline, self._batcher, self._models = pipeline, batcher, models
+        self._pipeline, self._batcher, self._models, self._lists = pipeline, batcher, models, lists
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         gc.enable()
@@ -70,6 +73,13 @@ class Engine:
     def is_ready(self) -> bool:
         """Whether a loaded pipeline is in service."""
         return self._pipeline is not None
+
+    @property
+    def lists(self) -> FollowedLists:
+        """The lists of the rules; raises `NotReady` when there are none yet."""
+        if self._lists is None:
+            raise NotReady("no lists are read yet")
+        return self._lists
 
     def stop(self) -> None:
         """Stop being ready; the owner of the batcher and the pipeline closes them."""
@@ -131,7 +141,8 @@ class Engine:
         models = {} if self._models is None else self._models.describe()
         served = msgspec.to_builtins(self._pipeline.describe())
         stores = described(self._pipeline.store.health())
-        return {"queued_rows": self._batcher.queued_rows, "models": served, **stores, **models}
+        lists = {} if self._lists is None else {"lists": self._lists.describe()}
+        return {"queued_rows": self._batcher.queued_rows, "models": served, **stores, **lists, **models}
 
     def expect_ready(self) -> dict[str, Any]:
         """Return `readiness` for load balancers; raises `NotReady` if requests would be refused."""

@@ -25,7 +25,10 @@ from fraud.serving.http import Call
 from fraud.serving.security import AccessControl
 from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings
+from fraud.stores.followed_lists import FollowedLists
+from fraud.stores.lists import open_lists
 from fraud.stores.opening import StoreOptions, open_store
+from fraud.stores.personal import hash_of
 
 logger = logging.getLogger("fraud.serving.worker")
 
@@ -58,7 +61,14 @@ class Worker:
             logger.warning("%s", remark)
         self.engine = Engine()
         self.telemetry = Telemetry()
-        self.models = ActiveModels(settings, packed, self.telemetry.swapped, self.telemetry.rule_stopped)
+        options = StoreOptions.of(settings)
+        self.models = ActiveModels(
+            settings,
+            packed,
+            self.telemetry.swapped,
+            self.telemetry.rule_stopped,
+            hash_of(options.personal_fields, options.personal_key),
+        )
         self.checks: list[RequestCheck] = [_name_request]
         self.observers: list[Observer] = [self.telemetry.answered]
         self._settings = settings
@@ -90,9 +100,12 @@ class Worker:
             batcher = self._batcher(pipeline)
             starting.push_async_callback(batcher.close)
             self.models.follow(lambda *scorers: self._serve(pipeline, *scorers))
+            lists = self._lists()
+            await lists.start()
+            starting.push_async_callback(lists.close)
             self._show(pipeline, batcher)
             starting.callback(self.telemetry.stop)
-            self.engine.start(pipeline, batcher, self.models)
+            self.engine.start(pipeline, batcher, self.models, lists)
             starting.callback(self.engine.stop)
             self._running = starting.pop_all()
 
@@ -113,6 +126,10 @@ class Worker:
             record_unnamed=settings.scoring.record_unnamed,
             past=self.models.past,
         )
+
+    def _lists(self) -> FollowedLists:
+        store = open_lists(self._settings.store.url, StoreOptions.of(self._settings))
+        return FollowedLists(store, self.models.rules.lists)
 
     def _batcher(self, pipeline: Pipeline) -> MicroBatcher[ScoreRequest, list[Outcome]]:
         decide: DecideRequests = pipeline.decide_requests

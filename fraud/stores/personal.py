@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -16,6 +16,17 @@ from fraud.history.profile import Profile
 from fraud.stores.protocol import KnownFraud, Recalled, Recorded, States, Store, StoreHealth, StoreStats
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def keyed_hash(key: str) -> Callable[[str], str]:
+    """Return what gives the keyed hash of an id: 32 hexadecimal digits."""
+    digest = blake2b(key.encode()).digest()
+    return lambda text: blake2b(text.encode(), digest_size=16, key=digest).hexdigest()
+
+
+def hash_of(fields: Collection[str], key: str) -> Callable[[str], str] | None:
+    """Return the hash of ids where there are personal fields, else None."""
+    return keyed_hash(key) if fields else None
 
 
 class Pseudonymous:
@@ -38,11 +49,7 @@ class Pseudonymous:
         self._fields = frozenset(fields)
         self._customers = "customer_id" in fields
         self._merchants = "merchant_id" in fields
-        self._key = blake2b(key.encode()).digest()
-
-    def hashed(self, text: str) -> str:
-        """Return the keyed hash of an id: 32 hexadecimal digits."""
-        return blake2b(text.encode(), digest_size=16, key=self._key).hexdigest()
+        self.hashed = keyed_hash(key)
 
     async def open(self) -> None:
         await self.store.open()

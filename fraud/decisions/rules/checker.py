@@ -178,8 +178,10 @@ class _Checker:
         if not isinstance(left, _Value):
             raise self._refuse(node.parts[0], f"in looks for a number, a category or a text, not {_said(left)}")
         members = node.parts[1]
+        if members.op == "name":
+            return self._on_list(node, left, members)
         if members.op != "list" or not members.parts:
-            raise self._refuse(members, 'in takes a list of constants, such as ["a", "b"]')
+            raise self._refuse(members, 'in takes a list of constants, such as ["a", "b"], or the name of a list')
         codes: dict[float, None] = {}
         for part in members.parts:
             constant = self._part(part)
@@ -191,6 +193,17 @@ class _Checker:
                 wanted = "a constant number" if left.type == "number" else "a text in quotes"
                 raise self._refuse(part, f"{wanted} is expected in this list, not {_said(constant)}")
         return _Flag(Among(left.tree, tuple(codes)))
+
+    def _on_list(self, node: Node, left: _Value, members: Node) -> _Part:
+        wanted, known = str(members.value), self._facts.names.lists
+        if wanted not in known:
+            near = closest(wanted, known)
+            hint = f"did you mean {near!r}?" if near else f"the set names {listed(known) or 'none under lists'}"
+            raise self._refuse(members, f"no list {shown(wanted)!r}; {hint}")
+        if left.name is None or left.type == "number" or not isinstance(left.tree, Column):
+            raise self._refuse(node.parts[0], f"a list holds texts; this is {_said(left)}")
+        fact = Fact("member", left.name.text, wanted)
+        return _Flag(Comparison("==", Column(self._facts.column(fact)), Constant(1.0)))
 
     def _missing(self, node: Node) -> _Part:
         match self._part(node.parts[0]):

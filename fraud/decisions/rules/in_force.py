@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from fraud.decisions.policy import Policy
+from fraud.decisions.rules.lists import Lists
 from fraud.decisions.rules.sets import Rules
 from fraud.decisions.verdict import Ruling, Verdict, ruled
 from fraud.schema import Row
@@ -32,6 +33,8 @@ class RulesInForce:
         Share of the transactions, 0 to 1, above which a rule is stopped, unless it has a `max_share` of its own.
     on_stop : callable, optional
         Is called with the id of a rule that is stopped.
+    lists : Lists, optional
+        As they are in this worker, at any time; empty ones by default.
 
     Attributes
     ----------
@@ -39,8 +42,15 @@ class RulesInForce:
         The ids of the rules that are stopped.
     """
 
-    def __init__(self, rules: Rules, max_share: float = 1.0, on_stop: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        max_share: float = 1.0,
+        on_stop: Callable[[str], None] | None = None,
+        lists: Lists | None = None,
+    ) -> None:
         self.rules = rules
+        self._lists = Lists() if lists is None else lists
         self.stopped: set[str] = set()
         self._on_stop = on_stop
         self._shares = [max_share if rule.max_share is None else rule.max_share for rule in rules.rules]
@@ -64,10 +74,12 @@ class RulesInForce:
             When the transaction arrived, ms since the epoch.
         """
         rules = self.rules
-        columns = rules.columns(row, x, outputs)
+        lists = self._lists
+        columns = rules.columns(row, x, outputs, lists)
         fired = rules.valid(rules.fired(columns), now_ms)
         self._count(fired)
-        return ruled(policy, score, rules, columns, fired, self.stopped)
+        snoozed = [rule.id for rule in (rules.rules[i] for i in fired) if lists.snoozed(rule.id, row)] if fired else ()
+        return ruled(policy, score, rules, columns, fired, self.stopped, snoozed, lists.revision)
 
     def _count(self, fired: Sequence[int]) -> None:
         self._rows += 1

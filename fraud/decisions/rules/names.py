@@ -13,12 +13,13 @@ Facts are recorded with a decision, so a replay needs no text, and no text of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from fraud.decisions.anomaly import Anomaly
+from fraud.decisions.rules.lists import Lists
 from fraud.schema import POSITION_ROLES, FeatureSpec, Row
 
 Type = Literal["number", "flag", "category", "text"]
@@ -49,9 +50,12 @@ class Name(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """One value that a set asks of the request: a number, the code of a text, or whether two texts are the same."""
+    """One value that a set asks of the request.
 
-    kind: Literal["number", "text", "same"]
+    A number, the code of a text, whether two texts are the same, or whether a text is on the list `other`.
+    """
+
+    kind: Literal["number", "text", "same", "member"]
     name: str
     other: str = ""
 
@@ -62,9 +66,12 @@ class Names:
     Parameters
     ----------
     spec : FeatureSpec
+    lists : collection of str
+        The names of the lists that rules may look into.
     """
 
-    def __init__(self, spec: FeatureSpec) -> None:
+    def __init__(self, spec: FeatureSpec, lists: Collection[str] = ()) -> None:
+        self.lists = tuple(lists)
         self.width = len(spec.features) + len(OUTPUTS)
         fields: list[Name] = []
         if spec.kind == "transaction":
@@ -123,10 +130,10 @@ class Facts:
         codes = self.literals.setdefault(name, {})
         return codes.setdefault(literal, float(len(codes)))
 
-    def reader(self) -> Callable[[Row, Sequence[float]], list[float]]:
-        """Return what reads the facts of a row; its second argument is the row of `X`."""
+    def reader(self) -> Callable[[Row, Sequence[float], Lists], list[float]]:
+        """Return what reads the facts of a row, given its row of `X` and the lists as they are now."""
         readers = [self._reader(fact) for fact in self.asked]
-        return lambda row, x: [read(row, x) for read in readers]
+        return lambda row, x, lists: [read(row, x, lists) for read in readers]
 
     def _reader(self, fact: Fact) -> _Reader:
         if fact.kind == "number":
@@ -134,6 +141,8 @@ class Facts:
         text = self._text(fact.name)
         if fact.kind == "text":
             return _coded(text, self.literals.get(fact.name, {}))
+        if fact.kind == "member":
+            return _member(text, fact.other)
         return _same(text, self._text(fact.other))
 
     def _text(self, name: str) -> _TextReader:
@@ -145,24 +154,24 @@ class Facts:
         return lambda row, x: row.roles.get(name)
 
 
-_Reader = Callable[[Row, Sequence[float]], float]
+_Reader = Callable[[Row, Sequence[float], Lists], float]
 _TextReader = Callable[[Row, Sequence[float]], str | None]
 
 
 def _number(name: str) -> _Reader:
     match name:
         case "amount":
-            return lambda row, x: row.history_amount
+            return lambda row, x, lists: row.history_amount
         case "hour":
-            return lambda row, x: row.event_time_ms % DAY_MS / HOUR_MS
+            return lambda row, x, lists: row.event_time_ms % DAY_MS / HOUR_MS
         case "weekday":
-            return lambda row, x: float((row.event_time_ms // DAY_MS + 3) % 7)  # 1970 began on a Thursday
+            return lambda row, x, lists: float((row.event_time_ms // DAY_MS + 3) % 7)  # 1970 began on a Thursday
         case _:
-            return lambda row, x: MISSING if (value := row.roles.get(name)) is None else float(value)
+            return lambda row, x, lists: MISSING if (value := row.roles.get(name)) is None else float(value)
 
 
 def _coded(text: _TextReader, codes: Mapping[str, float]) -> _Reader:
-    def read(row: Row, x: Sequence[float]) -> float:
+    def read(row: Row, x: Sequence[float], lists: Lists) -> float:
         value = text(row, x)
         return MISSING if value is None else codes.get(value, OTHER)
 
@@ -170,9 +179,17 @@ def _coded(text: _TextReader, codes: Mapping[str, float]) -> _Reader:
 
 
 def _same(text: _TextReader, other: _TextReader) -> _Reader:
-    def read(row: Row, x: Sequence[float]) -> float:
+    def read(row: Row, x: Sequence[float], lists: Lists) -> float:
         a, b = text(row, x), other(row, x)
         return MISSING if a is None or b is None else float(a == b)
+
+    return read
+
+
+def _member(text: _TextReader, name: str) -> _Reader:
+    def read(row: Row, x: Sequence[float], lists: Lists) -> float:
+        value = text(row, x)
+        return MISSING if value is None else float(lists.holds(name, value))
 
     return read
 

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from fraud.decisions.policy import Action
 from fraud.decisions.rules.checker import check
+from fraud.decisions.rules.lists import ListName, Lists
 from fraud.decisions.rules.names import Facts, Names
 from fraud.decisions.rules.rowwise import row_function
 from fraud.decisions.rules.tree import Condition, Definite, definitely
@@ -78,10 +79,13 @@ class RuleSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     ----------
     model : str
         The name of the model whose transactions the rules decide.
+    lists : tuple of str
+        The lists that the rules look into; what is on them changes at any time.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=64)]
     description: Annotated[str, Meta(max_length=2000)] = ""
+    lists: Annotated[tuple[ListName, ...], Meta(max_length=100)] = ()
     rules: Annotated[tuple[Rule, ...], Meta(max_length=MAX_RULES)] = ()
 
     def encode(self) -> bytes:
@@ -162,7 +166,7 @@ class Rules:
     def __init__(self, rule_set: RuleSet, spec: FeatureSpec) -> None:
         self.rule_set = rule_set
         self.digest = rule_set.digest
-        facts = Facts(Names(spec))
+        facts = Facts(Names(spec, rule_set.lists))
         checked: list[tuple[Rule, Condition]] = []
         faults: list[RuleError] = []
         for i, rule in enumerate(rule_set.rules):
@@ -186,9 +190,9 @@ class Rules:
         self._facts = facts.reader()
         self._has_validity = any(rule.valid_from or rule.valid_until for rule in self.rules)
 
-    def columns(self, row: Row, x: list[float], outputs: Sequence[float]) -> list[float]:
+    def columns(self, row: Row, x: list[float], outputs: Sequence[float], lists: Lists) -> list[float]:
         """Return what the rules read of a row: its `x` of `X`, the model's outputs, and the set's facts."""
-        return [*x, *outputs, *self._facts(row, x)]
+        return [*x, *outputs, *self._facts(row, x, lists)]
 
     def valid(self, fired: list[int], now_ms: int) -> list[int]:
         """Return those of the rules that fired which are valid at a time, ms since the epoch."""
