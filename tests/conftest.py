@@ -7,6 +7,7 @@ them is made under a lock by the first that needs it.
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.detectors.protocol import Algorithm
 from fraud.models.scorer import Scorer
+from fraud.old_variables import ALTERNATIVES, REFUSED
 from fraud.simulation.simulate import simulate_features, simulate_transactions
 from fraud.stores.labelling import compile_kernels
 from fraud.stores.opening import StoreOptions, open_store
@@ -28,6 +30,9 @@ from tests.tiny import write_tiny_bundle
 from training.config import BoosterOptions, Config, ForestOptions
 from training.data import Mapping, dataset_digest, load_table
 from training.train import Run, train
+
+for _name in (*ALTERNATIVES, *REFUSED):
+    os.environ.pop(_name, None)  # a platform may set PORT or DATABASE_URL for another program
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
