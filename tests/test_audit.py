@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import sqlite3
@@ -15,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,29 +32,11 @@ from fraud.pipeline.decide import Pipeline
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
 from tests.asking import ask
+from tests.processes import KEY, decided
+from tests.servers import wait_until
 from tests.tiny import transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent
-KEY = audit_key_of("a secret")
-
-
-def decided(n: int, made_ms: int = 1_000, transaction_id: str | None = None) -> DecisionRecord:
-    return DecisionRecord(
-        transaction_id or f"t{n}",
-        bytes(16),
-        "m",
-        "sha256:00",
-        np.array([1.0, np.nan]).tobytes(),
-        -1.5,
-        0.25,
-        False,
-        "low",
-        "approve",
-        [],
-        0,
-        made_ms,
-        f"r{n}",
-    )
 
 
 def write(path: Path, records: list[DecisionRecord], key: bytes = KEY) -> SqliteLog:
@@ -374,54 +354,40 @@ def test_commands_exit_by_what_they_find(log: SqliteLog, path: Path, monkeypatch
     assert "broken at row 31" in broken.output
 
 
-WRITER = """
-import asyncio, sys
-from pathlib import Path
-from fraud.stores.sqlite import SqliteStore
-from tests.test_audit import KEY, decided
-
-async def main(path, name):
-    store = SqliteStore(Path(path), audit_key=KEY)
-    n = 0
-    while True:
-        some = [decided(n + i, transaction_id=f"{name}-{n + i}") for i in range(1 + n % 5)]
-        await store.record(some, None)
-        n += len(some)
-        print(*(d.transaction_id for d in some), flush=True)
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
 def test_kill_of_writers_loses_and_doubles_nothing(path: Path, tmp_path: Path) -> None:
     """Three processes write at once and are killed one after another; the whole of them at the end."""
     write(path, [decided(0)])
     rng = random.Random(4)
     outputs = [tmp_path / f"acknowledged{i}" for i in range(6)]
+    processes = []
+    for i, output in enumerate(outputs):
+        with output.open("wb") as to:
+            command = [sys.executable, "-m", "tests.processes", str(path), f"w{i}"]
+            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=to, cwd=ROOT))
 
-    def start(i: int) -> subprocess.Popen[bytes]:
-        with outputs[i].open("wb") as output:
-            command = [sys.executable, "-c", WRITER, str(path), f"w{i}"]
-            return subprocess.Popen(command, stdout=output, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    def begin(process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
 
     def kill(process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    running = {i: start(i) for i in range(3)}
     try:
-        for i in range(3, 6):
-            victim = min(running)
-            while not outputs[victim].stat().st_size:
-                time.sleep(0.01)
+        for process in processes[:3]:
+            begin(process)
+        for i in range(3):
+            wait_until(lambda: outputs[i].stat().st_size > 400)  # noqa: B023
             time.sleep(rng.uniform(0.05, 0.3))
-            kill(running.pop(victim))
-            running[i] = start(i)
-        while not all(outputs[i].stat().st_size for i in running):
-            time.sleep(0.01)
+            kill(processes[i])
+            begin(processes[i + 3])
+        wait_until(lambda: all(output.stat().st_size > 400 for output in outputs[3:]))
     finally:
-        for process in running.values():
+        for process in processes:
             kill(process)
+            if process.stdin is not None:
+                process.stdin.close()
     acknowledged = [key for output in outputs for line in output.read_text().split("\n")[:-1] for key in line.split()]
     in_log = [key.rpartition("\x1f")[2] for _, key in SqliteLog(path).rows()]
     assert len(acknowledged) > 100

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from fraud.errors import StoreError
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer
 from fraud.history.encoding import decode, encode
-from fraud.history.frauds import MARK_FRAUD, apply_labels
+from fraud.history.frauds import apply_labels
 from fraud.history.state import (
     CATEGORY_SLOTS,
     CUSTOMER,
     DAYS,
+    MARK_FRAUD,
     MERCHANT,
     MERCHANT_RING,
     MERCHANT_SLOTS,

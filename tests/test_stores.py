@@ -35,6 +35,7 @@ from fraud.stores.protocol import States, Store
 from fraud.stores.sqlite import SqliteStore
 from tests.asking import ask
 from tests.conftest import EXAMPLES, PATIENT
+from tests.processes import score_one_by_one
 from tests.servers import Server
 from tests.tiny import START_MS, transactions
 from training.data import Mapping
@@ -184,20 +185,6 @@ def test_the_silent_are_forgotten_and_no_one_else(opened: Callable[[], Store], s
     asyncio.run(run())
 
 
-def worker(url: str, options: StoreOptions, bundle: Path, instances: list[dict[str, Any]], barrier: Any) -> None:
-    """Score transactions one by one in a process of its own."""
-
-    async def run() -> None:
-        pipeline = Pipeline({"m": Scorer.load(bundle)}, open_store(url, options))
-        barrier.wait(120)
-        for instance in instances:
-            (row,) = await score(pipeline, [instance])
-            assert row["degraded"] == []
-        await pipeline.close()
-
-    asyncio.run(run())
-
-
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("redis", 8), ("redis+postgresql", 2)])
 def test_processes_scoring_the_same_customers_lose_no_update(
     kind: str, processes: int, tiny_bundle: Path, scorer: Scorer, tmp_path: Path, request: pytest.FixtureRequest
@@ -215,7 +202,9 @@ def test_processes_scoring_the_same_customers_lose_no_update(
     shares = [
         [t for i, t in enumerate(instances) if i % processes in (p, (p + 1) % processes)] for p in range(processes)
     ]
-    running_ = [context.Process(target=worker, args=(url, options, tiny_bundle, share, barrier)) for share in shares]
+    running_ = [
+        context.Process(target=score_one_by_one, args=(url, options, tiny_bundle, share, barrier)) for share in shares
+    ]
     for process in running_:
         process.start()
     for process in running_:

@@ -14,8 +14,7 @@ import pandas as pd
 from fraud.currencies import Currency
 from fraud.decisions.labels import Label, label_effects
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Matrix, Records
-from fraud.history.frauds import MARK_FRAUD
-from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
+from fraud.history.state import CUSTOMER, MARK_FRAUD, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import POSITION_ROLES, TEXT_ROLES, Feature, FeatureSpec, Role
 from training.currencies import amounts_of, scales
 from training.mapping import EVERY_LABEL, Mapping

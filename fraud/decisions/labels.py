@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.record import decision_key_of
-from fraud.history.frauds import MARK_FRAUD, NOTE_FRAUD
+from fraud.history.state import MARK_FRAUD, NOTE_FRAUD
 
 LabelValue = Literal["fraud", "legitimate", "none"]
 """What a label says of its transaction; ``none`` withdraws what earlier labels said."""

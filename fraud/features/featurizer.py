@@ -11,8 +11,7 @@ import numpy as np
 
 from fraud.features.advance import advance
 from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW
-from fraud.history.frauds import MARK_FRAUD
-from fraud.history.state import CUSTOMER, MERCHANT, TRANSACTION, fresh_token, new_states, token
+from fraud.history.state import CUSTOMER, MARK_FRAUD, MERCHANT, TRANSACTION, fresh_token, new_states, token
 from fraud.schema import FeatureSpec, Row
 
 Records = np.ndarray[tuple[int], np.dtype[np.void]]

@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fraud.history.state import DAYS, MS_PER_DAY, NEVER
+from fraud.history.state import DAYS, MARK_FRAUD, MS_PER_DAY, NEVER, NOTE_FRAUD
 from fraud.history.updates import add_to, day_slot, minor_units
-
-MARK_FRAUD = -1
-NOTE_FRAUD = -2
-"""The effect of a label: mark a fraud, or repeat the current state. A number from 0 on withdraws that label's fraud."""
 
 
 @njit(cache=True, nogil=True)

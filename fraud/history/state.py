@@ -34,6 +34,8 @@ AMOUNT_BINS = 48
 MERCHANT_SLOTS = 128
 CATEGORY_SLOTS = 32
 LOG_UNIT = 65536.0
+MARK_FRAUD, NOTE_FRAUD = -1, -2
+"""The effect of a label: mark a fraud, or repeat the current state. A number from 0 on withdraws that label's fraud."""
 NEVER = np.int64(np.iinfo(np.int64).min)
 
 TRANSACTION = np.dtype(
