@@ -14,7 +14,7 @@ serve: $(VENV)/wandb.done  ## serve the model in production on PORT, after train
 	@exec env BIN=$(BIN) PORT=$(PORT) WORK=$(WORK) sh scripts/serve.sh
 
 test: $(VENV)/dev.done  ## run every test, against real servers of Redis and PostgreSQL
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.done  ## lint, format and types
 	$(BIN)/ruff check .
