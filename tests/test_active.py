@@ -25,6 +25,7 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
 from fraud.decisions.rules.in_force import RulesInForce
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.errors import BundleError, RegistryError
 from fraud.models.active import ActiveModels, Swap
@@ -71,8 +72,8 @@ class Home:
 def stocked(tmp_path_factory: pytest.TempPathFactory) -> Home:
     path = tmp_path_factory.mktemp("home")
     home = Home(path, Registry(path / "fraud" / "registry.db"))
-    for seed in (1, 2, 3):
-        bundle = write_tiny_bundle(path / f"bundle{seed}", "features", seed=seed)
+    for seed, algorithm in ((1, LIGHTGBM), (2, ISOLATION_FOREST), (3, LIGHTGBM)):
+        bundle = write_tiny_bundle(path / f"bundle{seed}", "features", seed=seed, algorithm=algorithm)
         digest, manifest = read_manifest(bundle)
         home.tags.append(BentoStore(path).import_bundle(bundle, {}))
         home.digests.append(digest)
@@ -176,9 +177,9 @@ async def test_version_in_use_outlives_its_swap_and_is_then_freed(home: Home) ->
 @in_loop
 async def test_broken_bundle_leaves_the_old_one_and_is_not_tried_all_the_time(home: Home) -> None:
     worker = await start(home.settings())
-    booster = home.path / "models" / NAME / short(home.digests[1]) / "booster.txt"
-    whole = booster.read_bytes()
-    booster.write_bytes(whole[:-100] + b"x" + whole[-99:])
+    trees = home.path / "models" / NAME / short(home.digests[1]) / "forest.txt"
+    whole = trees.read_bytes()
+    trees.write_bytes(whole[:-100] + b"x" + whole[-99:])
     home.promote(1)
     for _ in range(5):
         await worker.models.check()
@@ -187,7 +188,7 @@ async def test_broken_bundle_leaves_the_old_one_and_is_not_tried_all_the_time(ho
     (failed,) = worker.models.describe()["failed_swaps"]
     assert failed["wanted"] == home.tags[1]
     assert failed["code"] == "bundle"
-    booster.write_bytes(whole)
+    trees.write_bytes(whole)
     await worker.models.check(now=True)
     assert worker.served == home.digests[1]
     assert worker.models.describe()["failed_swaps"] == []
@@ -317,8 +318,8 @@ async def test_unreadable_registry_leaves_everything(home: Home) -> None:
 def rewrite(home: Home, version: int, by: int) -> None:
     """Put another consistent bundle in the place of a version: all its files, and the preprocessor that it names."""
     folder = home.path / "models" / NAME / short(home.digests[version])
-    for path in (home.path / "models" / NAME / short(home.digests[by])).iterdir():
-        shutil.copyfile(path, folder / path.name)
+    shutil.rmtree(folder)
+    shutil.copytree(home.path / "models" / NAME / short(home.digests[by]), folder)
 
 
 @in_loop

@@ -26,6 +26,8 @@ from fraud.decisions.chain import GENESIS, Anchor, Logged, Verifier, audit_key_o
 from fraud.decisions.marks import place_mark
 from fraud.decisions.record import DecisionRecord
 from fraud.decisions.rules.sets import RuleSet
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.errors import RegistryError, StoreError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
@@ -279,8 +281,12 @@ def test_export_says_all(log: SqliteLog) -> None:
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
+    """Versions of two algorithms."""
     folder = tmp_path_factory.mktemp("bundles")
-    return [Scorer.load(write_tiny_bundle(folder / str(seed), "transaction", seed=seed)) for seed in (1, 2)]
+    return [
+        Scorer.load(write_tiny_bundle(folder / algorithm.name, "transaction", algorithm=algorithm))
+        for algorithm in (LIGHTGBM, ISOLATION_FOREST)
+    ]
 
 
 @pytest.fixture(scope="module")

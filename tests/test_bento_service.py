@@ -19,10 +19,12 @@ import bentoml
 import jsonschema_rs
 import pytest
 
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.models.bento_store import BentoStore
 from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
 from tests.servers import bentoml_serve, wait_until
-from tests.tiny import ready_rows, store_of_tiny_models, transactions
+from tests.tiny import ready_rows, store_of_tiny_models, transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent
 SECRET, KEY = new_key(SCOPES)
@@ -55,7 +57,11 @@ def _parsed(body: bytes) -> Any:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {**store_of_tiny_models(tmp_path_factory.mktemp("bentoml")), "FRAUD_API_KEYS": KEY.line(), **LOGGING}
+    home = tmp_path_factory.mktemp("bentoml")
+    both = store_of_tiny_models(home)
+    bundle = write_tiny_bundle(home / "anomaly", "transaction", name="tiny-anomaly", algorithm=ISOLATION_FOREST)
+    models = f"{both['FRAUD_MODEL']},{BentoStore(home).import_bundle(bundle, {})}"
+    return {**both, "FRAUD_MODEL": models, "FRAUD_API_KEYS": KEY.line(), **LOGGING}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +83,25 @@ def test_both_models_score_and_say_which_answered(served: Served) -> None:
         assert p["base_value"] + sum(p["contributions"].values()) == pytest.approx(p["raw_margin"], abs=1e-9)
     status, answer = served.ask("/predict", {"instances": ready_rows(1, 1), "model": "other"})
     assert (status, answer["error"]["code"]) == (404, "unknown_model")
+
+
+def test_a_model_without_a_probability_answers_with_an_anomaly(served: Served) -> None:
+    asked = {"instances": transactions(3, 71), "model": "tiny-anomaly"}
+    status, answer = served.ask("/explain", asked)
+    assert status == 200
+    for p in answer["predictions"]:
+        assert p["fraud_probability"] is None
+        assert p["anomaly"]["score"] == pytest.approx(2 ** p["raw_margin"])
+        assert p["base_value"] + sum(p["contributions"].values()) == pytest.approx(p["raw_margin"], abs=1e-9)
+        assert p["unit"] == "log2 of the anomaly score"
+        assert p["model"]["name"] == "tiny-anomaly"
+    with bentoml.SyncHTTPClient(served.url) as client:
+        again = client.predict(instances=asked["instances"], model="tiny-anomaly")["predictions"]
+    assert [row["anomaly"] for row in again] == [row["anomaly"] for row in answer["predictions"]]
+    identity = answer["predictions"][0]["transaction_id"]
+    status, kept = served.ask(f"/v1/decisions/{identity}", Authorization=f"Bearer {SECRET}")
+    assert (status, kept["decision"]["fraud_probability"]) == (200, None)
+    assert kept["decision"]["anomaly"] == answer["predictions"][0]["anomaly"]
 
 
 def unnamed(answer: Any) -> list[Any]:

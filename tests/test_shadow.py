@@ -12,6 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from fraud.checks.sandbox import answered_score
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.errors import SettingsError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.canary import in_canary
@@ -31,8 +34,12 @@ NAME = "fraud-transaction"
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
+    """A champion and a challenger of another algorithm."""
     folder = tmp_path_factory.mktemp("bundles")
-    return [Scorer.load(write_tiny_bundle(folder / str(seed), "transaction", seed=seed)) for seed in (1, 2)]
+    return [
+        Scorer.load(write_tiny_bundle(folder / algorithm.name, "transaction", algorithm=algorithm))
+        for algorithm in (LIGHTGBM, ISOLATION_FOREST)
+    ]
 
 
 async def ask_one_by_one(
@@ -95,8 +102,8 @@ def test_shadow_records_what_the_challenger_would_have_said(scorers: list[Scorer
         ).fetchall()
     assert {row["model"]["digest"] for row in answers} == {champion.name.digest}
     assert [row[0] for row in rows] == [row["transaction_id"] for row in answers]
-    assert [row[2] for row in rows] == [row["fraud_probability"] for row in answers]
-    assert [row[4] for row in rows] == [row["fraud_probability"] for row in alone]
+    assert [row[2] for row in rows] == [answered_score(row) for row in answers]
+    assert [row[4] for row in rows] == [answered_score(row) for row in alone]
     assert {(row[1], row[3]) for row in rows} == {(champion.name.digest, challenger.name.digest)}
     agreed = sum(a["decision"] == row[5] for a, row in zip(answers, rows, strict=True))
     assert (sum(t[1] for t in told), sum(t[2] for t in told)) == (agreed, 60 - agreed)

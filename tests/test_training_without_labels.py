@@ -16,12 +16,16 @@ from fraud.cli.commands import app
 from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.errors import DataError
 from fraud.models.bundle import Golden, read_bundle
+from fraud.models.gate import check
+from fraud.models.registry import Version
 from fraud.models.scorer import Scorer
 from fraud.pipeline.decide import Pipeline
 from fraud.serving.answers import encode_answer
 from fraud.stores.sqlite import SqliteStore
-from tests.conftest import TINY, trained
+from tests.conftest import EXAMPLES, TINY, trained
+from training.backtest import backtest
 from training.config import ForestOptions
+from training.data import Mapping, load_table
 from training.train import Run
 
 UNLABELLED = {"seed_agreement", "score_psi", "review_rate"}
@@ -154,3 +158,35 @@ def test_a_detector_that_there_is_not_is_a_wrong_option(simulated: Path) -> None
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 2
     assert "allowed are lightgbm and isolation-forest" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_backtest_scores_later_days_without_any_label(simulated: Path) -> None:
+    mapping = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
+    mapping = mapping.model_copy(update={"label": None, "label_time": None, "label_delay": None})
+    table = load_table(simulated, mapping, labelled=False)
+    times = table["processing_time_ms"]
+    begin = int(times.quantile(0.8))
+    test = begin, int(times.iloc[-1])
+    scores, made = backtest(table, mapping, TINY, train_until=begin, test=test, algorithm=ISOLATION_FOREST)
+    assert made.calibrator is None
+    assert len(scores) == ((times >= test[0]) & (times < test[1])).sum()
+    assert "fraud_probability" not in scores
+    assert scores["anomaly_score"].between(0, 1).all()
+
+
+def version(number: int, **metrics: tuple[float, float]) -> Version:
+    """A version with measures of a value and the low end of its interval."""
+    measured = {name: {"value": value, "low": low, "high": 1.0} for name, (value, low) in metrics.items()}
+    return Version("m", number, f"sha256:{number}", "", "", None, measured, {"kind": "transaction"}, "", ())
+
+
+def test_the_gate_compares_trainings_without_labels_by_how_stable_their_scores_are() -> None:
+    serving = version(0, seed_agreement=(0.9, 0.8))
+    assert check(version(1, seed_agreement=(0.85, 0.7)), serving, {}) == []
+    (said,) = check(version(1, seed_agreement=(0.6, 0.5)), serving, {})
+    assert said == "seed_agreement 0.6000 is worse than that of m:v0, 0.9000 [0.8000, 1.0000]"
+    labelled = version(1, seed_agreement=(0.9, 0.8), average_precision=(0.7, 0.6))
+    (said,) = check(labelled, serving, {})
+    assert said.startswith("m:v0 has no metric 'average_precision' to compare")
+    (said,) = check(version(1, seed_agreement=(0.9, 0.8)), serving, {}, "recall")
+    assert said.startswith("m:v1 has no metric 'recall' to compare")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import short
 from fraud.models.scorer import Scorer
@@ -29,10 +30,10 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(scope="module")
 def pushed(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, list[Path]]:
-    """Two runs pushed by the command, v0 then v1; v0 and then v1 promoted."""
+    """Two runs of different algorithms pushed by the command, v0 then v1; v0 and then v1 promoted."""
     root = tmp_path_factory.mktemp("trainer")
     trainer = Machine(root, server)
-    runs = [make_run(root / "runs", 1, 0.80), make_run(root / "runs", 2, 0.84)]
+    runs = [make_run(root / "runs", 1, 0.80), make_run(root / "runs", 2, 0.84, algorithm=ISOLATION_FOREST)]
     for run in runs:
         done = trainer.run("push", run)
         assert done.returncode == 0, done.stdout

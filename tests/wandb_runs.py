@@ -17,39 +17,50 @@ import numpy as np
 from fraud.decisions.policy import Policy, RiskLevels
 from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
-from fraud.detectors.lightgbm.model import Model
+from fraud.detectors.protocol import Algorithm, Matrix
 from fraud.models.bundle import Preprocessor, canonical_json, read_manifest, write_bundle
 from fraud.models.libraries import installed_libraries
 from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec
+from training.config import Config, ForestOptions
+from training.isolation import fit_forest
+from training.splits import split_by_order
 
 NAME = "fraud-features"
 FEATURES = ("age_days", "n_failed", "amount_ratio")
 
 
 @cache
-def trained_files() -> dict[str, bytes]:
+def trained_files(algorithm: Algorithm) -> dict[str, bytes]:
     """Every file of a bundle but metrics.json, trained once."""
     rng = np.random.default_rng(7)
     X = rng.normal(size=(400, len(FEATURES)))
-    y = (X[:, 0] + 0.5 * X[:, 1] + rng.normal(size=400) > 1).astype(float)
-    parameters = {"objective": "binary", "num_leaves": 7, "num_threads": 1, "verbosity": -1, "seed": 7}
-    booster = lgb.train(parameters, lgb.Dataset(X, y, feature_name=list(FEATURES)), num_boost_round=8)
-    calibrator = Calibrator([-3.0, 0.0, 3.0], [0.01, 0.3, 0.99])
-    text = booster.model_to_string()
+    spec = FeatureSpec("features", tuple(Feature(name, "request") for name in FEATURES))
+    files = boosted(X, rng) if algorithm is LIGHTGBM else isolated(X, spec)
     rows = X[:4]
     instances = [json.dumps(dict(zip(FEATURES, row.tolist(), strict=True))).encode() for row in rows]
-    model = Model(text, calibrator)
-    spec = FeatureSpec("features", tuple(Feature(name, "request") for name in FEATURES))
     return {
-        **detector_files(text, calibrator),
+        **files,
         "features.json": canonical_json(spec),
         "preprocessor.json": canonical_json(Preprocessor()),
         "policy.json": canonical_json(Policy(0.3, 0.8, RiskLevels(0.1, 0.3, 0.8))),
         "model_card.md": b"# A small model\n",
         "reference.json": b"{}\n",
-        "golden.jsonl": golden_of(instances, rows, model),
+        "golden.jsonl": golden_of(instances, rows, algorithm.load(files, len(FEATURES))),
     }
+
+
+def boosted(X: Matrix, rng: np.random.Generator) -> dict[str, bytes]:
+    y = (X[:, 0] + 0.5 * X[:, 1] + rng.normal(size=400) > 1).astype(float)
+    parameters = {"objective": "binary", "num_leaves": 7, "num_threads": 1, "verbosity": -1, "seed": 7}
+    booster = lgb.train(parameters, lgb.Dataset(X, y, feature_name=list(FEATURES)), num_boost_round=8)
+    return detector_files(booster.model_to_string(), Calibrator([-3.0, 0.0, 3.0], [0.01, 0.3, 0.99]))
+
+
+def isolated(X: Matrix, spec: FeatureSpec) -> dict[str, bytes]:
+    config = Config(forest=ForestOptions(trees=8, samples=64))
+    windows = split_by_order(len(X), (0.2, 0.2, 0.2))
+    return fit_forest(X, np.full(len(X), -1, np.int8), windows, spec, config).files(None)
 
 
 def make_run(
@@ -60,6 +71,7 @@ def make_run(
     name: str = NAME,
     libraries: dict[str, str] | None = None,
     files: dict[str, bytes] | None = None,
+    algorithm: Algorithm = LIGHTGBM,
 ) -> Path:
     """Write ``runs/<name>-<seed>``, a finished run as training leaves it; another seed is another version."""
     folder = runs / f"{name}-2026010{seed}T000000Z"
@@ -67,8 +79,8 @@ def make_run(
     metrics = {"average_precision": measured, "brier_score": {"value": 0.02, "low": 0.01, "high": 0.03}}
     digest = write_bundle(
         folder / "bundle",
-        {**trained_files(), "metrics.json": canonical_json(metrics), **(files or {})},
-        algorithm=LIGHTGBM,
+        {**trained_files(algorithm), "metrics.json": canonical_json(metrics), **(files or {})},
+        algorithm=algorithm,
         name=name,
         kind="features",
         libraries=libraries if libraries is not None else installed_libraries(),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.protocol import Algorithm
 from fraud.models.scorer import scores_of
 from training.config import Config
 from training.data import Mapping
-from training.prepare import ALL_WINDOWS, NO_PROGRESS, Progress, label_delay_of, prepare_transactions
+from training.prepare import NO_PROGRESS, Progress, label_delay_of, prepare_transactions
 from training.splits import split_by_time
-from training.train import StageTimer, Trained, fit_model
+from training.train import StageTimer, Trained, fit_model, labelled_windows
 
 
 def backtest(
@@ -23,6 +25,7 @@ def backtest(
     label_delay_ms: int | None = None,
     progress: Progress = NO_PROGRESS,
     clock: StageTimer | None = None,
+    algorithm: Algorithm = LIGHTGBM,
 ) -> tuple[pd.DataFrame, Trained]:
     """Return one row for each transaction of the test days, and the model.
 
@@ -44,7 +47,8 @@ def backtest(
     Returns
     -------
     scores : DataFrame
-        transaction_id, event_time, customer_id, label, raw_margin, fraud_probability; in order of arrival.
+        transaction_id, event_time, customer_id, label, raw_margin, and fraud_probability, anomaly_score or both; in
+        order of arrival.
     trained : Trained
     """
     clock = clock or StageTimer()
@@ -53,12 +57,13 @@ def backtest(
     delay = label_delay_of(table, mapping) if label_delay_ms is None else label_delay_ms
     times = table["processing_time_ms"].to_numpy(np.int64)
     windows = split_by_time(times, delay, train_until, test, (config.validation_share, config.calibration_share))
+    needed = [window for window in labelled_windows(algorithm, config) if window != "test"]
     with clock.stage("replay"):
         prepared = prepare_transactions(
-            table, mapping, windows, train_until, delay, config, progress, labelled=ALL_WINDOWS[:-1], packaged=False
+            table, mapping, windows, train_until, delay, config, progress, labelled=needed, packaged=False
         )
     with clock.stage("train"):
-        trained = fit_model(prepared, config, progress)
+        trained = fit_model(prepared, config, progress, None, algorithm)
     with clock.stage("score"):
         X, rows = prepared.rows(windows.test)
         given = scores_of(trained.detector, trained.detector.raw_margin(X))

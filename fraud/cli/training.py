@@ -57,6 +57,10 @@ Model = Annotated[
     str, typer.Option("--model", help="A bundle folder, a run folder, or NAME[:ALIAS or VERSION] of the registry.")
 ]
 
+DetectorName = Annotated[
+    str, typer.Option("--detector", help=f"What scores: {' or '.join(ALGORITHMS)}, which needs no labels.")
+]
+
 
 @app.command()
 def simulate(
@@ -98,9 +102,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
     search: Annotated[int | None, typer.Option(min=0, help="Trials of the hyperparameter search.")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
-    detector: Annotated[
-        str, typer.Option(help=f"What scores: {' or '.join(ALGORITHMS)}, which needs no labels.")
-    ] = LIGHTGBM.name,
+    detector: DetectorName = LIGHTGBM.name,
 ) -> None:
     """Train, calibrate, evaluate and package a model; write its report; log it to W&B.
 
@@ -156,16 +158,18 @@ def backtest(
     ] = None,
     config: ConfigFile = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")] = None,
+    detector: DetectorName = LIGHTGBM.name,
 ) -> None:
     """Train as of a day with the labels known then, and score the following days in order of arrival.
 
-    One row a transaction: transaction_id, event_time, customer_id, label, raw_margin, fraud_probability.
+    One row a transaction: transaction_id, event_time, customer_id, label, raw_margin, and fraud_probability or
+    anomaly_score.
     """
     from training.backtest import backtest as run_backtest
     from training.data import Mapping, load_transactions, parse_duration_ms
-    from training.train import StageTimer
+    from training.train import StageTimer, labelled_windows
 
-    mapped, configured = Mapping.from_yaml(mapping), _config(config, seed, None)
+    mapped, configured, algorithm = Mapping.from_yaml(mapping), _config(config, seed, None), _algorithm(detector)
     if mapped.kind != "transaction":
         raise DataError("the mapping is of kind features; a backtest walks histories, which only transactions have")
     until, test = _moment(train_until), (_moment(test_from), _moment(test_until))
@@ -174,7 +178,7 @@ def backtest(
     clock = StageTimer()
     with stages() as progress:
         with clock.stage("read"):
-            table = load_transactions(data, mapped)
+            table = load_transactions(data, mapped, labelled=bool(labelled_windows(algorithm, configured)))
         scores, trained = run_backtest(
             table,
             mapped,
@@ -184,6 +188,7 @@ def backtest(
             label_delay_ms=delay,
             progress=progress,
             clock=clock,
+            algorithm=algorithm,
         )
     write(scores, file)
     labelled = scores[scores["label"] >= 0]

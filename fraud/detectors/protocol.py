@@ -78,7 +78,7 @@ Load = Callable[[Mapping[str, bytes], int], Detector]
 Vary = Callable[[Mapping[str, bytes]], dict[str, bytes]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Algorithm:
     """One kind of detector.
 

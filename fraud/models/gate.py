@@ -8,6 +8,8 @@ from typing import Any
 from fraud.errors import RegistryError
 from fraud.models.registry import Version
 
+WITH_LABELS, WITHOUT_LABELS = "average_precision", "seed_agreement"
+"""What is compared; of two versions whose trainings had no labels, how stable their scores are."""
 LOWER_IS_BETTER = ("brier", "calibration_error", "cost", "loss", "psi")
 COMPARED_LIBRARIES = ("lightgbm", "scikit-learn", "numpy")
 
@@ -26,13 +28,14 @@ class GateFailed(RegistryError):
 
 
 def check(
-    candidate: Version, production: Version | None, installed: Mapping[str, str], metric: str = "average_precision"
+    candidate: Version, production: Version | None, installed: Mapping[str, str], metric: str = WITH_LABELS
 ) -> list[str]:
     """Reasons to refuse `candidate`; empty when it passes.
 
-    It is refused when its `metric` is worse than the interval of the model in production, when it was
-    trained with another release (major.minor) of a library than is installed, or when kind or feature specification
-    differ, which would break callers.
+    It is refused when its `metric` is worse than the interval of the model in production, when it was trained with
+    another release (major.minor) of a library than is installed, or when kind or feature specification differ, which
+    would break callers. In place of `average_precision`, two versions whose trainings had no labels are compared by
+    `seed_agreement`.
     """
     reasons = [
         f"trained with {name} {trained}, installed is {installed.get(name, 'none')}"
@@ -51,6 +54,8 @@ def check(
 
 def worse(candidate: Version, production: Version, metric: str) -> str | None:
     """Return how far `candidate` lies outside the interval of `production`, in words, or None."""
+    if metric == WITH_LABELS and all(_has_no_labels(version) for version in (candidate, production)):
+        metric = WITHOUT_LABELS
     if metric not in candidate.metrics or metric not in production.metrics:
         lacking = candidate if metric not in candidate.metrics else production
         return f"{lacking} has no metric {metric!r} to compare (it has {', '.join(sorted(lacking.metrics)) or 'none'})"
@@ -63,6 +68,10 @@ def worse(candidate: Version, production: Version, metric: str) -> str | None:
             f"{theirs['value']:.4f} [{theirs['low']:.4f}, {theirs['high']:.4f}]"
         )
     return None
+
+
+def _has_no_labels(version: Version) -> bool:
+    return WITHOUT_LABELS in version.metrics and WITH_LABELS not in version.metrics
 
 
 def mismatches(trained: Mapping[str, str], installed: Mapping[str, str]) -> dict[str, str]:
