@@ -37,6 +37,8 @@ from fraud.stores.sqlite import SqliteStore
 from tests.asking import answers, ask
 from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
 
+FEATURES = "fraud-features"
+
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
@@ -334,6 +336,35 @@ def test_a_version_that_is_gone_explains_nothing_and_fails_alone(
     gone, explained = call(first, second, explain=True)
     assert gone["error"]["code"] == "unknown_model"
     assert explained["reasons"]
+
+
+def test_reasons_are_given_where_they_are_asked_for_and_recorded_where_the_setting_says_so(call: Caller) -> None:
+    """What an explanation says, without its words: for plain rows, recorded ones, and repeats of both kinds."""
+    named = [{**row, "transaction_id": f"r-{i}"} for i, row in enumerate(ready_rows(3, 8))]
+    unnamed = ready_rows(3, 8)
+    expected = [[(r["feature"], r["contribution"]) for r in row["reasons"]] for row in explained_alone(call, unnamed)]
+
+    def reasons(rows: list[dict[str, Any]], *, asks: bool) -> list[Any]:
+        decided = call.runner.run(call.pipeline.decide(pending(call.pipeline, rows, model=FEATURES, reasons=asks)))
+        return [told(decision) for decision in decided]
+
+    def told(decision: Any) -> Any:
+        in_words = decision.explanation and [(r.feature, r.contribution) for r in decision.explanation.reasons]
+        return list(decision.reasons) or in_words
+
+    assert reasons(unnamed, asks=True) == expected
+    assert reasons(unnamed, asks=False) == [None] * 3
+    assert reasons(named, asks=True) == expected
+    assert reasons(named, asks=False) == [None] * 3, "they are not recorded"
+    assert reasons(named, asks=True) == expected
+    call.pipeline.record_reasons = True
+    others = [{**row, "transaction_id": f"s-{i}"} for i, row in enumerate(unnamed)]
+    assert reasons(others, asks=False) == expected
+    assert reasons(others[:1] + unnamed[1:2] + named[2:], asks=True) == expected
+
+
+def explained_alone(call: Caller, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [call(row, explain=True, model=FEATURES)[0] for row in rows]
 
 
 def test_rows_without_an_id_are_recorded_under_one_that_the_answer_tells(call: Caller) -> None:

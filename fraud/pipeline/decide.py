@@ -113,6 +113,7 @@ class Pipeline:
         request_id: str = "",
         contract: str = "",
         transaction_id: str | None = None,
+        reasons: bool = False,
     ) -> ScoreRequest:
         """Return a caller's rows of JSON as a request, the first rows of it read.
 
@@ -122,7 +123,7 @@ class Pipeline:
             The model's name; the default model if None.
         now_ms : int, optional
             When they arrived, ms since the epoch; the clock by default.
-        request_id, contract, transaction_id
+        request_id, contract, transaction_id, reasons
             As in `ScoreRequest`.
 
         Raises
@@ -143,6 +144,7 @@ class Pipeline:
             request_id=request_id,
             contract=contract,
             transaction_id=transaction_id,
+            reasons=reasons,
         )
         self._read_some(request)
         challenger = self.challengers.get(scorer.name.name) if self.canary_share else None
@@ -210,7 +212,7 @@ class Pipeline:
         await self._record([row for row in (*fresh, *unrecorded) if row.key is not None], recalled, transactions)
         for row in repeats:
             row.follow(named[row.key or ""])
-        await self._explain_recorded([row for row in in_flight if row.asks_explanation])
+        await self._explain_recorded([row for row in in_flight if row.lacks_words])
         for row in in_flight:
             self.counts["rows_recalled"] += row.is_repeat
             for name in row.lacks if row.record is not None else ():
@@ -289,7 +291,11 @@ class Pipeline:
 
     def _explain(self, scorer: Scorer, rows: Sequence[RowInFlight], X: Matrix) -> None:
         """Explain the rows that ask for it, and keep the strongest reasons of those that are recorded."""
-        wanted = [i for i, row in enumerate(rows) if row.asks_explanation or (self.record_reasons and row.key)]
+        wanted = [
+            i
+            for i, row in enumerate(rows)
+            if row.asks_explanation or row.asks_reasons or (self.record_reasons and row.key)
+        ]
         if not wanted:
             return
         started = time.perf_counter()
@@ -306,9 +312,11 @@ class Pipeline:
             )
             for i, explanation in zip(asking, explained, strict=True):
                 rows[i].explanation = explanation
-        if self.record_reasons:
+        if self.record_reasons or any(row.asks_reasons for row in rows):
             for row, reasons in zip(rows, scorer.explainer.strongest(contributions), strict=True):
                 row.reasons = reasons
+                if self.record_reasons:
+                    row.recorded_reasons = reasons
         self._timed("explain", started)
 
     async def _record(self, rows: Sequence[RowInFlight], recalled: Recalled, scored: Records) -> None:
@@ -341,7 +349,7 @@ class Pipeline:
         """Explain recorded decisions from their recorded features, by the version that decided."""
         by_digest: dict[str, list[RowInFlight]] = {}
         for row in rows:
-            if row.record is not None and row.explanation is None:
+            if row.record is not None:
                 by_digest.setdefault(row.record.model_digest, []).append(row)
         for digest, some in by_digest.items():
             scorer = self._version(digest, some[0].scorer)

@@ -32,6 +32,7 @@ class RowInFlight:
 
     __slots__ = (
         "asks_explanation",
+        "asks_reasons",
         "error",
         "explanation",
         "fingerprint",
@@ -42,6 +43,7 @@ class RowInFlight:
         "pending",
         "reasons",
         "record",
+        "recorded_reasons",
         "row",
         "scorer",
     )
@@ -51,6 +53,7 @@ class RowInFlight:
         self.pending = pending
         self.scorer: Scorer = pending.scorer
         self.asks_explanation = pending.explain
+        self.asks_reasons = pending.reasons
         self.is_named = row.transaction_id is not None
         if name_it and not self.is_named:
             row = msgspec.structs.replace(row, transaction_id=given_id())
@@ -62,6 +65,7 @@ class RowInFlight:
             self.fingerprint = fingerprint(row)
         self.record: DecisionRecord | None = None
         self.reasons: list[tuple[str, float]] = []
+        self.recorded_reasons: list[tuple[str, float]] = []
         self.lacks: tuple[str, ...] = ()
         """What could not be done with the decision after it was made: ``record``, as long as it is not on record."""
         self.is_repeat = False
@@ -103,7 +107,7 @@ class RowInFlight:
             said.customer_id,
             said.roles.get("merchant_id"),
             said.amount,
-            self.reasons,
+            self.recorded_reasons,
             msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,
             said.raw,
             msgspec.UNSET if score.anomaly is None else score.anomaly,
@@ -114,6 +118,7 @@ class RowInFlight:
     def repeat(self, record: DecisionRecord) -> None:
         """Take the recorded decision if it was made on the same row; otherwise reject the row with a conflict."""
         self.record = self.explanation = None
+        self.reasons = []
         self.is_repeat = True
         if record.said_the_same(self.fingerprint, self.scorer.name.digest):
             self.record = record
@@ -129,6 +134,13 @@ class RowInFlight:
         else:
             self.repeat(first.record)
             self.lacks = first.lacks
+
+    @property
+    def lacks_words(self) -> bool:
+        """Whether what was asked for of the reasons has to be made from the recorded features."""
+        if self.record is None or self.explanation is not None:
+            return False
+        return self.asks_explanation or (self.asks_reasons and not (self.reasons or self.record.reasons))
 
     def outcome(self) -> Outcome:
         """Return the outcome of the row."""
@@ -151,7 +163,9 @@ class RowInFlight:
             self.explanation,
             None if record.anomaly is msgspec.UNSET else record.anomaly,
             self.row.reading,
-            *((MODEL, ()) if ruling is msgspec.UNSET else (ruling.decided_by, ruling.hits)),
+            MODEL if ruling is msgspec.UNSET else ruling.decided_by,
+            () if ruling is msgspec.UNSET else ruling.hits,
+            self.reasons or record.reasons,
         )
 
 

@@ -37,6 +37,8 @@ class ScoreRequest:
         The contract by which it came, recorded with its decisions; empty for the product's own.
     transaction_id : str, optional
         The id of a row that carries none, such as an idempotency key; each of several rows gets it with its position.
+    reasons : bool
+        Whether the decisions are to carry their reasons.
 
     Attributes
     ----------
@@ -53,6 +55,7 @@ class ScoreRequest:
         "now_ms",
         "queued_at",
         "raws",
+        "reasons",
         "request_id",
         "rows",
         "scorer",
@@ -69,6 +72,7 @@ class ScoreRequest:
         request_id: str = "",
         contract: str = "",
         transaction_id: str | None = None,
+        reasons: bool = False,
     ) -> None:
         self.scorer = scorer
         self.raws = raws
@@ -78,6 +82,7 @@ class ScoreRequest:
         self.request_id = request_id
         self.contract = contract
         self.transaction_id = transaction_id
+        self.reasons = reasons
         self.rows: list[PendingRow | Rejection] = []
         self.queued_at = 0.0
 
@@ -98,6 +103,7 @@ class ScoreRequest:
         errors: list[RequestError] = []
         scorer, explain, now_ms = self.scorer, self.explain, self.now_ms
         request_id, contract, transaction_id = self.request_id, self.contract, self.transaction_id
+        reasons = self.reasons
         decode = scorer.decoder.decode
         n_bytes = 0
         for i in range(len(self.rows), min(len(self.rows) + CHUNK_ROWS, self.n_rows)):
@@ -111,7 +117,7 @@ class ScoreRequest:
             else:
                 if transaction_id is not None and row.transaction_id is None:
                     row.transaction_id = transaction_id if self.n_rows == 1 else f"{transaction_id}:{i}"
-                self.rows.append(PendingRow(row, scorer, now_ms, explain, request_id, path, contract))
+                self.rows.append(PendingRow(row, scorer, now_ms, explain, request_id, path, contract, reasons))
                 n_bytes += len(row.raw)
             if n_bytes >= CHUNK_BYTES:
                 break
@@ -128,6 +134,7 @@ class ScoreRequest:
             request_id=self.request_id,
             contract=self.contract,
             transaction_id=self.transaction_id,
+            reasons=self.reasons,
         )
 
     def only(self, rows: list[PendingRow]) -> ScoreRequest:

@@ -34,6 +34,8 @@ class PendingRow(msgspec.Struct, gc=False):
         The row's path in its request, such as ``$.instances[2]``, for errors.
     contract : str
         The contract by which it came; empty for the product's own.
+    reasons : bool
+        Whether the decision is to carry its reasons, which an explanation puts into words at a higher cost.
     """
 
     row: Row
@@ -43,6 +45,7 @@ class PendingRow(msgspec.Struct, gc=False):
     request_id: str = ""
     path: str = "$"
     contract: str = ""
+    reasons: bool = False
 
 
 class Decision(msgspec.Struct, gc=False):
@@ -73,6 +76,9 @@ class Decision(msgspec.Struct, gc=False):
         The id of the rule that decided, or ``model``.
     rules_hit : sequence of str
         The rules that fired and count.
+    reasons : list of (str, float)
+        The features that moved the score most, and the contribution of each in the unit of the raw margin; present if
+        they were asked for, or recorded.
     """
 
     transaction_id: str | None
@@ -87,6 +93,7 @@ class Decision(msgspec.Struct, gc=False):
     reading: Reading | msgspec.UnsetType = msgspec.UNSET
     decided_by: str = MODEL
     rules_hit: Sequence[str] = ()
+    reasons: list[tuple[str, float]] = []
 
     @property
     def decision_score(self) -> float:
@@ -107,6 +114,6 @@ Outcome = Decision | Rejection
 def are_plain(rows: Sequence[PendingRow]) -> bool:
     """Return whether no row needs recall, recording or explanation: ready features without an id."""
     for row in rows:
-        if row.explain or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
+        if row.explain or row.reasons or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
             return False
     return True

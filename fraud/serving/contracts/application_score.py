@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -126,16 +127,17 @@ def application_routes(model: ContractModel, _: Settings) -> list[Route]:
         started = time.perf_counter()
         said = read_body(await call.json_body())
         request_id = (said.request_id or "")[:MAX_ID_LENGTH]
-        request = model.read(call, [said.features], explain=True, request_id=request_id)
+        request = model.read(call, [said.features], reasons=True, request_id=request_id)
         if not is_plain(said.features, request.rows[0]):
             row, extra = reader.row(said.features, request.scorer.spec)
             model.engine.pipeline.counts["extra_fields"] += extra
-            request = model.read(call, [row], explain=True, request_id=request_id)
+            request = model.read(call, [row], reasons=True, request_id=request_id)
         (outcome,) = await model.engine.decide(request)
         if isinstance(outcome, Rejection) and isinstance(outcome.error, InvalidRequest):
             raise in_features(outcome.error)
         decision = decision_of(outcome)
-        return Answer(_encode(answer_of(decision, started)), headers=decided_headers([decision]))
+        answer = answer_of(decision, request.scorer.spec.names, started)
+        return Answer(_encode(answer), headers=decided_headers([decision]))
 
     async def info(_: Call) -> Answer:
         scorer = model.scorer()
@@ -236,22 +238,31 @@ def in_features(error: InvalidRequest) -> BadFeatures:
     return BadFeatures.value(name, error.message) if name else BadFeatures(error.message)
 
 
-def answer_of(decision: Decision, started: float) -> ApplicationScore:
-    """Return the answer to a decision made since `started`, of `time.perf_counter`."""
-    explanation, probability, version = decision.explanation, probability_of(decision), decision.model.version
-    assert explanation is not None
-    strongest = sorted(explanation.contributions.items(), key=lambda item: abs(item[1]), reverse=True)
+def answer_of(decision: Decision, names: Sequence[str], started: float) -> ApplicationScore:
+    """Return the answer to a decision made since `started`, of `time.perf_counter`, by a model of these features."""
+    probability, version = probability_of(decision), decision.model.version
     return ApplicationScore(
         probability,
         "low" if probability < LOW_BELOW else "medium" if probability < MEDIUM_BELOW else "high",
         [
             TopFeature(name, value, "increases_risk" if value > 0 else "decreases_risk")
-            for name, value in strongest[:TOP_FEATURES]
+            for name, value in strongest(decision, names)
         ],
         version,
         f"{version}_isotonic",
         int((time.perf_counter() - started) * 1000),
     )
+
+
+def strongest(decision: Decision, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the features with the largest contributions; if fewer moved the score, others follow with 0."""
+    found = list(decision.reasons)
+    if not found and decision.explanation is not None:  # recorded without its reasons
+        found = [(reason.feature, reason.contribution) for reason in decision.explanation.reasons]
+    if len(found) < TOP_FEATURES:
+        moved = {name for name, _ in found}
+        found += [(name, 0.0) for name in names if name not in moved]
+    return found[:TOP_FEATURES]
 
 
 def model_of(scorer: Scorer) -> ApplicationModel:

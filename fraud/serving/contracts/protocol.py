@@ -97,12 +97,14 @@ class ContractModel:
         rows: Sequence[bytes | msgspec.Raw],
         *,
         explain: bool = False,
+        reasons: bool = False,
         request_id: str = "",
         model: str | None = None,
     ) -> ScoreRequest:
         """Return rows of JSON, each as `/predict` takes it, as a request for `Engine.decide`.
 
-        A row without an id has that of the header Idempotency-Key. `request_id` traces; the call's own by default.
+        A row without an id has that of the header Idempotency-Key. `reasons` are what moved the score most, `explain`
+        asks for them in words. `request_id` traces; the call's own by default.
         `model` is another served model than the contract's, which the body names.
 
         Raises
@@ -123,6 +125,7 @@ class ContractModel:
             request_id=request_id or call.request_id,
             contract=self.contract.name,
             transaction_id=idempotency_key(call),
+            reasons=reasons,
         )
 
     async def decide(
