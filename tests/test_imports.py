@@ -89,7 +89,9 @@ def room_of(name: str) -> str:
 
 
 def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+    """Return the files of a package; what a benchmark keeps in a hidden folder is no part of it."""
+    found = (ROOT / package).rglob("*.py")
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(ROOT).parts))
 
 
 def imported(path: Path) -> set[str]:
