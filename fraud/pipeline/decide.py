@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, repeat
 from operator import attrgetter
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, Unpack
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ from fraud.features.featurizer import Histories, Matrix, Records, transactions_o
 from fraud.models.scorer import ModelName, Scorer
 from fraud.pipeline.canary import for_canary
 from fraud.pipeline.in_flight import RowInFlight, firsts, plain_decision, reject
-from fraud.pipeline.requests import ScoreRequest
+from fraud.pipeline.requests import RequestOptions, ScoreRequest
 from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection, are_plain
 from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of
 from fraud.stores.protocol import Recalled, Store, distinct
@@ -104,16 +104,7 @@ class Pipeline:
         self._threads = ThreadPoolExecutor(1, "score")
 
     def read(
-        self,
-        raws: Sequence[bytes | msgspec.Raw],
-        *,
-        model: str | None = None,
-        explain: bool = False,
-        now_ms: int | None = None,
-        request_id: str = "",
-        contract: str = "",
-        transaction_id: str | None = None,
-        reasons: bool = False,
+        self, raws: Sequence[bytes | msgspec.Raw], *, model: str | None = None, **options: Unpack[RequestOptions]
     ) -> ScoreRequest:
         """Return a caller's rows of JSON as a request, the first rows of it read.
 
@@ -121,10 +112,8 @@ class Pipeline:
         ----------
         model : str, optional
             The model's name; the default model if None.
-        now_ms : int, optional
-            When they arrived, ms since the epoch; the clock by default.
-        request_id, contract, transaction_id, reasons
-            As in `ScoreRequest`.
+        options
+            Parameters of `ScoreRequest`.
 
         Raises
         ------
@@ -136,16 +125,7 @@ class Pipeline:
         if scorer is None:
             assert model is not None
             raise UnknownModel(model, list(scorers))
-        request = ScoreRequest(
-            scorer,
-            raws,
-            explain=explain,
-            now_ms=now_ms,
-            request_id=request_id,
-            contract=contract,
-            transaction_id=transaction_id,
-            reasons=reasons,
-        )
+        request = ScoreRequest(scorer, raws, **options)
         self._read_some(request)
         challenger = self.challengers.get(scorer.name.name) if self.canary_share else None
         return request if challenger is None else for_canary(request, challenger, self.canary_share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypedDict
 
 import msgspec
 
@@ -17,6 +18,17 @@ CHUNK_ROWS = 64
 """Rows read before the event loop gets a turn."""
 CHUNK_BYTES = 65_536
 """Bytes after which no further row is read before the event loop gets a turn."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a caller asks for and says of itself: parameters of `ScoreRequest`."""
+
+    explain: bool
+    now_ms: int | None
+    request_id: str
+    contract: str
+    transaction_id: str | None
+    reasons: bool
 
 
 class ScoreRequest:
