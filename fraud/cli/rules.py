@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +15,20 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from fraud.cli.audit import log_of
+from fraud.cli.effects import show_effect
 from fraud.decisions.rules.lint import warnings_of
+from fraud.decisions.rules.lists import Lists
 from fraud.decisions.rules.sets import Rules, RuleSet, read_rule_set
 from fraud.errors import RegistryError, RuleError
-from fraud.models.bundle import read_bundle
+from fraud.models.bundle import read_bundle, short
 from fraud.models.lifecycle import who_am_i
 from fraud.models.names import RULES, checked_name
 from fraud.models.rule_sets import RuleSets
-from fraud.settings import ModelSettings
+from fraud.settings import ModelSettings, Settings
+from fraud.stores.lists import open_lists
+from fraud.stores.opening import StoreOptions
+from fraud.stores.personal import hash_of
 
 app = typer.Typer(no_args_is_help=True)
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -87,6 +94,39 @@ def rollback(model: Name, why: Why = "") -> None:
     out.print(f"in force: {version}, {version.digest}")
 
 
+@app.command("test")
+def past_effect(
+    file: File,
+    since: Annotated[
+        str, typer.Option(help="Decisions of the last 90d, 12h or 30m, or made since a date such as 2026-11-01, UTC.")
+    ] = "90d",
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write everything here as JSON.")] = None,
+) -> None:
+    """Decide recorded transactions again under a rule set: what each rule, and the set, would have done.
+
+    Reads the decision log and the labels of the service's store beside the running service; nothing is changed.
+    Every rule counts as valid; a shadow rule is judged as if it were applied.
+    """
+    from fraud.checks.rule_effect import rule_effect  # takes a second to import
+
+    settings = Settings.read()
+    sets = _sets()
+    with _named(file):
+        rule_set = _read(file)
+        sets.check(rule_set)
+    effect = rule_effect(
+        log_of(settings),
+        rule_set,
+        lambda name, digest: sets.store.read(f"{name}:{short(digest)}", digest),
+        sets.read,
+        _lists_now(settings),
+        _since_ms(since),
+    )
+    if out_file is not None:
+        out_file.write_bytes(msgspec.json.format(msgspec.json.encode(effect)))
+    show_effect(effect)
+
+
 @app.command("list")
 def list_(model: Name) -> None:
     """List the saved rule sets of a model and who moved them, newest first."""
@@ -128,3 +168,29 @@ def _read(file: Path) -> RuleSet:
 def _sets() -> RuleSets:
     settings = ModelSettings.read()
     return RuleSets(settings.bentoml_home, settings.alias_order)
+
+
+def _since_ms(since: str) -> int:
+    """Return the time, ms since the epoch, that ``90d`` or a date stands for."""
+    count, unit = since[:-1], since[-1:]
+    if unit in _UNITS_S and count.isdigit():
+        return time.time_ns() // 1_000_000 - int(count) * _UNITS_S[unit] * 1000
+    try:
+        return int(datetime.fromisoformat(since).replace(tzinfo=UTC).timestamp() * 1000)
+    except ValueError:
+        raise typer.BadParameter(f"--since {since!r}; allowed: 90d, 12h, 30m, or a date such as 2026-11-01") from None
+
+
+_UNITS_S = {"d": 86_400, "h": 3600, "m": 60}
+
+
+def _lists_now(settings: Settings) -> Lists:
+    """Return the lists as they are now."""
+    options = StoreOptions.of(settings)
+    lists = Lists(hash_of(options.personal_fields, options.personal_key))
+    store = open_lists(settings.store.url, options)
+    while changes := store.since(lists.revision):
+        lists.apply(changes)
+    lists.expire(time.time_ns() // 1_000_000)
+    store.close()
+    return lists

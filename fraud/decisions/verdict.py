@@ -7,7 +7,7 @@ and the evaluation of a policy in training. The model's policy and, where a rule
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -20,6 +20,9 @@ POLICY_ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
 """What a policy can do with a transaction, from the mildest to the strictest."""
 ACTIONS: tuple[Action, ...] = (*POLICY_ACTIONS, "challenge")
 """What can be done with a transaction."""
+
+
+Odds = TypeVar("Odds", float, NDArray[np.float64])
 
 
 class Verdict(NamedTuple):
@@ -152,7 +155,7 @@ def ruled(
     return (verdict if decision == verdict.decision else verdict._replace(decision=decision)), ruling
 
 
-def with_odds(probability: float, factor: float) -> float:
+def with_odds(probability: Odds, factor: Odds) -> Odds:
     """Return a probability whose odds are multiplied: pk / (1 - p + pk)."""
     raised = probability * factor
     return raised / (1.0 - probability + raised)

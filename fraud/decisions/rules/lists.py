@@ -132,11 +132,11 @@ class Lists:
         return len(self._entries.get(name, ()))
 
     def holds(self, name: str, text: str) -> bool:
-        """Return whether a text is on a list: itself, its network or its e-mail domain."""
+        """Return whether a text, or what it is the hash of, is on a list: itself, its network or its e-mail domain."""
         values = self._entries.get(name)
         if not values:
             return False
-        if (text if self.hashed is None else self.hashed(text)) in values:
+        if text in values or (self.hashed is not None and self.hashed(text) in values):
             return True
         if "@" in text and "@" + text.rpartition("@")[2].lower() in values:
             return True

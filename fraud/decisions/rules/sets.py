@@ -152,6 +152,10 @@ class Rules:
         The enabled ones, in the order in which they decide.
     conditions : tuple of Condition
         Theirs.
+    asked : dict of Fact to int
+        What the set asks of a request, each with its column; `facts` reads their values from a row.
+    literals : dict of str to dict of str to float
+        The code of each literal that a text is compared with, by the name of the text.
     width : int
         How many columns come from the model; the set's own facts follow.
     bounds : list of (float, float), width
@@ -184,15 +188,16 @@ class Rules:
         self.conditions = tuple(condition for _, condition in enabled)
         self.definite: tuple[Definite, ...] = tuple(map(definitely, self.conditions))
         self.width = facts.names.width
+        self.asked, self.literals = facts.asked, facts.literals
         self.n_facts = len(facts.asked)
         self.fired = row_function(self.definite)
         self.bounds = facts.names.bounds
-        self._facts = facts.reader()
+        self.facts = facts.reader()
         self._has_validity = any(rule.valid_from or rule.valid_until for rule in self.rules)
 
     def columns(self, row: Row, x: list[float], outputs: Sequence[float], lists: Lists) -> list[float]:
         """Return what the rules read of a row: its `x` of `X`, the model's outputs, and the set's facts."""
-        return [*x, *outputs, *self._facts(row, x, lists)]
+        return [*x, *outputs, *self.facts(row, x, lists)]
 
     def valid(self, fired: list[int], now_ms: int) -> list[int]:
         """Return those of the rules that fired which are valid at a time, ms since the epoch."""
