@@ -63,7 +63,7 @@ class FraudBento:
             declared(settings)
             asyncio.run(check_store(settings.store.url, StoreOptions.of(settings)))
             served = Served(settings.models, Packed.of(FraudBento))
-            for tag in served.champions().values():
+            for tag in [*served.champions().values(), *served.anomaly().values()]:
                 served.folders(tag)
         except FraudError as error:
             sys.exit(f"error: {error}")

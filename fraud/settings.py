@@ -146,6 +146,11 @@ class ModelSettings(Group):
         description="Aliases of the version to serve, comma-separated: the first that names a version is in force, and "
         "is what promote and rollback move; such as champion,production,staging.",
     )
+    anomaly_model: str = Field(
+        "",
+        description="A model that says of every transaction how unusual it is, beside the models that are served: a "
+        "name or name:version, as in FRAUD_MODEL. Empty: none.",
+    )
     shadow: bool = Field(
         False, description="Whether the registry's challenger also scores what the champion answers, and is recorded."
     )

@@ -30,12 +30,14 @@ from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.errors import BundleError, RegistryError
 from fraud.models.active import ActiveModels, Swap
 from fraud.models.bento_store import BentoStore
+from fraud.models.beside import Beside
 from fraud.models.bundle import read_files, read_manifest, short, write_bundle
 from fraud.models.following import AliasFollower
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
 from fraud.models.served import Packed, Served
 from fraud.models.turns import set_usual_turns, short_turns
+from fraud.schema import Kind
 from fraud.settings import ModelSettings, Settings
 from tests.tiny import write_tiny_bundle
 
@@ -100,11 +102,16 @@ class Worker:
     challengers: dict[str, Scorer] = field(default_factory=dict)
     swaps: list[Swap] = field(default_factory=list)
     rules: Mapping[str, RulesInForce] = field(default_factory=dict)
+    beside: Beside | None = None
 
     def install(
-        self, champions: dict[str, Scorer], challengers: dict[str, Scorer], rules: Mapping[str, RulesInForce]
+        self,
+        champions: dict[str, Scorer],
+        challengers: dict[str, Scorer],
+        beside: Beside | None,
+        rules: Mapping[str, RulesInForce],
     ) -> None:
-        self.champions, self.challengers, self.rules = champions, challengers, rules
+        self.champions, self.challengers, self.beside, self.rules = champions, challengers, beside, rules
 
     @property
     def served(self) -> str:
@@ -481,6 +488,62 @@ async def test_challenger_comes_and_goes_with_its_alias(home: Home) -> None:
     assert worker.champions[NAME] is challenger
     assert worker.challengers == {}
     await worker.models.close()
+
+
+ANOMALY = "unusual"
+
+
+def stock_anomaly(home: Home, seed: int, kind: Kind = "features") -> str:
+    """Add a version of an anomaly model to the store and the registry; return its digest."""
+    bundle = write_tiny_bundle(home.path / f"a{seed}-{kind}", kind, name=ANOMALY, seed=seed, algorithm=ISOLATION_FOREST)
+    digest, manifest = read_manifest(bundle)
+    BentoStore(home.path).import_bundle(bundle, {})
+    home.registry.register(ANOMALY, digest, manifest.preprocessor_digest, who="test")
+    return digest
+
+
+@in_loop
+async def test_the_anomaly_model_follows_its_own_alias_and_one_that_cannot_be_beside_is_not_taken(home: Home) -> None:
+    first, second = stock_anomaly(home, 1), stock_anomaly(home, 2)
+    misfit = stock_anomaly(home, 3, "transaction")
+    home.registry.move(ANOMALY, first, "production", who="test", why="")
+    worker = await start(home.settings(anomaly_model=ANOMALY))
+    assert worker.beside is not None
+    assert worker.beside.scorer.name.digest == first
+    shown = worker.models.describe()["anomaly_model"]
+    assert (shown["name"], shown["digest"], shown["beside"]) == (ANOMALY, first, [NAME])
+    assert worker.models.following._names == [NAME, ANOMALY]
+    home.registry.move(ANOMALY, second, "production", who="test", why="")
+    await worker.models.check()
+    assert worker.beside.scorer.name.digest == second
+    home.registry.move(ANOMALY, misfit, "production", who="test", why="")
+    await worker.models.check()
+    assert worker.beside.scorer.name.digest == second
+    (failed,) = worker.models.describe()["failed_swaps"]
+    assert (failed["name"], failed["role"], failed["code"]) == (ANOMALY, "anomaly", "bundle")
+    assert [(swap.role, swap.error is None) for swap in worker.swaps] == [
+        ("champion", True),
+        ("anomaly", True),
+        ("anomaly", True),
+        ("anomaly", False),
+    ]
+    home.promote(1)  # a champion is swapped under it
+    await worker.models.check()
+    assert worker.served == home.digests[1]
+    assert worker.beside.misfit(worker.champions[NAME]) is None
+    await worker.models.close()
+
+
+@in_loop
+async def test_a_service_does_not_start_without_the_anomaly_model_that_it_is_to_have(home: Home) -> None:
+    models = ActiveModels(home.settings(anomaly_model=ANOMALY))
+    with pytest.raises(RegistryError, match="no version of 'unusual'"):
+        await models.load()
+    await models.close()
+    pinned = ActiveModels(home.settings(anomaly_model=home.tags[2]))
+    with pytest.raises(BundleError, match="measures no anomaly"):
+        await pinned.load()
+    await pinned.close()
 
 
 @in_loop

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "environment"},
     "history": {"errors", "schema"},
     "features": {"errors", "schema", "history"},
-    "detectors": {"errors", "currencies", "schema", "features"},
+    "detectors": {"errors", "currencies", "schema", "features", "decisions"},
     "decisions": {"errors", "refusals", "schema", "history"},
     "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
     "models": {

@@ -269,7 +269,7 @@ def test_sets_change_under_a_running_worker_and_replay_bit_for_bit(home: Path, t
         await models.load()
         pipeline = Pipeline(models.champions, SqliteStore(path, durable=False))
 
-        def install(champions: Any, challengers: Any, rules: Any) -> None:
+        def install(champions: Any, challengers: Any, beside: Any, rules: Any) -> None:
             pipeline.scorers, pipeline.challengers, pipeline.rules = champions, challengers, rules
 
         models.follow(install)
@@ -332,7 +332,7 @@ def test_rows_that_a_replaced_version_read_are_decided_by_its_rules(home: Path) 
     async def serve() -> list[str]:
         models = ActiveModels(Settings(models=ModelSettings(FRAUD_MODEL=NAME, BENTOML_HOME=home)))
         await models.load()
-        models.follow(lambda champions, challengers, rules: seen.append({*rules}))
+        models.follow(lambda champions, challengers, beside, rules: seen.append({*rules}))
         versions = [models.champions[NAME].name.digest]
         for reference in ("v1", "v0", "v1"):
             Lifecycle(home).registry.move(NAME, reference, "production", who="bert", why="")

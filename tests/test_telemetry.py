@@ -116,13 +116,13 @@ def test_scores_are_counted_by_decision(made: Made) -> None:
 
 
 def test_swaps_and_the_versions_served(made: Made) -> None:
-    made.telemetry.serving({"m": scorer(version="1")}, {})
+    made.telemetry.serving({"m": scorer(version="1")}, {}, {})
     made.telemetry.swapped(Swap("m", "champion", "m:1", "m:2", 0.3, ValueError("broken")))
     labels = {"name": "m", "role": "champion"}
     assert made.value("fraud_failed_swaps", **labels) == 1
     assert made.value("fraud_swaps_total", result="refused", **labels) == 1
     made.telemetry.swapped(Swap("m", "champion", "m:1", "m:2", 0.3))
-    made.telemetry.serving({"m": scorer(version="2")}, {"m": scorer(version="3")})
+    made.telemetry.serving({"m": scorer(version="2")}, {"m": scorer(version="3")}, {})
     assert made.value("fraud_failed_swaps", **labels) == 0
     assert made.value("fraud_swaps_total", result="ok", **labels) == 1
     served = {

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from training.config import BoosterOptions, Config, ForestOptions
+from training.config import BoosterOptions, Config, ForestOptions, SeverityOptions
 from training.policy import DEFAULT_COSTS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
 
 
 def test_every_key_is_documented_with_its_default() -> None:
-    models: tuple[type[BaseModel], ...] = (Config, BoosterOptions, ForestOptions)
+    models: tuple[type[BaseModel], ...] = (Config, BoosterOptions, ForestOptions, SeverityOptions)
     for model in models:
         for name, field in model.model_fields.items():
-            shown = "" if name in {"booster", "forest", "costs", "features"} else str(field.default)
+            shown = (
+                "" if name in {"booster", "forest", "severity", "costs", "features", "actions"} else str(field.default)
+            )
             assert f"| `{name}` | {shown} |".replace("  ", " ") in TEXT, name
     for name, value in DEFAULT_COSTS.items():
         assert f"`{name}` {value:g}" in TEXT, name

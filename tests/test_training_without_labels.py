@@ -132,7 +132,10 @@ def test_its_answers_have_an_anomaly_in_place_of_a_probability(scorer: Scorer, t
     for row, again, told in zip(rows, plain, scorer.bundle.golden, strict=True):
         assert row["fraud_probability"] is None
         assert row["raw_margin"] == told.raw_margin
-        assert row["anomaly"] == again["anomaly"] == {"score": pytest.approx(2**told.raw_margin, rel=1e-15)}
+        assert row["anomaly"] == again["anomaly"]
+        assert row["anomaly"]["score"] == pytest.approx(2**told.raw_margin, rel=1e-15)
+        assert row["anomaly"]["severity"] is None, "150 customers are too few for any"
+        assert row["anomaly"]["explanation"] == row["explanation"]
         total = row["base_value"] + sum(row["contributions"].values())
         assert total == pytest.approx(row["raw_margin"], abs=1e-9)
         assert row["unit"] == "log2 of the anomaly score"

@@ -91,7 +91,7 @@ def test_contributions_of_one_habit_are_added_up() -> None:
 
 def test_a_value_that_raises_the_score_but_is_usual_is_not_called_unusual() -> None:
     x, row = habitual(30)
-    assert text_of(x, row, customer_amount_ratio_30d=0.9) == "No single value is unusual; their combination is."
+    assert text_of(x, row, customer_amount_ratio_30d=0.9) == "An unusual combination of usual values."
     assert text_of(x, row, customer_amount_ratio_30d=-0.9) == "Nothing about it is unusual."
     assert text_of(x, row, customer_hour_deviation=-1.0) == "Nothing about it is unusual."
 

@@ -22,8 +22,9 @@ from fraud.models.bundle import canonical_json, read_manifest, write_bundle
 from fraud.models.registry import Registry
 from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
-from training.config import Config, ForestOptions
+from training.config import Config, ForestOptions, SeverityOptions
 from training.isolation import fit_forest
+from training.severity import fit_severity
 from training.splits import split_by_order
 
 KINDS: tuple[Kind, ...] = ("transaction", "features")
@@ -58,6 +59,8 @@ FEATURES_SPEC = FeatureSpec(
     ),
 )
 AMOUNT_QUANTILES = [float(q) for q in np.geomspace(1.0, 500.0, 100)]
+OFTEN_UNUSUAL = SeverityOptions(medium=0.5, high=0.3, critical=0.2)
+"""So that a few hundred rows are of every severity."""
 POLICY = {
     "review_threshold": 0.3,
     "decline_threshold": 0.7,
@@ -183,7 +186,8 @@ def _isolated(X: Matrix, spec: FeatureSpec, seed: int) -> tuple[dict[str, bytes]
     """An isolation forest without a calibration, whose policy acts on a third of these rows."""
     config = Config(seed=seed, forest=ForestOptions(trees=12, samples=64))
     fitted = fit_forest(X, np.full(300, -1, np.int8), split_by_order(300, (0.2, 0.2, 0.2)), spec, config)
-    files = fitted.files(None)
+    margins = ISOLATION_FOREST.load(fitted.files(None), X.shape[1]).raw_margin(X)
+    files = fitted.files(None, fit_severity(margins, None, OFTEN_UNUSUAL, seed))
     detector = ISOLATION_FOREST.load(files, X.shape[1])
     medium, high, critical = np.quantile(detector.decision_score(detector.raw_margin(X)), [0.4, 0.65, 0.9]).tolist()
     levels = {"medium": medium, "high": high, "critical": critical}

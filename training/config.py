@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fraud.decisions.anomaly import Severity
+from fraud.decisions.policy import SEVERITY_ACTIONS, Action
 from fraud.errors import DataError
 from training.policy import DEFAULT_COSTS, check_costs
 
@@ -46,6 +48,29 @@ class ForestOptions(BaseModel):
     )
 
 
+class SeverityOptions(BaseModel):
+    """How rare each severity of an anomaly is, and what is done about it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    medium: float = Field(0.01, gt=0, lt=1, description="Most of the transactions that are MEDIUM or above.")
+    high: float = Field(0.001, gt=0, lt=1, description="Most that are HIGH or above.")
+    critical: float = Field(0.0001, gt=0, lt=1, description="Most that are CRITICAL.")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="With which these rates hold.")
+    actions: dict[Severity, Action] = Field(dict(SEVERITY_ACTIONS), description="The least that is done.")
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if not self.medium > self.high > self.critical:
+            raise ValueError(f"rates must fall: medium {self.medium}, high {self.high}, critical {self.critical}")
+        return self
+
+    @property
+    def rates(self) -> dict[Severity, float]:
+        """The rate of each severity that has one."""
+        return {"MEDIUM": self.medium, "HIGH": self.high, "CRITICAL": self.critical}
+
+
 class Config(BaseModel):
     """One training's configuration.
 
@@ -67,6 +92,7 @@ class Config(BaseModel):
     review_rate: float = Field(0.01, gt=0, lt=1, description="Share to review where the mapping names no stake.")
     booster: BoosterOptions = BoosterOptions()
     forest: ForestOptions = ForestOptions()
+    severity: SeverityOptions = SeverityOptions()
     costs: dict[str, float] = DEFAULT_COSTS
 
     @model_validator(mode="before")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.algorithm import detector_files
+from fraud.detectors.severity import SeverityScale
 from fraud.errors import DataError
 from fraud.features.featurizer import Matrix
 from fraud.schema import FeatureSpec
@@ -40,7 +41,7 @@ class FittedDetector(Protocol):
     def trials(self) -> list[dict[str, Any]]:
         """The table of the hyperparameter search; empty without one."""
 
-    def files(self, calibrator: Calibrator | None) -> dict[str, bytes]:
+    def files(self, calibrator: Calibrator | None, severity: SeverityScale | None = None) -> dict[str, bytes]:
         """Return the detector's files of a bundle; None before it is calibrated, or if it is not."""
 
     def gain(self) -> NDArray[np.float64]:
@@ -60,8 +61,8 @@ class Fitted:
     parameters: BoosterOptions
     trials: list[dict[str, Any]]
 
-    def files(self, calibrator: Calibrator | None) -> dict[str, bytes]:
-        """Return the detector's files of a bundle."""
+    def files(self, calibrator: Calibrator | None, severity: SeverityScale | None = None) -> dict[str, bytes]:
+        """Return the detector's files of a bundle; it measures no severity."""
         return detector_files(self.text, calibrator)
 
     def gain(self) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from fraud.detectors.calibration import Calibrator
 from fraud.detectors.isolation_forest.algorithm import detector_files, load
 from fraud.detectors.isolation_forest.scores import leaf_values
 from fraud.detectors.lightgbm.text import write_text
+from fraud.detectors.severity import SeverityScale
 from fraud.detectors.trees.structure import Forest, Split, Tree
 from fraud.errors import DataError
 from fraud.features.featurizer import Matrix
@@ -89,9 +90,9 @@ class FittedForest:
         """Return no table: nothing is searched without labels."""
         return []
 
-    def files(self, calibrator: Calibrator | None) -> dict[str, bytes]:
+    def files(self, calibrator: Calibrator | None, severity: SeverityScale | None = None) -> dict[str, bytes]:
         """Return the detector's files of a bundle."""
-        return detector_files(self.text, calibrator)
+        return detector_files(self.text, calibrator, severity)
 
     def gain(self) -> Vector:
         """Return the number of training rows that each feature's splits divided, (n_features,)."""

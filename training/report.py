@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.lightgbm.algorithm import LIGHTGBM
 from fraud.detectors.protocol import Algorithm
+from fraud.detectors.severity import Level, SeverityScale
 from fraud.schema import FeatureSpec, Kind
 from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored
@@ -43,6 +44,8 @@ class ModelFacts:
     metrics, baseline, difference : mapping of str to Interval
         Of the model, of the plain baseline, and of the first minus the second on the same resamples.
     no_skill : mapping of str to float
+    severity : SeverityScale or None
+        The levels of the anomaly score.
     algorithm : Algorithm
         Of the detector.
     is_calibrated : bool
@@ -63,6 +66,7 @@ class ModelFacts:
     baseline: Mapping[str, Interval]
     difference: Mapping[str, Interval]
     no_skill: Mapping[str, float]
+    severity: SeverityScale | None = None
     algorithm: Algorithm = LIGHTGBM
     is_calibrated: bool = True
     is_labelled: bool = True
@@ -74,6 +78,13 @@ class ModelFacts:
         if not self.is_labelled:
             return None
         return declines_too_many(self.metrics["decline_rate"].value, self.no_skill["average_precision"])
+
+    def beginning(self, level: Level) -> str:
+        """Return the anomaly score that a severity begins above, or the sample that it would need."""
+        assert self.severity is not None
+        if level.above is not None:
+            return f"{2.0**level.above:.4f}"
+        return f"not offered: needs a sample of {level.rows_needed(self.severity.confidence):,}"
 
 
 class Measure(NamedTuple):

@@ -30,9 +30,11 @@ from training.policy import choose_policy, review_the_most_unusual, review_the_r
 from training.preflight import check_folder
 from training.prepare import ALL_WINDOWS, NO_PROGRESS, PreparedData, Progress, prepare
 from training.report import ModelFacts, model_card, write_report
+from training.severity import fit_severity
 from training.splits import moment
 from training.tables import ExplainedRows, Window
 
+Vector = NDArray[np.float64]
 PLAIN_FIELDS = {"amount", "amount_log", "hour", "weekday"}
 N_EXPLAINED = 2000
 
@@ -60,6 +62,11 @@ class Trained:
     algorithm: Algorithm
     detector: Detector
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The detector's files of a bundle."""
+        return self.fitted.files(self.calibrator, self.detector.severity)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -82,7 +89,7 @@ def fit_model(
     columns: NDArray[np.int64] | None = None,
     algorithm: Algorithm = LIGHTGBM,
 ) -> Trained:
-    """Fit detector, calibrator and policy, each on its own window."""
+    """Fit a detector, and calibrate its probability, its severity and its policy on a window of their own."""
     fitted: FittedDetector = algorithm.fit()(
         prepared.X, prepared.y, prepared.windows, prepared.spec, config, progress, columns
     )
@@ -91,19 +98,34 @@ def fit_model(
     X = prepared.X[calibration] if columns is None else prepared.X[calibration][:, columns]
     detector = algorithm.load(fitted.files(None), X.shape[1])
     margins = detector.raw_margin(X)
-    if not is_calibrated(algorithm, config):
-        policy = review_the_most_unusual(detector.decision_score(margins), config.review_rate)
-        return Trained(fitted, None, policy, algorithm, detector)
-    calibrator = fit_calibrator(margins, y)
-    detector = algorithm.load(fitted.files(calibrator), X.shape[1])
+    severity = None
+    if detector.anomaly_score(margins) is not None:
+        severity = fit_severity(margins, _customers(prepared), config.severity, config.seed)
+    calibrator = fit_calibrator(margins, y) if is_calibrated(algorithm, config) else None
+    detector = algorithm.load(fitted.files(calibrator, severity), X.shape[1])
+    policy = _policy(prepared, detector, margins, config) | {"severity_actions": dict(config.severity.actions)}
+    return Trained(fitted, calibrator, policy, algorithm, detector)
+
+
+def _customers(prepared: PreparedData) -> NDArray[np.int64] | None:
+    """Return the customer of each row of the calibration window; None where rows name none."""
+    if "customer_id" not in prepared.table:
+        return None
+    codes = prepared.table["customer_id"].cat.codes.to_numpy()
+    return codes[prepared.windows.calibration].astype(np.int64)
+
+
+def _policy(prepared: PreparedData, detector: Detector, margins: Vector, config: Config) -> dict[str, Any]:
+    """Return the policy that the calibration window asks for, whose raw scores are `margins`."""
+    if not detector.is_calibrated:
+        return review_the_most_unusual(detector.decision_score(margins), config.review_rate)
+    y = prepared.y[prepared.windows.within(prepared.windows.calibration)]
     known = y >= 0
     probabilities = detector.decision_score(margins)[known]
     if prepared.stake is None:
-        policy = review_the_riskiest(y[known], probabilities, config.review_rate)
-    else:
-        stake = prepared.stake[prepared.windows.calibration][known]
-        policy = choose_policy(y[known], probabilities, stake, config.costs, config.review_capacity)
-    return Trained(fitted, calibrator, policy, algorithm, detector)
+        return review_the_riskiest(y[known], probabilities, config.review_rate)
+    stake = prepared.stake[prepared.windows.calibration][known]
+    return choose_policy(y[known], probabilities, stake, config.costs, config.review_capacity)
 
 
 def is_calibrated(algorithm: Algorithm, config: Config) -> bool:
@@ -192,6 +214,7 @@ def train(
             windows=_windows(prepared),
             config=config.flat() | {"trees": trained.fitted.n_trees},
             policy=trained.policy,
+            severity=trained.detector.severity,
             metrics=assessed.samples.intervals(),
             baseline=assessed.plain_samples.intervals(),
             difference=assessed.samples.minus(assessed.plain_samples),
@@ -212,7 +235,7 @@ def train(
             spec=prepared.spec,
             preprocessor=prepared.preprocessor,
             algorithm=trained.algorithm,
-            detector_files=trained.fitted.files(trained.calibrator),
+            detector_files=trained.files,
             policy=trained.policy,
             metrics=metrics | {"no_skill": dict(facts.no_skill)},
             model_card=model_card(facts),

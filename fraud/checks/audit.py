@@ -19,7 +19,9 @@ from fraud.decisions.rules.names import outputs_of
 from fraud.decisions.rules.sets import Rules, RuleSet
 from fraud.decisions.verdict import Ruling, Verdict, ruled, verdict_of
 from fraud.errors import FraudError
+from fraud.models.beside import Beside, measure
 from fraud.models.scorer import Score, Scorer
+from fraud.schema import Row
 from fraud.stores.log import DecisionLog
 from fraud.stores.rows import decode_label, decode_record
 
@@ -166,29 +168,42 @@ def replay(
     after = 0 if last is None else max(0, log.head().sequence - last)
     rows = ((logged.sequence, decode_record(logged.record)) for logged, _ in log.rows(after))
     while some := list(islice(rows, REPLAY_AT_ONCE)):
-        for digest in sorted({decided.model_digest for _, decided in some}):
-            group = [(sequence, decided) for sequence, decided in some if decided.model_digest == digest]
-            if digest not in scorers and digest not in result.failures:
-                try:
-                    scorers[digest] = scorer_of(group[0][1].model_name, digest)
-                except FraudError as error:
-                    result.failures[digest] = error.message
-            if digest in scorers:
+        for by in sorted({_made_by(decided) for _, decided in some}):
+            group = [(sequence, decided) for sequence, decided in some if _made_by(decided) == by]
+            for name, digest in by:
+                if digest not in scorers and digest not in result.failures:
+                    try:
+                        scorers[digest] = scorer_of(name, digest)
+                    except FraudError as error:
+                        result.failures[digest] = error.message
+            versions = [scorers[digest] for _, digest in by if digest in scorers]
+            if len(versions) == len(by):
+                digest = versions[0].name.digest
                 result.rows[digest] = result.rows.get(digest, 0) + len(group)
                 for rule_set in sorted({r.ruling.rules for _, r in group if r.ruling is not msgspec.UNSET}):
                     if (digest, rule_set) not in rules and rule_set not in result.failures:
                         try:
-                            rules[digest, rule_set] = Rules(rules_of(rule_set), scorers[digest].spec)
+                            rules[digest, rule_set] = Rules(rules_of(rule_set), versions[0].spec)
                         except FraudError as error:
                             result.failures[rule_set] = error.message
                 known = {rule_set: made for (model, rule_set), made in rules.items() if model == digest}
-                found = _differences(scorers[digest], known, group)
+                beside = Beside(versions[1]) if len(by) > 1 else None
+                found = _differences(versions[0], beside, known, group)
                 result.differences += islice(found, max(0, at_most - len(result.differences)))
     return result
 
 
+def _made_by(decided: DecisionRecord) -> tuple[tuple[str, str], ...]:
+    """Return name and digest of the version that decided, and of the anomaly model that was beside it."""
+    own = (decided.model_name, decided.model_digest)
+    return (own,) if decided.anomaly_model is msgspec.UNSET else (own, decided.anomaly_model)
+
+
 def _differences(
-    scorer: Scorer, rules: Mapping[str, Rules], group: Iterable[tuple[int, DecisionRecord]]
+    scorer: Scorer,
+    beside: Beside | None,
+    rules: Mapping[str, Rules],
+    group: Iterable[tuple[int, DecisionRecord]],
 ) -> Iterator[Difference]:
     group = list(group)
     width = len(scorer.spec.features)
@@ -199,9 +214,11 @@ def _differences(
     if not whole:
         return
     X = np.array([np.frombuffer(decided.features) for _, decided in whole])
-    for (sequence, then), x, score in zip(whole, X.tolist(), scorer.score(X).rows(), strict=True):
+    scores, rows = scorer.score(X), [_row_of(decided) for _, decided in whole]
+    measured = measure(scorer, beside, X, scores, rows)
+    for (sequence, then), x, score in zip(whole, X.tolist(), measured.rows(scores), strict=True):
         if then.ruling is msgspec.UNSET:
-            verdict, ruling = verdict_of(scorer.policy, score.decision_score), None
+            verdict, ruling = verdict_of(scorer.policy, score.decision_score, score.severity), None
         elif then.ruling.rules in rules:
             verdict, ruling = _ruled_again(scorer, rules[then.ruling.rules], then, then.ruling, x, score)
         else:
@@ -238,4 +255,12 @@ def _ruled_again(
         said.stopped_hits,
         said.snoozed_hits,
         said.lists_revision,
+        score.severity,
     )
+
+
+def _row_of(decided: DecisionRecord) -> Row:
+    """Return what words say of a recorded transaction: its time, and its amount in its currency."""
+    said: dict[str, object] = msgspec.json.decode(decided.transaction) if decided.transaction else {}
+    roles = {"currency": said["currency"]} if "currency" in said else {}
+    return Row(None, (), b"", decided.event_time_ms, decided.customer_id, decided.amount, roles)

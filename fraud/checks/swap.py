@@ -192,7 +192,8 @@ def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
         and abs(row["base_value"] + sum(row["contributions"].values()) - margin) <= 1e-9
         and row["fraud_probability"] == score.fraud_probability
         and answered_score(row) == score.decision_score
-        and (row["prediction"], row["risk_level"], row["decision"]) == verdict_of(scorer.policy, score.decision_score)
+        and (row["prediction"], row["risk_level"], row["decision"])
+        == verdict_of(scorer.policy, score.decision_score, row.get("anomaly", {}).get("severity"))
     )
 
 

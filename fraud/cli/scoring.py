@@ -50,7 +50,11 @@ def score(
     writable(file)
     table, X, scorer = _scored(data, mapping, model)
     given = scorer.score(X)
-    verdicts = [verdict_of(scorer.policy, score) for score in given.decision_score.tolist()]
+    severities = given.severity or [None] * len(X)
+    verdicts = [
+        verdict_of(scorer.policy, score, severity)
+        for score, severity in zip(given.decision_score.tolist(), severities, strict=True)
+    ]
     scores = table[[c for c in ("transaction_id", "event_time_ms", "customer_id") if c in table]].assign(
         raw_margin=given.raw_margin,
         **given.measured(),
@@ -58,6 +62,8 @@ def score(
         risk_level=[verdict.risk_level for verdict in verdicts],
         decision=[verdict.decision for verdict in verdicts],
     )
+    if given.severity is not None:
+        scores["severity"] = severities
     write(scores, file)
     out.print(f"{len(scores):,} rows scored by {scorer.name.name} {scorer.name.version}, wrote {file}")
     out.print(scores["decision"].value_counts().to_frame("transactions").to_string())
@@ -90,7 +96,8 @@ def explain(
             raise DataError(f"{name_of(data)} has no transaction {transaction!r}")
         at = int(found[0])
     contributions = scorer.contributions(X[at : at + 1])[0]
-    _, level, decision = verdict_of(scorer.policy, float(scores.decision_score[at]))
+    severity = None if scores.severity is None else scores.severity[at]
+    _, level, decision = verdict_of(scorer.policy, float(scores.decision_score[at]), severity)
     measured = "  ".join(f"{SHOWN_AS[name]} {values[at]:.4f}" for name, values in scores.measured().items())
     out.print(f"transaction {rows.iloc[at]}  {measured}  risk {level}  decision {decision}")
     shown = Table("reason", scorer.explainer.unit.name, box=None)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
+from fraud.decisions.anomaly import Severity
+
 Action = Literal["approve", "review", "decline", "challenge"]
 """What can be done with a transaction. Only a rule challenges: the customer is asked for a further proof."""
 RiskLevel = Literal["low", "medium", "high", "critical"]
+
+
+SEVERITY_ACTIONS: Mapping[Severity, Action] = {"CRITICAL": "review"}
+"""Of a policy that does not say otherwise."""
 
 
 class RiskLevels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,9 +27,13 @@ class RiskLevels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The thresholds of a bundle, from its `policy.json`; `costs` are those they were chosen by."""
+    """The thresholds of a bundle, from its `policy.json`; `costs` are those they were chosen by.
+
+    `severity_actions` are the least that is done with a transaction of a severity, whatever its score.
+    """
 
     review_threshold: float
     decline_threshold: float
     risk_levels: RiskLevels
     costs: dict[str, float] = {}
+    severity_actions: Mapping[Severity, Action] = msgspec.field(default_factory=lambda: dict(SEVERITY_ACTIONS))

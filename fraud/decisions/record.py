@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from fraud.decisions.anomaly import Anomaly, decision_score
+from fraud.decisions.anomaly import Anomaly, Severity, decision_score
 from fraud.decisions.policy import Action, RiskLevel
 from fraud.decisions.verdict import Ruling
 from fraud.schema import Row
@@ -46,11 +46,13 @@ class DecisionRecord(msgspec.Struct):
     """The amount on its currency's scale, as histories count it; unset where that is the amount."""
     transaction: bytes = b""
     anomaly: Anomaly | msgspec.UnsetType = msgspec.UNSET
-    """How unusual the transaction was; unset where the model does not measure it."""
+    """How unusual the transaction was; unset where no model measured it."""
     contract: str | msgspec.UnsetType = msgspec.UNSET
     """The contract by which the transaction came; unset for the product's own."""
     ruling: Ruling | msgspec.UnsetType = msgspec.UNSET
     """What the rules said; unset where no rule set was in force."""
+    anomaly_model: tuple[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """Name and digest of the model beside, which measured the anomaly; unset where the model itself did, or none."""
 
     @property
     def decision_score(self) -> float:
@@ -61,6 +63,16 @@ class DecisionRecord(msgspec.Struct):
     def model_decision(self) -> Action:
         """What the policy alone decided."""
         return self.decision if self.ruling is msgspec.UNSET else self.ruling.model_decision
+
+    @property
+    def severity(self) -> Severity | None:
+        """The severity that the verdict was made on."""
+        return None if self.anomaly is msgspec.UNSET else self.anomaly.severity
+
+    @property
+    def severity_beside(self) -> Severity | None:
+        """The severity by the model beside, which is the same whichever model decides."""
+        return None if self.anomaly_model is msgspec.UNSET else self.severity
 
     @property
     def history_amount(self) -> float:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fraud.decisions.anomaly import Severity
 from fraud.decisions.policy import Action, Policy, RiskLevel
 from fraud.decisions.rules.sets import MODEL, Rules
 
@@ -76,11 +77,12 @@ _VERDICTS: dict[tuple[RiskLevel, Action], Verdict] = {
 }
 
 
-def verdict_of(policy: Policy, score: float) -> Verdict:
+def verdict_of(policy: Policy, score: float, severity: Severity | None = None) -> Verdict:
     """Return the verdict on one decision score; a score equal to a threshold reaches it.
 
     The score is a calibrated probability of fraud, or the anomaly score of a model without one. A transaction is called
-    fraud from the review threshold on.
+    fraud where it is reviewed or declined: from the review threshold on, or for its severity, where an anomaly model
+    measured one. Severity never makes a decision milder.
     """
     levels = policy.risk_levels
     level: RiskLevel = "low"
@@ -95,6 +97,10 @@ def verdict_of(policy: Policy, score: float) -> Verdict:
         action = "decline"
     elif score >= policy.review_threshold:
         action = "review"
+    if severity is not None:
+        least = policy.severity_actions.get(severity)
+        if least is not None and ACTIONS.index(least) > ACTIONS.index(action):
+            action = least
     return _VERDICTS[level, action]
 
 
@@ -107,6 +113,7 @@ def ruled(
     stopped: Collection[str] = (),
     snoozed: Collection[str] = (),
     lists_revision: int = 0,
+    severity: Severity | None = None,
 ) -> tuple[Verdict, Ruling]:
     """Return the verdict on a transaction where a rule set is in force, and what the rules said.
 
@@ -126,8 +133,10 @@ def ruled(
         Ids of rules that decide nothing now, on any transaction or on this one.
     lists_revision : int
         What is recorded of the lists.
+    severity : Severity, optional
+        As in `verdict_of`: part of what the policy decides.
     """
-    verdict = verdict_of(policy, score)
+    verdict = verdict_of(policy, score, severity)
     hits: list[str] = []
     shadows: list[str] = []
     stopped_hits: list[str] = []
@@ -148,7 +157,7 @@ def ruled(
                 decision, decided_by = rule.outcome, rule.id
             hits.append(rule.id)
     if factor != 1.0 and decided_by == MODEL:
-        decision = verdict_of(policy, with_odds(score, factor)).decision
+        decision = verdict_of(policy, with_odds(score, factor), severity).decision
     silent = (stopped_hits, snoozed_hits)
     facts = columns[rules.width :]
     ruling = Ruling(rules.digest, verdict.decision, decided_by, hits, shadows, *silent, lists_revision, facts)

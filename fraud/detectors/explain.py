@@ -17,7 +17,7 @@ from fraud.schema import FeatureSpec, Row
 TOP_REASONS = 5
 TOP_HABITS = 3
 """Named in an explanation."""
-UNUSUAL_TOGETHER = "No single value is unusual; their combination is"
+UNUSUAL_TOGETHER = "An unusual combination of usual values"
 NO_HABITS = " (a new customer, who has no habits yet)"
 NOTHING = "Nothing about it is unusual"
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fraud.detectors.severity import SeverityScale
+
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
@@ -42,6 +44,10 @@ class Detector(Protocol):
     @property
     def is_calibrated(self) -> bool:
         """Whether the decision score is a probability of fraud, calibrated with labels."""
+
+    @property
+    def severity(self) -> SeverityScale | None:
+        """The levels of the anomaly score, where they were calibrated."""
 
     def raw_margin(self, X: Matrix) -> Vector:
         """Return raw scores (n,) float64 in the algorithm's unit for `X` (n, n_features); NaN is a missing value.

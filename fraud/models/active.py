@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from filelock import FileLock
 
-from fraud.errors import FraudError, RegistryError
+from fraud.errors import BundleError, FraudError, RegistryError
 from fraud.models.active_rules import ActiveRules
 from fraud.models.bundle import short
 from fraud.models.following import ASKED, AliasFollower
@@ -34,11 +34,12 @@ from fraud.settings import Settings
 
 if TYPE_CHECKING:  # a worker imports it when it loads; the process that only starts workers never does
     from fraud.decisions.rules.in_force import RulesInForce
+    from fraud.models.beside import Beside
     from fraud.models.scorer import Scorer
 
 logger = logging.getLogger("fraud.serving.active")
 
-Role = Literal["champion", "challenger", "rules"]
+Role = Literal["champion", "challenger", "anomaly", "rules"]
 MAX_RETRY_S = 60.0
 MAX_PAST = 2
 """Versions that stay loaded though they are served no more, to explain what they decided."""
@@ -65,8 +66,8 @@ class _Failure:
     attempts: int = 1
 
 
-Install = Callable[[dict[str, "Scorer"], dict[str, "Scorer"], Mapping[str, "RulesInForce"]], None]
-"""Takes champions and challengers by name, and the rules of each by the version's digest."""
+Install = Callable[[dict[str, "Scorer"], dict[str, "Scorer"], "Beside | None", Mapping[str, "RulesInForce"]], None]
+"""Takes champions and challengers by name, the anomaly model, and the rules of each by the version's digest."""
 Key = tuple[str, Role]
 
 
@@ -103,13 +104,14 @@ class ActiveModels:
         self._failures: dict[Key, _Failure] = {}
         self._registry_error = ""
         self.following = AliasFollower(self._served.registry, self._served.followed())
+        self.beside: Beside | None = None
         self.rules = ActiveRules(
             settings.models.bentoml_home,
             settings.rules.max_share,
             on_rule_stopped or (lambda model, rule: None),
             hashed,
         )
-        self._install: Install = lambda champions, challengers, rules: None
+        self._install: Install = lambda champions, challengers, beside, rules: None
         self._lock = asyncio.Lock()
         self._past_lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "load")
@@ -129,8 +131,8 @@ class ActiveModels:
         Raises
         ------
         BundleError, RegistryError, RuleError
-            A champion cannot be served, or the rules in force cannot be applied to it. A challenger that fails is only
-            reported.
+            A champion or the anomaly model cannot be served, or the rules in force cannot be applied to a champion. A
+            challenger that fails is only reported.
         """
         for key, tag in (await self._in_thread(self._wanted)).items():
             try:
@@ -142,7 +144,7 @@ class ActiveModels:
     def follow(self, install: Install) -> None:
         """Pass the scorers to `install`, now and after every change, in one call on the event loop."""
         self._install = install
-        install(self.champions, self.challengers, self.rules.by_version(self._scorers.values()))
+        self._install_all()
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     async def check(self, *, now: bool = False) -> None:
@@ -156,7 +158,7 @@ class ActiveModels:
         async with self._lock:
             try:
                 wanted = await self._in_thread(self._wanted)
-                await self._in_thread(self.following.read, [name for name, role in wanted if role == "champion"])
+                await self._in_thread(self.following.read, [name for name, role in wanted if role != "challenger"])
             except (FraudError, OSError, sqlite3.Error) as error:
                 if not self._registry_error:
                     logger.error("the registry cannot be read; what is served stays: %s", error)
@@ -175,7 +177,7 @@ class ActiveModels:
                 self._drop(key)
                 changed = True
             if changed:
-                self._install(self.champions, self.challengers, self.rules.by_version(self._scorers.values()))
+                self._install_all()
 
     async def load_past(self, name: str, digest: str) -> None:
         """Load a version that is no longer served into `past`, if the Bento store still has it."""
@@ -241,6 +243,7 @@ class ActiveModels:
         return {
             "challengers": challengers,
             "rules": {name: tag for (name, role), tag in self._tags.items() if role == "rules"},
+            "anomaly_model": self._described_beside(),
             "failed_swaps": failed,
             "wandb": {
                 name: {"checked": look.checked, "failed": bool(look.error)}
@@ -262,7 +265,7 @@ class ActiveModels:
     async def _poll(self) -> None:
         while True:
             await self.check()
-            served = {name: scorer.name.digest for name, scorer in self.champions.items()}
+            served = {n: scorer.name.digest for (n, role), scorer in self._scorers.items() if role != "challenger"}
             await self._in_thread(self.following.record_served, served)
             await asyncio.sleep(self._settings.models.poll_s * random.uniform(0.8, 1.2))
 
@@ -271,6 +274,7 @@ class ActiveModels:
         challengers = self._served.challengers(champions)
         wanted: dict[Key, str] = {(name, "champion"): tag for name, tag in champions.items()}
         wanted |= {(name, "challenger"): tag for name, tag in challengers.items()}
+        wanted |= {(name, "anomaly"): tag for name, tag in self._served.anomaly().items()}
         return wanted | {(name, "rules"): digest for name, digest in self.rules.wanted(champions).items()}
 
     def _may_try(self, key: Key) -> bool:
@@ -299,7 +303,12 @@ class ActiveModels:
         scorer = next((self._scorers[k] for k, loaded in self._tags.items() if loaded == tag), None)
         with short_turns():
             scorer = scorer or await self._in_thread(self._load_in_turn, tag)
+        if key[1] == "anomaly":
+            beside = self._beside_champions(scorer)
+            return lambda: self._take_beside(key, beside)
         await self._in_thread(self.rules.prepare, scorer)
+        if self.beside is not None and (misfit := self.beside.misfit(scorer)):
+            logger.warning("%s is answered without an anomaly: %s", tag, misfit)
         return lambda: self._scorers.__setitem__(key, scorer)
 
     async def _rules_of(self, name: str, digest: str) -> Callable[[], None]:
@@ -314,6 +323,29 @@ class ActiveModels:
             self.rules.drop(key[0])
         else:
             del self._scorers[key]
+
+    def _beside_champions(self, scorer: Scorer) -> Beside:
+        """Return a scorer as the anomaly model; raises `BundleError` if it can be beside none of the champions."""
+        from fraud.models.beside import Beside
+
+        beside = Beside(scorer)
+        misfits = [beside.misfit(champion) for champion in self.champions.values()]
+        if None not in misfits:
+            raise BundleError("; ".join(filter(None, misfits)))
+        return beside
+
+    def _take_beside(self, key: Key, beside: Beside) -> None:
+        self.beside, self._scorers[key] = beside, beside.scorer
+
+    def _install_all(self) -> None:
+        rules = self.rules.by_version(self._scorers.values())
+        self._install(self.champions, self.challengers, self.beside, rules)
+
+    def _described_beside(self) -> dict[str, Any] | None:
+        if self.beside is None:
+            return None
+        measured = [name for name, scorer in self.champions.items() if self.beside.misfit(scorer) is None]
+        return {**msgspec.to_builtins(self.beside.scorer.name), "beside": measured}
 
     def _load_in_turn(self, tag: str) -> Scorer:
         """Load while no other worker of this server does, so that cores stay free for requests."""

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from fraud.decisions.anomaly import Anomaly
+from fraud.decisions.anomaly import Anomaly, Severity
 from fraud.detectors.explain import Explainer
 from fraud.detectors.protocol import Detector
 from fraud.errors import BundleError, RequestError
 from fraud.features.featurizer import Featurizer, Histories, Matrix
 from fraud.models.bundle import Bundle, Golden, read_bundle, row_of
 from fraud.models.libraries import differing
-from fraud.schema import RowDecoder
+from fraud.schema import Row, RowDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ class Score(NamedTuple):
     fraud_probability: float | None
     anomaly: Anomaly | None
 
+    @property
+    def severity(self) -> Severity | None:
+        """How rare the anomaly is, where that is known."""
+        return None if self.anomaly is None else self.anomaly.severity
+
 
 class Scores(NamedTuple):
     """The scores of rows, each (n,) float64.
@@ -56,12 +61,15 @@ class Scores(NamedTuple):
         The decision score, where it is a calibrated probability.
     anomaly : Vector or None
         How unusual each row is, in (0, 1], from a detector that measures it.
+    severity : list or None
+        How rare such a score is, from a detector with a severity scale; None in it where no level is offered.
     """
 
     raw_margin: Vector
     decision_score: Vector
     fraud_probability: Vector | None
     anomaly: Vector | None
+    severity: list[Severity | None] | None
 
     def measured(self) -> dict[str, Vector]:
         """Return the probability and the anomaly score, those that there are, as columns of a table by name."""
@@ -72,7 +80,8 @@ class Scores(NamedTuple):
         """Return the scores row by row."""
         nothing: repeat[None] = repeat(None)
         probabilities = nothing if self.fraud_probability is None else self.fraud_probability.tolist()
-        anomalies = nothing if self.anomaly is None else map(Anomaly, self.anomaly.tolist())
+        severities = nothing if self.severity is None else self.severity
+        anomalies = nothing if self.anomaly is None else map(Anomaly, self.anomaly.tolist(), severities)
         return map(Score, self.raw_margin.tolist(), self.decision_score.tolist(), probabilities, anomalies)
 
 
@@ -167,6 +176,32 @@ class Scorer:
         """Return the scores of rows (n, n_features)."""
         return scores_of(self.detector, self.detector.raw_margin(X))
 
+    def anomalies(self, X: Matrix, scores: Scores, rows: Sequence[Row]) -> list[Anomaly] | None:
+        """Return how unusual rows are, in words; None from a detector that does not measure it.
+
+        Only rows above the lowest severity are explained by their contributions: these take longer than the score.
+
+        Parameters
+        ----------
+        X : (n, n_features) float64
+        scores : Scores
+            Of `X`.
+        rows : sequence of Row, n of them
+        """
+        if scores.anomaly is None:
+            return None
+        scale = self.detector.severity
+        severities = scores.severity or [None] * len(rows)
+        texts = [scale.usual if scale is not None and severity == "LOW" else "" for severity in severities]
+        rare = [i for i, text in enumerate(texts) if not text]
+        if rare:
+            some = X[rare]
+            for i, text in zip(
+                rare, self.explainer.texts(some, self.contributions(some), [rows[i] for i in rare]), strict=True
+            ):
+                texts[i] = text
+        return list(map(Anomaly, scores.anomaly.tolist(), severities, texts))
+
     def contributions(self, X: Matrix) -> Matrix:
         """Return (n, n_features + 1) float64 in the detector's unit, the base value last."""
         return self.detector.contributions(X)
@@ -176,7 +211,8 @@ def scores_of(detector: Detector, raw_margin: Vector) -> Scores:
     """Return the scores that a detector gives for raw scores (n,)."""
     decided = detector.decision_score(raw_margin)
     probability = decided if detector.is_calibrated else None
-    return Scores(raw_margin, decided, probability, detector.anomaly_score(raw_margin))
+    severity = None if detector.severity is None else detector.severity.of(raw_margin)
+    return Scores(raw_margin, decided, probability, detector.anomaly_score(raw_margin), severity)
 
 
 def golden_of(instances: Sequence[bytes], X: Matrix, detector: Detector) -> bytes:

@@ -77,7 +77,8 @@ class Served:
             given = {name: version for name, _, version in (item.partition(":") for item in wanted)}
             for name, version in given.items():
                 checked_tag(f"{name}:{version}") if version else checked_name(name, what="FRAUD_MODEL: model name")
-            found = given or dict.fromkeys(self.packed.versions or [self._in_production()], "")
+            packed = [name for name in self.packed.versions if name != self._settings.anomaly_model.partition(":")[0]]
+            found = given or dict.fromkeys(packed or [self._in_production()], "")
             first = next(iter(found))
             found[first] = found[first] or self._pinned(first)
             self._names = {name: version or self.packed.versions.get(name, "") for name, version in found.items()}
@@ -108,6 +109,20 @@ class Served:
         self.aliases = aliases
         return tags
 
+    def anomaly(self) -> dict[str, str]:
+        """Return the tag of the anomaly model by its name, as `champions` does; empty if none is set."""
+        name, _, version = self._settings.anomaly_model.strip().partition(":")
+        if not name:
+            return {}
+        checked_tag(f"{name}:{version}") if version else checked_name(name, what="FRAUD_ANOMALY_MODEL: model name")
+        version = version or self.packed.versions.get(name, "")
+        if not version:
+            found = self.registry.in_force(name)
+            version = short(found.digest) if found else self._only_version(name)
+            if found:
+                self.aliases[name] = found.alias
+        return {name: f"{name}:{version}"}
+
     def challengers(self, champions: Mapping[str, str]) -> dict[str, str]:
         """Return the tags that the registry's challenger alias names, by the model they challenge."""
         if not self._settings.shadow and not self._settings.canary_share:
@@ -118,7 +133,9 @@ class Served:
 
     def followed(self) -> list[str]:
         """Return the models whose version comes from the registry, neither pinned nor packed."""
-        return [name for name, version in self.names.items() if not version]
+        anomaly, _, version = self._settings.anomaly_model.strip().partition(":")
+        beside = [anomaly] if anomaly and not version and anomaly not in self.packed.versions else []
+        return list(dict.fromkeys([*(name for name, version in self.names.items() if not version), *beside]))
 
     def folders(self, tag: str) -> tuple[Path, Path]:
         """Return the folders of a model and of its preprocessor.
@@ -183,6 +200,6 @@ def pack(service: Any, settings: ModelSettings) -> None:
 
     served = Served(settings)
     with contextlib.suppress(RegistryError):  # serving says what is missing
-        for tag in served.champions().values():
+        for tag in [*served.champions().values(), *served.anomaly().values()]:
             for folder in served.folders(tag):
                 service.models.append(bentoml.models.BentoModel(f"{folder.parent.name}:{folder.name}"))

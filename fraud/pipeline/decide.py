@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, repeat
+from itertools import groupby
 from operator import attrgetter
 from typing import ParamSpec, TypeVar, Unpack
 
@@ -21,15 +21,17 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.rules.in_force import RulesInForce
-from fraud.decisions.verdict import verdict_of
 from fraud.errors import AheadOfClock, PastVersion, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Matrix, Records, transactions_of
-from fraud.models.scorer import ModelName, Scorer
+from fraud.models.beside import NOT_MEASURED, Beside, Measured, measure
+from fraud.models.scorer import ModelName, Scorer, Scores
 from fraud.pipeline.canary import for_canary
-from fraud.pipeline.in_flight import RowInFlight, firsts, plain_decision, reject
+from fraud.pipeline.in_flight import RowInFlight, firsts, reject
+from fraud.pipeline.plain import are_plain, decide_plain
 from fraud.pipeline.requests import RequestOptions, ScoreRequest
-from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection, are_plain
+from fraud.pipeline.rows import Decision, Outcome, PendingRow, Rejection
 from fraud.pipeline.shadow import Shadow, ShadowJob, copy_of
+from fraud.schema import Row
 from fraud.stores.protocol import Recalled, Store, distinct
 
 logger = logging.getLogger("fraud.pipeline")
@@ -52,8 +54,8 @@ class Pipeline:
         that read them.
     store : Store
     on_stage : callable, optional
-        Is called with a stage (``recall``, ``featurize``, ``score``, ``record``, ``explain``) and the seconds that a
-        batch spent in it.
+        Is called with a stage (``recall``, ``featurize``, ``score``, ``anomaly``, ``record``, ``explain``) and the
+        seconds that a batch spent in it.
     on_decided : callable, optional
         Is called on the event loop with the new decisions of a batch, without repeated ones.
     canary_share : float
@@ -71,6 +73,8 @@ class Pipeline:
     ----------
     rules : mapping of str to RulesInForce
         By the digest of the model version that they belong to; a swap replaces it, between two batches.
+    beside : Beside or None
+        The model that measures how unusual the rows of other models are.
     counts : Counter
         Since the start: ``rows`` scored, ``rows_refused``, ``rows_ahead_of_clock``, ``rows_recalled``, ``extra_fields``
         ignored, ``degraded_<name>`` and ``labels_<outcome>``.
@@ -92,6 +96,7 @@ class Pipeline:
         self.scorers = dict(scorers)
         self.challengers: Mapping[str, Scorer] = {}
         self.rules: Mapping[str, RulesInForce] = {}
+        self.beside: Beside | None = None
         self.canary_share = canary_share
         self.shadow = shadow
         self.record_reasons = record_reasons
@@ -167,7 +172,7 @@ class Pipeline:
         """
         self.counts["extra_fields"] += sum([row.row.n_extra for row in rows])
         if not self.record_unnamed and are_plain(rows):
-            decisions = await self._in_turn(rows, self._decide_plain, rows)
+            decisions = await self._in_turn(rows, decide_plain, rows, self._measure, self.rules, self._timed)
             self.counts["rows"] += len(rows)
             self._notify(decisions)
             return [*decisions]
@@ -187,8 +192,9 @@ class Pipeline:
         if fresh:
             transactions = await self._in_turn(fresh, self._score, fresh, recalled)
             self.counts["rows"] += len(fresh)
-            for name in recalled.degraded:
-                self.counts[f"degraded_{name}"] += len(fresh)
+            for row in fresh:
+                for name in row.record.degraded if row.record is not None else ():
+                    self.counts[f"degraded_{name}"] += 1
         await self._record([row for row in (*fresh, *unrecorded) if row.key is not None], recalled, transactions)
         for row in repeats:
             row.follow(named[row.key or ""])
@@ -209,8 +215,6 @@ class Pipeline:
         """Close the store."""
         self._threads.shutdown()
         await self.store.close()
-
-    # the stages, in their order
 
     async def _recall(self, named: Mapping[str, RowInFlight]) -> Recalled:
         """Return the earlier decisions by key, and the histories of the customers and merchants of the rows."""
@@ -245,13 +249,14 @@ class Pipeline:
             scores = scorer.score(X)
             self._timed("score", started)
             self._explain(scorer, some, X)
+            measured = self._measure(scorer, X, scores, [row.row for row in some])
             rules = in_force.get(scorer.name.digest)
-            degraded = recalled.degraded if scorer.spec.kind == "transaction" else ()
-            for row, x, score in zip(some, X, scores.rows(), strict=True):
+            degraded = (*(recalled.degraded if scorer.spec.kind == "transaction" else ()), *measured.lacks)
+            for row, x, score in zip(some, X, measured.rows(scores), strict=True):
                 lacks = degraded
                 if recalled.is_unread(row.row.customer_id, row.row.roles.get("merchant_id")):
                     lacks = (*degraded, *({"history"} - {*degraded}))
-                row.decide(x, score, lacks, rules)
+                row.decide(x, score, lacks, rules, measured.model)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:
                 records = [row.record for row in some if row.record is not None]
                 self.shadow.offer(ShadowJob(challenger, [row.row.raw for row in some], before, records))
@@ -353,25 +358,12 @@ class Pipeline:
             row.explanation = explanation
         self._timed("explain", started)
 
-    def _decide_plain(self, rows: Sequence[PendingRow]) -> list[Decision]:
-        """Decide on plain rows: score only."""
-        decisions: list[Decision] = []
-        for scorer, group in groupby(rows, key=attrgetter("scorer")):
-            some = list(group)
-            X = scorer.featurizer.ready([row.row for row in some])
-            readings = [row.row.reading for row in some]
-            started = time.perf_counter()
-            scores = scorer.score(X)
-            self._timed("score", started)
-            name, policy = scorer.name, scorer.policy
-            if (rules := self.rules.get(name.digest)) is not None:
-                decisions += map(plain_decision, repeat(rules), some, X, scores.rows())
-                continue
-            decisions += [
-                Decision(None, name, margin, probability, verdict_of(policy, score), anomaly=anomaly, reading=said)
-                for (margin, score, probability, anomaly), said in zip(scores.rows(), readings, strict=True)
-            ]
-        return decisions
+    def _measure(self, scorer: Scorer, X: Matrix, scores: Scores, rows: Sequence[Row]) -> Measured:
+        started = time.perf_counter()
+        measured = measure(scorer, self.beside, X, scores, rows)
+        if measured is not NOT_MEASURED:
+            self._timed("anomaly", started)
+        return measured
 
     async def _in_turn(self, rows: Sequence[object], stage: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Run a stage on the event loop, or in the thread if it has many rows."""

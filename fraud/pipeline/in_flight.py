@@ -78,16 +78,29 @@ class RowInFlight:
         score: Score,
         degraded: Sequence[str],
         rules: RulesInForce | None = None,
+        beside: ModelName | None = None,
     ) -> None:
-        """Take the decision on a score; `x` is the row of `X`, and `degraded` says what the score had to do without."""
+        """Take the decision on a score.
+
+        Parameters
+        ----------
+        x : (n_features,) float64
+            The row of `X`.
+        score : Score
+        degraded : sequence of str
+            What the score had to do without.
+        rules : RulesInForce, optional
+        beside : ModelName, optional
+            Which model measured the anomaly, where it is not the one that scored.
+        """
         said, model, policy = self.row, self.scorer.name, self.scorer.policy
         ruling: Ruling | msgspec.UnsetType = msgspec.UNSET
         if rules is None:
-            verdict = verdict_of(policy, score.decision_score)
+            verdict = verdict_of(policy, score.decision_score, score.severity)
         else:
             outputs = outputs_of(score.fraud_probability, score.anomaly)
-            now_ms = self.pending.now_ms
-            verdict, ruling = rules.verdict(policy, said, x.tolist(), score.decision_score, outputs, now_ms)
+            now_ms, severity = self.pending.now_ms, score.severity
+            verdict, ruling = rules.verdict(policy, said, x.tolist(), score.decision_score, outputs, now_ms, severity)
         prediction, risk_level, decision = verdict
         self.record = DecisionRecord(
             said.transaction_id,
@@ -113,6 +126,7 @@ class RowInFlight:
             msgspec.UNSET if score.anomaly is None else score.anomaly,
             self.pending.contract or msgspec.UNSET,
             ruling,
+            msgspec.UNSET if beside is None or score.anomaly is None else (beside.name, beside.digest),
         )
 
     def repeat(self, record: DecisionRecord) -> None:
@@ -150,8 +164,9 @@ class RowInFlight:
             return Rejection(self.pending.row.transaction_id, self.error)
         model = self.scorer.name
         if record.model_digest != model.digest:
-            model = ModelName(record.model_name, short(record.model_digest), record.model_digest)
+            model = model_named(record.model_name, record.model_digest)
         ruling = record.ruling
+        decided_by, hits = (MODEL, ()) if ruling is msgspec.UNSET else (ruling.decided_by, ruling.hits)
         return Decision(
             record.transaction_id,
             model,
@@ -163,29 +178,11 @@ class RowInFlight:
             self.explanation,
             None if record.anomaly is msgspec.UNSET else record.anomaly,
             self.row.reading,
-            MODEL if ruling is msgspec.UNSET else ruling.decided_by,
-            () if ruling is msgspec.UNSET else ruling.hits,
+            decided_by,
+            hits,
             self.reasons or record.reasons,
+            None if record.anomaly_model is msgspec.UNSET else model_named(*record.anomaly_model),
         )
-
-
-def plain_decision(
-    rules: RulesInForce, row: PendingRow, x: np.ndarray[tuple[int], np.dtype[np.float64]], score: Score
-) -> Decision:
-    """Return the decision on a plain row where rules are in force."""
-    outputs = outputs_of(score.fraud_probability, score.anomaly)
-    verdict, ruling = rules.verdict(row.scorer.policy, row.row, x.tolist(), score.decision_score, outputs, row.now_ms)
-    return Decision(
-        None,
-        row.scorer.name,
-        score.raw_margin,
-        score.fraud_probability,
-        verdict,
-        anomaly=score.anomaly,
-        reading=row.row.reading,
-        decided_by=ruling.decided_by,
-        rules_hit=ruling.hits,
-    )
 
 
 def firsts(rows: Iterable[RowInFlight]) -> tuple[dict[str, RowInFlight], list[RowInFlight], list[RowInFlight]]:
@@ -208,6 +205,11 @@ def reject(rows: Sequence[RowInFlight], error: FraudError) -> None:
     for row in rows:
         row.record = row.explanation = None
         row.error = error
+
+
+def model_named(name: str, digest: str) -> ModelName:
+    """Return a version as answers name it."""
+    return ModelName(name, short(digest), digest)
 
 
 def given_id() -> str:

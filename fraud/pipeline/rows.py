@@ -79,6 +79,8 @@ class Decision(msgspec.Struct, gc=False):
     reasons : list of (str, float)
         The features that moved the score most, and the contribution of each in the unit of the raw margin; present if
         they were asked for, or recorded.
+    anomaly_model : ModelName, optional
+        Which model measured that, where it is not `model` itself.
     """
 
     transaction_id: str | None
@@ -94,6 +96,7 @@ class Decision(msgspec.Struct, gc=False):
     decided_by: str = MODEL
     rules_hit: Sequence[str] = ()
     reasons: list[tuple[str, float]] = []
+    anomaly_model: ModelName | None = None
 
     @property
     def decision_score(self) -> float:
@@ -109,11 +112,3 @@ class Rejection(msgspec.Struct):
 
 
 Outcome = Decision | Rejection
-
-
-def are_plain(rows: Sequence[PendingRow]) -> bool:
-    """Return whether no row needs recall, recording or explanation: ready features without an id."""
-    for row in rows:
-        if row.explain or row.reasons or row.row.transaction_id is not None or row.scorer.spec.kind != "features":
-            return False
-    return True

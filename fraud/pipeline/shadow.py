@@ -102,7 +102,8 @@ class Shadow:
         agreed = 0
         records = []
         for d, score in zip(job.decided, scores.rows(), strict=True):
-            decision = verdict_of(scorer.policy, score.decision_score).decision
+            severity = score.severity if score.anomaly is not None else d.severity_beside
+            decision = verdict_of(scorer.policy, score.decision_score, severity).decision
             agreed += decision == d.model_decision
             then = (
                 d.processing_time_ms,

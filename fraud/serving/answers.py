@@ -66,11 +66,14 @@ def answer_of(outcomes: Sequence[Outcome]) -> PredictAnswer:
             outcome.rules_hit,
         )
         anomaly = UNSET if outcome.anomaly is None else outcome.anomaly
+        by = UNSET if outcome.anomaly_model is None else outcome.anomaly_model
         if outcome.explanation is None:
-            elements.append(Prediction(*shared, anomaly=anomaly, reading=outcome.reading))
+            elements.append(Prediction(*shared, anomaly=anomaly, anomaly_model=by, reading=outcome.reading))
         else:
-            explanation = (outcome.raw_margin, *outcome.explanation)
-            elements.append(Explanation(*shared, *explanation, anomaly=anomaly, reading=outcome.reading))
+            explained = (outcome.raw_margin, *outcome.explanation)
+            elements.append(
+                Explanation(*shared, *explained, anomaly=anomaly, anomaly_model=by, reading=outcome.reading)
+            )
     for error in errors:
         if not isinstance(error, RequestError):
             raise error

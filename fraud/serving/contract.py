@@ -86,7 +86,11 @@ class Prediction(Scored, kw_only=True):
     """A row's score and the decision made by it."""
 
     anomaly: Annotated[
-        Anomaly | msgspec.UnsetType, Meta(description="how unusual the transaction is, where a model measures it")
+        Anomaly | msgspec.UnsetType,
+        Meta(description="how unusual the transaction is, where a model measures it"),
+    ] = msgspec.UNSET
+    anomaly_model: Annotated[
+        ModelName | msgspec.UnsetType, Meta(description="which model measured the anomaly, where it is not `model`")
     ] = msgspec.UNSET
     reading: Annotated[
         Reading | msgspec.UnsetType,
@@ -163,3 +167,7 @@ class Readiness(msgspec.Struct):
     status: Literal["ready", "degraded", "refusing"]
     queued_rows: int
     contracts: list[ContractStatus]
+    anomaly_model: Annotated[
+        dict[str, Any] | None,
+        Meta(description="the model of FRAUD_ANOMALY_MODEL: name, version, digest, and the models that it is beside"),
+    ] = None

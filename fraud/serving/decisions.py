@@ -96,7 +96,8 @@ class RecordedDecision(msgspec.Struct):
     label: Annotated[LabelValue, Meta(description="the label in effect")]
     reasons: Sequence[RecordedReason]
     transaction: Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "as it was sent; null if not kept"})]
-    anomaly: Annotated[Anomaly | None, Meta(description="null from a model that does not measure it")]
+    anomaly: Annotated[Anomaly | None, Meta(description="null where no model measured it")]
+    anomaly_model: Annotated[str | None, Meta(description="digest of the model beside, if it measured the anomaly")]
 
 
 class DecisionAnswer(msgspec.Struct):
@@ -214,6 +215,7 @@ def recorded_decision(record: DecisionRecord, label: LabelValue) -> RecordedDeci
         [RecordedReason(feature, contribution) for feature, contribution in record.reasons],
         msgspec.Raw(record.transaction or b"null"),
         None if record.anomaly is msgspec.UNSET else record.anomaly,
+        None if record.anomaly_model is msgspec.UNSET else record.anomaly_model[1],
     )
 
 

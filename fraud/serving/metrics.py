@@ -36,7 +36,7 @@ METRICS = (
         "fraud_stage_seconds",
         "histogram",
         ("stage",),
-        "Time in a stage, seconds: queue, one value a request; recall, featurize, score, record, explain, one a batch.",
+        "Time in a stage, seconds: queue of a request; recall, featurize, score, anomaly, record, explain of a batch.",
     ),
     Metric("fraud_batch_rows", "histogram", (), "Rows scored in one batch.", ROWS),
     Metric("fraud_rows_total", "counter", (*MODEL, "decision"), "Rows scored, by the decision made."),

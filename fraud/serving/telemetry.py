@@ -185,11 +185,11 @@ class Telemetry:
             self._rules_stopped.discard(stopped)
             self._metrics["fraud_rules_stopped"].labels(*stopped).set(0)
 
-    def serving(self, champions: dict[str, Any], challengers: dict[str, Any]) -> None:
+    def serving(self, champions: dict[str, Any], challengers: dict[str, Any], anomaly: dict[str, Any]) -> None:
         """Show which versions this worker serves now."""
         now = {
             (name, role): (name, scorer.name.version, scorer.name.digest, role)
-            for role, scorers in (("champion", champions), ("challenger", challengers))
+            for role, scorers in (("champion", champions), ("challenger", challengers), ("anomaly", anomaly))
             for name, scorer in scorers.items()
         }
         info = self._metrics["fraud_model_info"]

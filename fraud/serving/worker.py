@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from fraud.decisions.rules.in_force import RulesInForce
 from fraud.environment import remarks
 from fraud.models.active import ActiveModels
+from fraud.models.beside import Beside
 from fraud.models.scorer import Scorer
 from fraud.models.served import Packed
 from fraud.pipeline.batching import MicroBatcher
@@ -171,10 +172,13 @@ class Worker:
         pipeline: Pipeline,
         champions: dict[str, Scorer],
         challengers: dict[str, Scorer],
+        beside: Beside | None,
         rules: Mapping[str, RulesInForce],
     ) -> None:
-        pipeline.scorers, pipeline.challengers, pipeline.rules = champions, challengers, rules
-        self.telemetry.serving(champions, challengers)
+        pipeline.scorers, pipeline.challengers = champions, challengers
+        pipeline.beside, pipeline.rules = beside, rules
+        anomaly = {} if beside is None else {beside.scorer.name.name: beside.scorer}
+        self.telemetry.serving(champions, challengers, anomaly)
 
     def _show(self, pipeline: Pipeline, batcher: MicroBatcher[ScoreRequest, list[Outcome]]) -> None:
         self.telemetry.watch(

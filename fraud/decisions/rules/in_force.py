@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from fraud.decisions.anomaly import Severity
 from fraud.decisions.policy import Policy
 from fraud.decisions.rules.lists import Lists
 from fraud.decisions.rules.sets import Rules
@@ -58,7 +59,14 @@ class RulesInForce:
         self._fired = [0] * len(rules.rules)
 
     def verdict(
-        self, policy: Policy, row: Row, x: list[float], score: float, outputs: Sequence[float], now_ms: int
+        self,
+        policy: Policy,
+        row: Row,
+        x: list[float],
+        score: float,
+        outputs: Sequence[float],
+        now_ms: int,
+        severity: Severity | None = None,
     ) -> tuple[Verdict, Ruling]:
         """Return the verdict on a transaction and what the rules said.
 
@@ -72,6 +80,8 @@ class RulesInForce:
             What the model says, as `fraud.decisions.rules.names.OUTPUTS` orders it.
         now_ms : int
             When the transaction arrived, ms since the epoch.
+        severity : Severity, optional
+            Of its anomaly, where one was measured.
         """
         rules = self.rules
         lists = self._lists
@@ -79,7 +89,7 @@ class RulesInForce:
         fired = rules.valid(rules.fired(columns), now_ms)
         self._count(fired)
         snoozed = [rule.id for rule in (rules.rules[i] for i in fired) if lists.snoozed(rule.id, row)] if fired else ()
-        return ruled(policy, score, rules, columns, fired, self.stopped, snoozed, lists.revision)
+        return ruled(policy, score, rules, columns, fired, self.stopped, snoozed, lists.revision, severity)
 
     def _count(self, fired: Sequence[int]) -> None:
         self._rows += 1

@@ -10,15 +10,16 @@ from fraud.detectors.calibration import CALIBRATOR, Calibrator, lowered, read_ca
 from fraud.detectors.isolation_forest.model import IsolationForest
 from fraud.detectors.isolation_forest.scores import power_of_two
 from fraud.detectors.protocol import Algorithm, Unit
+from fraud.detectors.severity import SEVERITY, SeverityScale, read_scale, write_scale
 from fraud.errors import BundleError
 
 FOREST = "forest.txt"
 MIB = 1024 * 1024
 
 
-def detector_files(text: str, calibrator: Calibrator | None) -> dict[str, bytes]:
-    """Return the files of a forest; without a calibration, the calibrator's file holds null."""
-    return {FOREST: text.encode(), CALIBRATOR: write_calibrator(calibrator)}
+def detector_files(text: str, calibrator: Calibrator | None, severity: SeverityScale | None = None) -> dict[str, bytes]:
+    """Return the files of a forest; without a calibration or a severity scale, their files hold null."""
+    return {FOREST: text.encode(), CALIBRATOR: write_calibrator(calibrator), SEVERITY: write_scale(severity)}
 
 
 def load(files: Mapping[str, bytes], n_features: int) -> IsolationForest:
@@ -27,7 +28,7 @@ def load(files: Mapping[str, bytes], n_features: int) -> IsolationForest:
         text = files[FOREST].decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{FOREST} is not UTF-8: {error}") from None
-    return IsolationForest(text, read_calibrator(files[CALIBRATOR]), n_features)
+    return IsolationForest(text, read_calibrator(files[CALIBRATOR]), n_features, read_scale(files[SEVERITY]))
 
 
 def vary(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -42,7 +43,7 @@ def vary(files: Mapping[str, bytes]) -> dict[str, bytes]:
 ISOLATION_FOREST = Algorithm(
     name="isolation-forest",
     unit=Unit("log2 of the anomaly score", raises="makes it more unusual", lowers="makes it more usual"),
-    files={FOREST: 32 * MIB, CALIBRATOR: 4 * MIB},
+    files={FOREST: 32 * MIB, CALIBRATOR: 4 * MIB, SEVERITY: MIB},
     load=load,
     vary=vary,
     fitting="training.isolation:fit_forest",

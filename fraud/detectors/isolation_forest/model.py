@@ -9,6 +9,7 @@ from fraud.detectors.calibration import Calibrator
 from fraud.detectors.isolation_forest.scores import expect_isolation_forest, power_of_two
 from fraud.detectors.lightgbm.additive import AdditiveTrees
 from fraud.detectors.lightgbm.text import read_text
+from fraud.detectors.severity import SeverityScale
 
 Vector = NDArray[np.float64]
 
@@ -24,6 +25,8 @@ class IsolationForest(AdditiveTrees):
         From raw scores to probabilities; None without labels to calibrate by.
     n_features : int, optional
         The number in the specification, which the trees must match.
+    severity : SeverityScale, optional
+        The levels of the score, where they were calibrated.
 
     Raises
     ------
@@ -31,7 +34,14 @@ class IsolationForest(AdditiveTrees):
         The text is not an isolation forest, or the knots are not a calibration.
     """
 
-    def __init__(self, text: str, calibrator: Calibrator | None, n_features: int | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        calibrator: Calibrator | None,
+        n_features: int | None = None,
+        severity: SeverityScale | None = None,
+    ) -> None:
+        self.severity = severity
         self._knots = None if calibrator is None else calibrator.knots()
         forest = read_text(text)
         expect_isolation_forest(forest)

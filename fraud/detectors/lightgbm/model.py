@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.additive import AdditiveTrees
 from fraud.detectors.lightgbm.text import read_text
+from fraud.detectors.severity import SeverityScale
 
 Vector = NDArray[np.float64]
 
@@ -30,6 +31,7 @@ class Model(AdditiveTrees):
     """
 
     is_calibrated = True
+    severity: SeverityScale | None = None
 
     def __init__(self, booster_text: str, calibrator: Calibrator, n_features: int | None = None) -> None:
         self._knots_x, self._knots_y = calibrator.knots()
