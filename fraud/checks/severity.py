@@ -1,0 +1,234 @@
+"""`fraud verify severity`: the alarm rates of the severities on fresh simulated traffic, with their bounds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import beta
+
+from fraud.cli.progress import stages
+from fraud.decisions.anomaly import SEVERITIES, Severity
+from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.detectors.severity import Level, SeverityScale
+from fraud.features.featurizer import Featurizer, Matrix
+from fraud.simulation.simulate import simulate_transactions
+from training.config import Config
+from training.data import Mapping, load_table
+from training.prepare import PreparedData, prepare
+from training.replay import replay
+from training.train import Trained, fit_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CONFIDENCE = 0.99
+"""Of the interval of a measured rate, and of the range that a calibrated rate is expected in."""
+LEGITIMATE = "legitimate"
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+app = typer.Typer(no_args_is_help=True)
+out = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class World:
+    """What is simulated: so many customers over so many days."""
+
+    customers: int
+    days: int
+
+
+class Traffic(NamedTuple):
+    """Fresh transactions: their severities, as places in `SEVERITIES`, their customers, and what they are."""
+
+    severities: Ints
+    customers: Ints
+    kinds: NDArray[np.str_]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Traffic]) -> Traffic:
+        """Return the traffic of several worlds, whose customers are others."""
+        first = np.cumsum([0, *(int(part.customers.max(initial=-1)) + 1 for part in parts[:-1])])
+        return cls(
+            np.concatenate([part.severities for part in parts]),
+            np.concatenate([part.customers + start for part, start in zip(parts, first, strict=True)]),
+            np.concatenate([part.kinds for part in parts]),
+        )
+
+
+class Rate(NamedTuple):
+    """A share of transactions, with an interval that allows for customers whose transactions resemble each other."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Measured(NamedTuple):
+    """One level: how often it may be reached, how often it was, and whether that fits."""
+
+    level: Level
+    least: float
+    """Below it the rate of a sound calibration lies in one of 200 cases."""
+    all: Rate
+    legitimate: Rate
+
+    @property
+    def holds(self) -> bool:
+        return self.all.low <= self.level.rate and self.all.high >= self.least
+
+
+@dataclass(frozen=True)
+class SeverityCheck:
+    """A calibrated scale, and what fresh traffic says of it."""
+
+    scale: SeverityScale
+    measured: tuple[Measured, ...]
+    traffic: Traffic
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.measured) and self.scale.rows == self.scale.customers and all(m.holds for m in self.measured)
+
+
+@app.command()
+def severity(
+    customers: Annotated[int, typer.Option(min=100, help="Customers of each simulated world.")] = 20_000,
+    days: Annotated[int, typer.Option(min=16, help="Days of each simulated world.")] = 24,
+    rows: Annotated[int, typer.Option(min=1000, help="Fresh transactions to measure on, at least.")] = 1_000_000,
+    config: Annotated[Path | None, typer.Option(help="A training configuration with other rates.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the world that is trained on; fresh ones have the next.")] = 1,
+) -> None:
+    """Train a forest without labels, and measure how often fresh traffic reaches each severity.
+
+    The traffic is of other customers, in the days of the calibration window, frauds among it as they come. Exits with 1
+    unless each rate fits its calibration: not surely above what is promised, nor below what is likely, and calibrated
+    on one transaction a customer.
+    """
+    world = World(customers, days)
+    configured = Config() if config is None else Config.from_yaml(config)
+    with stages() as progress:
+        prepared, trained = train_on(world, configured, seed)
+        parts: list[Traffic] = []
+        while sum(len(part.severities) for part in parts) < rows:
+            parts.append(fresh_traffic(prepared, trained, world, seed + 1 + len(parts)))
+            progress("fresh traffic", min(rows, sum(len(part.severities) for part in parts)), rows)
+    result = check(trained.detector.severity, Traffic.joined(parts))
+    _show(result)
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+def train_on(world: World, config: Config, seed: int) -> tuple[PreparedData, Trained]:
+    """Train a forest on a simulated world without labels, as `fraud train` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "transactions.parquet"
+        simulate_transactions(world.customers, world.days, seed, out=path)
+        mapping = unlabelled()
+        prepared = prepare(load_table(path, mapping, labelled=False), mapping, config, ())
+    return prepared, fit_model(prepared, config, algorithm=ISOLATION_FOREST)
+
+
+def fresh_traffic(prepared: PreparedData, trained: Trained, world: World, seed: int) -> Traffic:
+    """Return the severities of another world's transactions, in the days of the calibration window."""
+    window = prepared.table["processing_time_ms"].to_numpy(np.int64)[prepared.windows.calibration]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "transactions.parquet"
+        simulate_transactions(world.customers, world.days, seed, out=path)
+        table = load_table(path, unlabelled(), labelled=False)
+        told = pq.read_table(path, columns=["transaction_id", "typology"]).to_pandas()
+    first, last = np.searchsorted(table["processing_time_ms"], [window[0], window[-1] + 1]).tolist()
+    some = slice(first, last)
+    X: Matrix = replay(table, Featurizer(prepared.spec, prepared.preprocessor.amount_quantiles), some)
+    detector = trained.detector
+    assert detector.severity is not None
+    found = detector.severity.of(detector.raw_margin(X))
+    kinds = told.set_index("transaction_id")["typology"].astype(object).reindex(table["transaction_id"].iloc[some])
+    return Traffic(
+        np.array([SEVERITIES.index(severity or "LOW") for severity in found], np.int64),
+        table["customer_id"].cat.codes.to_numpy()[some].astype(np.int64),
+        kinds.where(kinds.notna(), LEGITIMATE).to_numpy().astype(np.str_),
+    )
+
+
+def unlabelled() -> Mapping:
+    """Return the mapping of simulated transactions without its labels."""
+    mapping = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
+    return mapping.model_copy(update={"label": None, "label_time": None, "label_delay": None})
+
+
+def check(scale: SeverityScale | None, traffic: Traffic) -> SeverityCheck:
+    """Compare the rates of a scale's levels with fresh traffic."""
+    assert scale is not None, "an isolation forest has a severity scale"
+    legitimate = traffic.kinds == LEGITIMATE
+    measured = []
+    for place, level in enumerate(scale.levels, start=1):
+        if level.above is None:
+            continue
+        reached = traffic.severities >= place
+        least = float(beta.ppf((1 - CONFIDENCE) / 2, level.rank, scale.rows + 1 - level.rank))
+        alone = rate_of(reached[legitimate], traffic.customers[legitimate])
+        measured.append(Measured(level, least, rate_of(reached, traffic.customers), alone))
+    return SeverityCheck(scale, tuple(measured), traffic)
+
+
+def rate_of(reached: Bools, customers: Ints) -> Rate:
+    """Return the share of rows that are true, with an interval.
+
+    The interval is Clopper and Pearson's for as many independent rows as have the same variance: that of the ratio of
+    two sums over customers (Cochran 1977, Sampling Techniques, chapter 6).
+    """
+    n = len(reached)
+    of_customer = np.bincount(customers)
+    hits = np.bincount(customers, weights=reached)
+    hits, of_customer = hits[of_customer > 0], of_customer[of_customer > 0]
+    rate = float(reached.mean())
+    variance = float(((hits - rate * of_customer) ** 2).sum()) / n**2 * len(hits) / max(len(hits) - 1, 1)
+    effect = max(1.0, variance * n / (rate * (1 - rate))) if 0 < rate < 1 else 1.0
+    rows, alarms, tail = n / effect, rate * n / effect, (1 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, alarms, rows - alarms + 1)) if rate > 0 else 0.0
+    high = float(beta.ppf(1 - tail, alarms + 1, rows - alarms)) if rate < 1 else 1.0
+    return Rate(rate, low, high)
+
+
+def found_by_kind(traffic: Traffic) -> pd.DataFrame:
+    """Return the share of each typology, and of legitimate transactions, at each severity or above."""
+    names: list[Severity] = list(SEVERITIES[1:])
+    kinds = [*sorted({*traffic.kinds.tolist()} - {LEGITIMATE}), LEGITIMATE]
+    rows = {}
+    for kind in kinds:
+        some = traffic.severities[traffic.kinds == kind]
+        rows[kind] = [len(some), *(float((some >= place).mean()) for place in range(1, len(SEVERITIES)))]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["transactions", *names])
+
+
+def _show(result: SeverityCheck) -> None:
+    scale = result.scale
+    out.print(
+        f"calibrated on {scale.rows:,} transactions of {scale.customers:,} customers; "
+        f"measured on {len(result.traffic.severities):,} fresh ones, intervals {CONFIDENCE:.0%}"
+    )
+    rates = Table("severity", "at most", "expected from", "measured", "legitimate alone", "", box=None)
+    for m in result.measured:
+        shown = [f"{rate.value:.4%} [{rate.low:.4%}, {rate.high:.4%}]" for rate in (m.all, m.legitimate)]
+        verdict = "holds" if m.holds else "does not hold"
+        rates.add_row(m.level.severity, f"{m.level.rate:.4%}", f"{m.least:.4%}", *shown, verdict)
+    out.print(rates)
+    for name in scale.not_offered:
+        needed = next(level.rows_needed(scale.confidence) for level in scale.levels if level.severity == name)
+        out.print(f"{name} is not offered: it needs a sample of {needed:,}")
+    kinds = found_by_kind(result.traffic)
+    shares = Table("found at this severity or above", *kinds.columns, box=None)
+    for kind, values in zip(kinds.index, kinds.itertuples(index=False), strict=True):
+        shares.add_row(str(kind), f"{values[0]:,}", *(f"{value:.2%}" for value in values[1:]))
+    out.print(shares)
