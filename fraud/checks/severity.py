@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import beta
 
-from fraud.cli.progress import stages
 from fraud.decisions.anomaly import SEVERITIES, Severity
 from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.detectors.severity import Level, SeverityScale
@@ -117,12 +117,13 @@ def severity(
     """
     world = World(customers, days)
     configured = Config() if config is None else Config.from_yaml(config)
-    with stages() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("fresh traffic", total=rows)
         prepared, trained = train_on(world, configured, seed)
         parts: list[Traffic] = []
         while sum(len(part.severities) for part in parts) < rows:
             parts.append(fresh_traffic(prepared, trained, world, seed + 1 + len(parts)))
-            progress("fresh traffic", min(rows, sum(len(part.severities) for part in parts)), rows)
+            progress.update(task, completed=sum(len(part.severities) for part in parts))
     result = check(trained.detector.severity, Traffic.joined(parts))
     _show(result)
     if not result.holds:
