@@ -123,6 +123,16 @@ class IdempotencyConflict(RequestError):
         )
 
 
+class NotMeasured(RequestError):
+    """A transaction was decided before, and its anomaly was not measured then."""
+
+    http_status = 409
+    code = "not_measured"
+
+    def __init__(self, transaction_id: str | None) -> None:
+        super().__init__(f"transaction {transaction_id!r} was decided before, without a model that measures anomalies")
+
+
 class UnknownModel(RequestError):
     http_status = 404
     code = "unknown_model"

@@ -153,5 +153,6 @@ ALTERNATIVES: dict[str, Alternative] = {
         _version,
         "`v3` or `3`, or a digest; `latest` pins nothing; another name is an alias, `FRAUD_MODEL_ALIASES`",
     ),
+    "ANOMALY_THRESHOLD": Alternative("FRAUD_ANOMALY_THRESHOLD", _as_it_is, "the same"),
 }
 """In the order in which they are read: of two that stand for one variable, the first counts."""

@@ -224,6 +224,12 @@ class ContractSettings(Group):
         description="Models that contracts score with, comma-separated, such as application-score=loans; a contract "
         "that is not named takes the first served model that fits it.",
     )
+    anomaly_threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Anomaly score above which the contract anomaly-inference answers is_anomaly true.",
+    )
 
 
 class RulesSettings(Group):

@@ -24,7 +24,7 @@ class Carrier(NamedTuple):
     body : callable
         Makes the body, as JSON, of rows and the name of the model.
     probabilities : callable
-        Reads the probability of each row from an answer.
+        Reads the score of each row from an answer: its probability, or its anomaly score.
     most : int
         Rows that it takes at once.
     has_id : bool
@@ -53,6 +53,12 @@ def _predict(path: str) -> Carrier:
     )
 
 
+def _transaction(row: Row) -> dict[str, Any]:
+    """Return a row as a transaction of the contract anomaly-inference."""
+    names = {"transaction_id": "tx_id", "merchant_id": "merchant", "event_time": "time"}
+    return {names.get(name, name): value for name, value in row.items() if name != "customer_id"}
+
+
 OWN = (_predict("/predict"), _predict("/explain"))
 """The product's own routes."""
 
@@ -65,5 +71,13 @@ CARRIERS: dict[str, tuple[Carrier, ...]] = {
         ),
     ),
     "registry-predict": (_predict("/v1/predict"),),
+    "anomaly-inference": (
+        Carrier(
+            "/v1/inference",
+            lambda rows, _: {"user_id": rows[0].get("customer_id", "u-1"), "transaction": _transaction(rows[0])},
+            lambda answer: [answer["anomaly_score"]],
+            has_id=True,
+        ),
+    ),
 }
 """The carriers of every contract of the product, by its name."""

@@ -35,7 +35,7 @@ class Beside:
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        if scorer.detector.anomaly_score(np.zeros(0)) is None:
+        if not scorer.measures_anomaly:
             raise BundleError(
                 f"{scorer.name.name} {scorer.name.version} measures no anomaly, as FRAUD_ANOMALY_MODEL must: it is a "
                 f"model of {scorer.bundle.algorithm.name}"

@@ -111,6 +111,11 @@ class Scorer:
         self.explainer = Explainer(bundle.spec, bundle.algorithm.unit)
         self.detector: Detector = bundle.algorithm.load(bundle.detector_files, len(bundle.spec.features))
 
+    @property
+    def measures_anomaly(self) -> bool:
+        """Whether it says how unusual a row is."""
+        return self.detector.anomaly_score(np.zeros(0)) is not None
+
     @classmethod
     def load(cls, model_dir: Path, preprocessor_dir: Path | None = None, max_ahead_ms: int = 86_400_000) -> Scorer:
         """Check a bundle, build it, check it against its golden rows and warm it up.

@@ -207,6 +207,11 @@ class Pipeline:
         self._notify([outcome for outcome in outcomes if isinstance(outcome, Decision) and not outcome.is_repeat])
         return outcomes
 
+    def version(self, digest: str) -> Scorer | None:
+        """Return the model version of a digest, if it is loaded here."""
+        versions = (*self.scorers.values(), *self.challengers.values())
+        return next((version for version in versions if version.name.digest == digest), self.past.get(digest))
+
     def describe(self) -> list[ModelName]:
         """Return the models served."""
         return [scorer.name for scorer in self.scorers.values()]
@@ -337,17 +342,14 @@ class Pipeline:
             if row.record is not None:
                 by_digest.setdefault(row.record.model_digest, []).append(row)
         for digest, some in by_digest.items():
-            scorer = self._version(digest, some[0].scorer)
+            asked = some[0].scorer
+            scorer = asked if asked.name.digest == digest else self.version(digest)
             if scorer is not None:
                 await self._in_turn(some, self._explain_as_scored, scorer, some)
             else:
                 record = some[0].record
                 assert record is not None
                 reject(some, PastVersion(record.model_name, digest, list(self.scorers)))
-
-    def _version(self, digest: str, asked: Scorer) -> Scorer | None:
-        versions = (asked, *self.scorers.values(), *self.challengers.values())
-        return next((version for version in versions if version.name.digest == digest), self.past.get(digest))
 
     def _explain_as_scored(self, scorer: Scorer, rows: Sequence[RowInFlight]) -> None:
         started = time.perf_counter()

@@ -182,6 +182,7 @@ class RowInFlight:
             hits,
             self.reasons or record.reasons,
             None if record.anomaly_model is msgspec.UNSET else model_named(*record.anomaly_model),
+            b"" if record.transaction_id is None else record.features,
         )
 
 

@@ -81,6 +81,8 @@ class Decision(msgspec.Struct, gc=False):
         they were asked for, or recorded.
     anomaly_model : ModelName, optional
         Which model measured that, where it is not `model` itself.
+    features : bytes
+        The row of `X` as it was scored by `model`, float64 little-endian; empty for a row without an id.
     """
 
     transaction_id: str | None
@@ -97,6 +99,7 @@ class Decision(msgspec.Struct, gc=False):
     rules_hit: Sequence[str] = ()
     reasons: list[tuple[str, float]] = []
     anomaly_model: ModelName | None = None
+    features: bytes = b""
 
     @property
     def decision_score(self) -> float:

@@ -52,6 +52,8 @@ class Contract:
         Says why a model does not fit the contract.
     prefixes : tuple of str
         Such as ``/api/v1``.
+    needs_anomaly : bool
+        Whether its model has to measure anomalies, itself or by the anomaly model beside it.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Contract:
     routes: Callable[[ContractModel, Settings], Iterable[Route]]
     misfit: Misfit
     prefixes: tuple[str, ...] = ()
+    needs_anomaly: bool = False
 
 
 class ContractModel:
@@ -162,12 +165,22 @@ class ContractModel:
 
     def _choose(self, scorers: Mapping[str, Scorer]) -> tuple[Scorer | None, str]:
         candidates = scorers if self._named is None else {n: s for n, s in scorers.items() if n == self._named}
-        problems = {name: self.contract.misfit(scorer) for name, scorer in candidates.items()}
+        problems = {name: self._problem(scorer) for name, scorer in candidates.items()}
         for name, problem in problems.items():
             if problem is None:
                 return scorers[name], ""
         said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         return None, said or f"model {self._named!r}, which FRAUD_CONTRACT_MODELS names, is not served here"
+
+    def _problem(self, scorer: Scorer) -> str | None:
+        """Return why a model cannot serve the contract."""
+        problem = self.contract.misfit(scorer)
+        if problem is not None or not self.contract.needs_anomaly or scorer.measures_anomaly:
+            return problem
+        beside = self.engine.pipeline.beside
+        if beside is None:
+            return "it measures no anomaly, and FRAUD_ANOMALY_MODEL names no model that does"
+        return beside.misfit(scorer)
 
 
 def decision_of(outcome: Outcome) -> Decision:

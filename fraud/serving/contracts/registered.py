@@ -8,6 +8,7 @@ from importlib import import_module
 
 from fraud.errors import SettingsError
 from fraud.refusals import closest
+from fraud.serving.contracts.anomaly_inference import ANOMALY_INFERENCE
 from fraud.serving.contracts.application_score import APPLICATION_SCORE
 from fraud.serving.contracts.protocol import Contract, ContractModel
 from fraud.serving.contracts.registry_predict import REGISTRY_PREDICT
@@ -16,7 +17,9 @@ from fraud.serving.http import ONE_SHAPE, Route
 from fraud.serving.routes import Closed
 from fraud.settings import ContractSettings, Settings
 
-CONTRACTS: dict[str, Contract] = {contract.name: contract for contract in (APPLICATION_SCORE, REGISTRY_PREDICT)}
+CONTRACTS: dict[str, Contract] = {
+    contract.name: contract for contract in (APPLICATION_SCORE, REGISTRY_PREDICT, ANOMALY_INFERENCE)
+}
 """Every contract of the product by its name."""
 
 
