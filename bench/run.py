@@ -32,7 +32,18 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 # in the order of their length; what each one measures stands in its own docstring
-BENCHMARKS = ("library", "approximation", "parts", "overload", "questions", "history", "training", "service", "load")
+BENCHMARKS = (
+    "library",
+    "rules",
+    "approximation",
+    "parts",
+    "overload",
+    "questions",
+    "history",
+    "training",
+    "service",
+    "load",
+)
 COMPARED = ("library",)
 
 console = Console()

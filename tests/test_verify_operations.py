@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fraud.checks import batching as verify_batching
 from fraud.checks import log as verify_log
+from fraud.checks import rules as verify_rules
 from fraud.checks.batching import Batched
 from fraud.checks.log import Kept
 from fraud.checks.sandbox import fresh, harsher, sandbox
@@ -47,6 +48,11 @@ def test_swap_under_load(bundle: str) -> None:
         (verify_batching, ["--users", "30", "--requests", "4"], r"answers other than alone 0, good rows refused 0"),
         (verify_log, ["audit", "--rows", "300", "--flips", "20"], r"300 decisions acknowledged, 300 in the log"),
         (verify_log, ["replay", "--rows", "400"], r"400 decisions scored again, by version \w+: 200, \w+: 200"),
+        (
+            verify_rules,
+            ["--decisions", "5000", "--changes", "8"],
+            r"(?s)one by one: differences 0.*failed 0, answered by two sets 0.*replayed: differences 0, .*found 0",
+        ),
         (verify_log, ["chaos", "--kills", "2"], r"missing 0, other than answered 0, twice 0;.*chain whole"),
     ],
 )

@@ -14,7 +14,7 @@ from fraud.cli import audit, decisions, history, inspecting, keys, lists, regist
 class Verify(TyperGroup):
     """`fraud verify`: its checks import both training and serving, so they are imported on first use."""
 
-    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz", "severity")
+    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz", "severity", "rules")
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._read()
