@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from fraud.checks.rule_effect import Effect, rule_effect
 from fraud.cli.rules import app
+from fraud.decisions.anomaly import SEVERITIES
 from fraud.decisions.labels import Label
 from fraud.decisions.policy import Policy, RiskLevels
 from fraud.decisions.rules.effect import redecide, wilson
@@ -58,18 +59,21 @@ def test_many_rows_are_decided_as_one_by_one() -> None:
     )
     rules = Rules(some, SPEC)
     columns = random_columns(500, rules.width, 22)
-    score = np.random.default_rng(23).random(500)
+    rng = np.random.default_rng(23)
+    score = rng.random(500)
+    columns[:, rules.width - 1] = rng.choice([0.0, 1.0, 2.0, 3.0, np.nan], 500)
+    severities = [None if np.isnan(code) else SEVERITIES[int(code)] for code in columns[:, rules.width - 1]]
     now = redecide(rules, POLICY, columns, score)
     seen = set()
     for i, row in enumerate(columns.tolist()):
-        verdict, ruling = ruled(POLICY, float(score[i]), rules, row, rules.fired(row))
+        verdict, ruling = ruled(POLICY, float(score[i]), rules, row, rules.fired(row), severity=severities[i])
         assert ACTIONS[now.action[i]] == verdict.decision
         assert ACTIONS[now.model[i]] == ruling.model_decision
         assert (rules.rules[now.first[i]].id if now.first[i] >= 0 else "model") == ruling.decided_by
         without = RuleSet(model=some.model, rules=tuple(r for r in some.rules if r.id != ruling.decided_by))
         if i % 25 == 0 and ruling.decided_by != "model":
             fewer = Rules(without, SPEC)
-            again, _ = ruled(POLICY, float(score[i]), fewer, row, fewer.fired(row))
+            again, _ = ruled(POLICY, float(score[i]), fewer, row, fewer.fired(row), severity=severities[i])
             second = now.second[i]
             action = now.policy[i] if second < 0 else ACTIONS.index(rules.rules[second].outcome or "approve")
             assert ACTIONS[action] == again.decision

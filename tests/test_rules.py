@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from cel_expr_python import cel
 
+from fraud.decisions.anomaly import Anomaly
 from fraud.decisions.rules.blocks import fired
 from fraud.decisions.rules.checker import check
 from fraud.decisions.rules.lists import Lists
-from fraud.decisions.rules.names import Facts, Names
+from fraud.decisions.rules.names import Facts, Names, outputs_of
 from fraud.decisions.rules.rowwise import row_function
 from fraud.decisions.rules.syntax import MAX_DEPTH, MAX_LENGTH, MAX_PARTS
 from fraud.decisions.rules.tree import (
@@ -239,6 +240,8 @@ def test_googles_cel_decides_alike() -> None:
         ("amount > 1 amount", "line 1, column 12: 'amount' arrived where an operator or the end is expected"),
         ("(amount > 1", "line 1, column 12: the end arrived where ')' is expected"),
         ("(amount > 1) == (speed > 1)", "line 1, column 14: conditions are joined by && and ||, not compared"),
+        ("severity == channel", "column 10: only names of the request are compared with each other"),
+        ("severity > 1", "line 1, column 1: severity (a category) stands where a number is expected"),
         ("__import__('os')", "line 1, column 1: no function '__import__'"),
         ("x" * (MAX_LENGTH + 1), f"an expression of {MAX_LENGTH + 1} characters; at most {MAX_LENGTH} are allowed"),
         ("!" * 100 + "is_new", f"nested more than {MAX_DEPTH} deep"),
@@ -304,6 +307,8 @@ def test_fields_of_a_request_are_facts() -> None:
         "weekday == 3",
         'device_id != "d9"',
         "missing(longitude)",
+        'severity in ["HIGH", "CRITICAL"] && anomaly_score > 0.8',
+        'severity == "LOW"',
     )
     rules = [definitely(check(text, some)) for text in texts]
     row = Row(
@@ -318,8 +323,8 @@ def test_fields_of_a_request_are_facts() -> None:
     x = [math.nan] * len(TRANSACTION_SPEC.features)
     for name, value in (("hour", 3.5), ("weekday", 3.0), ("category", 1.0)):
         x[TRANSACTION_SPEC.names.index(name)] = value
-    columns = [*x, 0.5, math.nan, *some.reader()(row, x, Lists())]
-    assert row_function(rules)(columns) == [0, 1, 3, 4, 5, 6, 8]
+    columns = [*x, *outputs_of(0.5, Anomaly(0.9, "HIGH")), *some.reader()(row, x, Lists())]
+    assert row_function(rules)(columns) == [0, 1, 3, 4, 5, 6, 8, 9]
 
 
 def test_ten_thousand_hostile_expressions_are_refused_or_decided() -> None:

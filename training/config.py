@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fraud.decisions.anomaly import Severity
-from fraud.decisions.policy import SEVERITY_ACTIONS, Action
+from fraud.decisions.policy import SEVERITY_ACTIONS, PolicyAction
 from fraud.errors import DataError
 from training.policy import DEFAULT_COSTS, check_costs
 
@@ -57,7 +57,7 @@ class SeverityOptions(BaseModel):
     high: float = Field(0.001, gt=0, lt=1, description="Most that are HIGH or above.")
     critical: float = Field(0.0001, gt=0, lt=1, description="Most that are CRITICAL.")
     confidence: float = Field(0.95, ge=0.5, lt=1, description="With which these rates hold.")
-    actions: dict[Severity, Action] = Field(dict(SEVERITY_ACTIONS), description="The least that is done.")
+    actions: dict[Severity, PolicyAction] = Field(dict(SEVERITY_ACTIONS), description="The least that is done.")
 
     @model_validator(mode="after")
     def _falling(self) -> Self:

@@ -9,12 +9,14 @@ import msgspec
 
 from fraud.decisions.anomaly import Severity
 
+PolicyAction = Literal["approve", "review", "decline"]
+"""What a policy can do with a transaction, from the mildest to the strictest."""
 Action = Literal["approve", "review", "decline", "challenge"]
 """What can be done with a transaction. Only a rule challenges: the customer is asked for a further proof."""
 RiskLevel = Literal["low", "medium", "high", "critical"]
 
 
-SEVERITY_ACTIONS: Mapping[Severity, Action] = {"CRITICAL": "review"}
+SEVERITY_ACTIONS: Mapping[Severity, PolicyAction] = {"CRITICAL": "review"}
 """Of a policy that does not say otherwise."""
 
 
@@ -36,4 +38,4 @@ class Policy(msgspec.Struct, frozen=True):
     decline_threshold: float
     risk_levels: RiskLevels
     costs: dict[str, float] = {}
-    severity_actions: Mapping[Severity, Action] = msgspec.field(default_factory=lambda: dict(SEVERITY_ACTIONS))
+    severity_actions: Mapping[Severity, PolicyAction] = msgspec.field(default_factory=lambda: dict(SEVERITY_ACTIONS))

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fraud.decisions.anomaly import Severity
-from fraud.decisions.policy import Action, Policy, RiskLevel
+from fraud.decisions.policy import Action, Policy, PolicyAction, RiskLevel
 from fraud.decisions.rules.sets import MODEL, Rules
 
-POLICY_ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
+POLICY_ACTIONS: tuple[PolicyAction, ...] = get_args(PolicyAction)
 """What a policy can do with a transaction, from the mildest to the strictest."""
 ACTIONS: tuple[Action, ...] = (*POLICY_ACTIONS, "challenge")
 """What can be done with a transaction."""
@@ -92,14 +92,14 @@ def verdict_of(policy: Policy, score: float, severity: Severity | None = None) -
         level = "high"
     elif score >= levels.medium:
         level = "medium"
-    action: Action = "approve"
+    action: PolicyAction = "approve"
     if score >= policy.decline_threshold:
         action = "decline"
     elif score >= policy.review_threshold:
         action = "review"
     if severity is not None:
         least = policy.severity_actions.get(severity)
-        if least is not None and ACTIONS.index(least) > ACTIONS.index(action):
+        if least is not None and POLICY_ACTIONS.index(least) > POLICY_ACTIONS.index(action):
             action = least
     return _VERDICTS[level, action]
 

@@ -160,10 +160,15 @@ class _Checker:
         assert right.name is not None
         if left.type == right.type == "category" and left.name.categories == right.name.categories:
             return Comparison("==", left.tree, right.tree)
-        if not isinstance(left.tree, Column) or not isinstance(right.tree, Column):
-            raise self._refuse(node, "two texts are compared by their names, without default")
+        if not self._is_of_request(left) or not self._is_of_request(right):
+            raise self._refuse(node, "only names of the request are compared with each other, and without default")
         fact = Fact("same", left.name.text, right.name.text)
         return Comparison("==", Column(self._facts.column(fact)), Constant(1.0))
+
+    def _is_of_request(self, value: _Value) -> bool:
+        """Whether a category or text is read from the request as it is: no default, no output of the model."""
+        column = None if value.name is None else value.name.column
+        return isinstance(value.tree, Column) and (column is None or column < self._facts.names.n_features)
 
     def _same_flag(self, node: Node, left: _Flag, right: _Flag) -> Condition:
         for one, other in ((left, right), (right, left)):
@@ -200,7 +205,7 @@ class _Checker:
             near = closest(wanted, known)
             hint = f"did you mean {near!r}?" if near else f"the set names {listed(known) or 'none under lists'}"
             raise self._refuse(members, f"no list {shown(wanted)!r}; {hint}")
-        if left.name is None or left.type == "number" or not isinstance(left.tree, Column):
+        if left.name is None or left.type == "number" or not self._is_of_request(left):
             raise self._refuse(node.parts[0], f"a list holds texts; this is {_said(left)}")
         fact = Fact("member", left.name.text, wanted)
         return _Flag(Comparison("==", Column(self._facts.column(fact)), Constant(1.0)))

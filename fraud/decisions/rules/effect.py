@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fraud.decisions.anomaly import SEVERITIES
 from fraud.decisions.policy import Policy
 from fraud.decisions.rules.blocks import fired
 from fraud.decisions.rules.sets import Rules
@@ -73,9 +74,17 @@ def redecide(rules: Rules, policy: Policy, columns: Numbers, score: Numbers) -> 
             second[hits[i] & (first != NONE) & (second == NONE)] = i
             first[hits[i] & (first == NONE)] = i
     thresholds = policy.review_threshold, policy.decline_threshold
-    by_policy = actions_at(np.where(factor == 1.0, score, with_odds(score, factor)), *thresholds)
+    least = least_actions(policy, columns[:, rules.width - 1])
+    adjusted = np.where(factor == 1.0, score, with_odds(score, factor))
+    by_policy = np.maximum(actions_at(adjusted, *thresholds), least)
     action = np.where(first == NONE, by_policy, outcomes_of(rules)[first])
-    return Redecided(hits, first, second, by_policy, actions_at(score, *thresholds), action)
+    return Redecided(hits, first, second, by_policy, np.maximum(actions_at(score, *thresholds), least), action)
+
+
+def least_actions(policy: Policy, severity: Numbers) -> Indices:
+    """Return the least that a policy does for the severities of rows, NaN for none, as indices into `ACTIONS`."""
+    least = [ACTIONS.index(policy.severity_actions.get(name, "approve")) for name in SEVERITIES]
+    return np.array([*least, 0])[np.where(np.isnan(severity), len(least), severity).astype(np.int64)]
 
 
 def outcomes_of(rules: Rules) -> Indices:

@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fraud.decisions.anomaly import Anomaly
+from fraud.decisions.anomaly import SEVERITIES, Anomaly
 from fraud.decisions.rules.lists import Lists
 from fraud.schema import POSITION_ROLES, FeatureSpec, Row
 
 Type = Literal["number", "flag", "category", "text"]
-OUTPUTS = ("fraud_probability", "anomaly_score")
+OUTPUTS = ("fraud_probability", "anomaly_score", "severity")
 """What a model says of a transaction, before any rule; missing where it does not say it."""
 OTHER = -1.0
 """The code of a text that no literal of the set equals."""
@@ -31,12 +31,15 @@ MISSING = math.nan
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 
 
-def outputs_of(fraud_probability: float | None, anomaly: Anomaly | msgspec.UnsetType | None) -> tuple[float, float]:
-    """Return a model's outputs as columns."""
-    return (
-        MISSING if fraud_probability is None else fraud_probability,
-        anomaly.score if isinstance(anomaly, Anomaly) else MISSING,
-    )
+def outputs_of(
+    fraud_probability: float | None, anomaly: Anomaly | msgspec.UnsetType | None
+) -> tuple[float, float, float]:
+    """Return a model's outputs as columns; a severity as its index in `SEVERITIES`."""
+    probability = MISSING if fraud_probability is None else fraud_probability
+    if not isinstance(anomaly, Anomaly):
+        return probability, MISSING, MISSING
+    severity = MISSING if anomaly.severity is None else float(SEVERITIES.index(anomaly.severity))
+    return probability, anomaly.score, severity
 
 
 class Name(NamedTuple):
@@ -68,11 +71,17 @@ class Names:
     spec : FeatureSpec
     lists : collection of str
         The names of the lists that rules may look into.
+
+    Attributes
+    ----------
+    n_features, width : int
+        How many columns there are of `X`, and of the model with its outputs.
     """
 
     def __init__(self, spec: FeatureSpec, lists: Collection[str] = ()) -> None:
         self.lists = tuple(lists)
-        self.width = len(spec.features) + len(OUTPUTS)
+        self.n_features = len(spec.features)
+        self.width = self.n_features + len(OUTPUTS)
         fields: list[Name] = []
         if spec.kind == "transaction":
             fields = [Name(name, "number") for name in ("amount", "hour", "weekday")]
@@ -86,8 +95,9 @@ class Names:
             if feature.type != "numeric":
                 kind = "flag" if feature.type == "boolean" else "category"
             self._names[feature.name] = Name(feature.name, kind, column, feature.categories, (low, high))
-        for i, output in enumerate(OUTPUTS):
-            self._names[output] = Name(output, "number", len(spec.features) + i, bounds=(0.0, 1.0))
+        for i, output in enumerate(OUTPUTS, self.n_features):
+            self._names[output] = Name(output, "number", i, bounds=(0.0, 1.0))
+        self._names["severity"] = Name("severity", "category", self.width - 1, SEVERITIES)
 
     @property
     def all(self) -> list[Name]:
