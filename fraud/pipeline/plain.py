@@ -70,7 +70,8 @@ def _decision(
     rules: RulesInForce | None,
 ) -> Decision:
     policy, said = row.scorer.policy, row.row
-    decided_by, hits = MODEL, []
+    decided_by: str = MODEL
+    hits: Sequence[str] = ()
     if rules is None:
         verdict = verdict_of(policy, score.decision_score, score.severity)
     else:
