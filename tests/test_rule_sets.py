@@ -32,7 +32,10 @@ from fraud.stores.log import decode_record
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
 from tests.asking import ask
+from tests.conftest import EXAMPLES
 from tests.tiny import TRANSACTION_SPEC, ready_rows, transactions, write_tiny_bundle
+from training.data import Mapping, load_table
+from training.replay import transaction_spec
 
 NAME = "fraud-transaction"
 
@@ -144,6 +147,14 @@ def test_odd_rules_are_warned_of() -> None:
         "rule always fires on every transaction that has the values it reads",
         "rules one and two have the same condition",
     ]
+
+
+def test_the_example_can_be_decided_by_a_model_of_the_simulated_table(simulated: Path) -> None:
+    mapping = Mapping.from_yaml(EXAMPLES / "simulated.yaml")
+    some = read_rule_set((EXAMPLES / "rules.yaml").read_text())
+    rules = Rules(some, transaction_spec(load_table(simulated, mapping), mapping, slice(None)))
+    assert len(rules.rules) == 10
+    assert warnings_of(rules) == []
 
 
 def test_precedence(scorers: list[Scorer], tmp_path: Path) -> None:
