@@ -27,12 +27,16 @@ from fraud.models.rule_sets import RuleSets
 from fraud.models.scorer import Scorer
 from fraud.models.served import Served
 from fraud.pipeline.decide import Pipeline
+from fraud.serving.front_door import FrontDoor
+from fraud.serving.routes import Router
+from fraud.serving.rules import rule_routes
 from fraud.settings import ModelSettings, Settings
 from fraud.stores.log import decode_record
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
 from tests.asking import ask
 from tests.conftest import EXAMPLES
+from tests.test_profiles import Service, elsewhere
 from tests.tiny import TRANSACTION_SPEC, ready_rows, transactions, write_tiny_bundle
 from training.data import Mapping, load_table
 from training.replay import transaction_spec
@@ -406,3 +410,52 @@ def test_the_commands(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert fraud("check", str(file), "--bundle", str(home / "bundle0"))[0] == 1
     assert fraud("promote", NAME)[0] == 1
+
+
+class RuleService(Service):
+    """The routes of rule sets over a Bento store."""
+
+    def __init__(self, home: Path) -> None:
+        self.runner = asyncio.Runner()
+        self.door = FrontDoor(Router(rule_routes(RuleSets(home))), elsewhere)
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.close()
+
+
+def test_the_routes_check_save_promote_and_roll_back(home: Path) -> None:
+    first, second = (msgspec.json.decode(some.encode()) for some in SETS[:2])
+    with RuleService(home) as service:
+        assert service.call("GET", f"/v1/rulesets/{NAME}") == (200, {"digest": None, "rules": None})
+        assert service.call("POST", "/v1/rulesets/check", first) == (200, {"digest": SETS[0].digest, "warnings": []})
+        for i, some in enumerate((first, second)):
+            status, saved = service.call("POST", "/v1/rulesets", some)
+            assert (status, saved) == (200, {"version": f"v{i}", "digest": SETS[i].digest, "aliases": ["candidate"]})
+            status, moved = service.call(
+                "POST", f"/v1/rulesets/{NAME}/promote", {"reference": f"v{i}", "why": "a test"}
+            )
+            assert (status, moved["digest"]) == (200, SETS[i].digest)
+        status, in_force = service.call("GET", f"/v1/rulesets/{NAME}")
+        assert (status, in_force) == (200, {"digest": SETS[1].digest, "rules": second})
+        assert service.call("POST", f"/v1/rulesets/{NAME}/rollback", {})[1]["digest"] == SETS[0].digest
+        event = RuleSets(home).registry.events(f"{NAME}-rules")[0]
+        assert (event.kind, event.who) == ("rollback", "key none")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/check", {"model": NAME, "rules": [rule("a", "amuont > 1")]}, "$.rules[0].when rule a: line 1, column 1"),
+        ("/check", {"model": NAME, "rules": [rule("a", "amount > 1", "refuse")]}, "$.rules[0].outcome"),
+        ("", {"model": NAME, "rules": [rule("a", "amount > 1", None)]}, "$.rules[0] rule a needs an outcome or odds"),
+        ("", {"model": "unknown", "rules": []}, "no version of the model 'unknown' is registered here"),
+        ("", {"model": "../x", "rules": []}, "model of the rule set '../x'"),
+        (f"/{NAME}/promote", {"reference": "v9"}, "no model"),
+        (f"/{NAME}/rollback", {}, "has no previous version to roll back to"),
+    ],
+)
+def test_a_wrong_call_of_a_rule_route_is_refused(home: Path, path: str, body: Any, said: str) -> None:
+    with RuleService(home) as service:
+        status, answer = service.call("POST", f"/v1/rulesets{path}", body)
+    assert status == 422
+    assert said in f"{answer['error']['path']} {answer['error']['message']}"

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from fraud.models.rule_sets import RuleSets
 from fraud.serving import scoring
 from fraud.serving.api_pages import api_pages
 from fraud.serving.bento_pages import bento_routes
@@ -31,6 +32,7 @@ from fraud.serving.openapi import document
 from fraud.serving.parameters import idempotency_key
 from fraud.serving.profiles import profile_routes
 from fraud.serving.routes import Router
+from fraud.serving.rules import rule_routes
 from fraud.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def service_routes(engine: Engine, settings: Settings, contracts: Sequence[Contr
         *profile_routes(lambda: engine.pipeline.store),
         *decision_routes(lambda: engine.pipeline.store),
         *list_routes(lambda: engine.lists),
+        *rule_routes(RuleSets(settings.models.bentoml_home, settings.models.alias_order)),
         *admin_routes(engine, contracts),
         *[route for contract in contracts for route in contract_routes(contract, settings)],
     ]

@@ -120,11 +120,12 @@ def read_rule_set(text: str) -> RuleSet:
         raise RuleError(f"no rule set: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise RuleError("no rule set: it is nested too deeply") from None
-    _expect_whole(rule_set)
+    expect_whole(rule_set)
     return rule_set
 
 
-def _expect_whole(rule_set: RuleSet) -> None:
+def expect_whole(rule_set: RuleSet) -> None:
+    """Raise `RuleError` where a set contradicts itself; its expressions are checked by `Rules`."""
     seen: set[str] = set()
     for i, rule in enumerate(rule_set.rules):
         path = f"$.rules[{i}]"
