@@ -3,8 +3,8 @@
     python -m bench.parts                 writes bench/results/parts.json
     python -m bench.parts --rounds 1 --seconds 1
 
-One row a call with history, at 32 connections; each variant takes its turn in every round, and its cost is the CPU
-time of a request as a ratio to the service as it comes in the same round.
+One row a call with history, reasons and record, at 32 connections; each variant takes its turn in every round, and its
+cost is the CPU time of a request as a ratio to the service as it comes in the same round.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.anomaly import write_anomaly_bundle
 from bench.hardware import describe_hardware
 from bench.model import write_model
 from bench.servers import HERE, WORK, Server, console, running, servers
 from bench.service import LIBRARIES, measure
+from fraud.models.bento_store import BentoStore
 from fraud.serving.security import new_key
 
 AS_IT_COMES = "as it comes"
@@ -39,6 +41,7 @@ def variants() -> dict[str, Server]:
 
     return {
         AS_IT_COMES: own,
+        "an anomaly model beside": changed({"FRAUD_ANOMALY_MODEL": anomaly_model()}),
         "API keys required": changed(keys, {"X-API-Key": secret}),
         "a rate for each caller": changed({"FRAUD_RATE_LIMIT_PER_S": "1000000"}),
         "a log line for every request": changed({"FRAUD_LOG_REQUESTS": "all"}),
@@ -58,6 +61,12 @@ def variants() -> dict[str, Server]:
             ],
         ),
     }
+
+
+def anomaly_model() -> str:
+    """Return the tag of the anomaly model, which is then in the benchmark's Bento store."""
+    folder = write_anomaly_bundle(WORK / "anomaly", WORK / "model" / "history", WORK / "model" / "simulated.parquet")
+    return BentoStore(WORK / "bentoml").import_bundle(folder, {})
 
 
 def run(rounds: int, seconds: float) -> dict[str, Any]:

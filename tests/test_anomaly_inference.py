@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import requests
 
-from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
-from fraud.models.bento_store import BentoStore
 from fraud.models.scorer import Scorer
 from fraud.schema import Feature, FeatureSpec, Role
 from fraud.serving.contracts.anomaly_inference import FEATURES, misfit
 from fraud.serving.security import new_key
 from tests.servers import bentoml_serve
-from tests.tiny import ready_rows, store_of_tiny_models, transactions, write_tiny_bundle
+from tests.tiny import ready_rows, store_of_tiny_models, tiny_anomaly_model, transactions
 
 SECRET, KEY = new_key(["admin", "score", "read"])
 THRESHOLD = 0.55
@@ -29,15 +27,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def anomaly(home: Path) -> Scorer:
-    return Scorer.load(
-        write_tiny_bundle(home / "anomaly", "transaction", name="tiny-anomaly", algorithm=ISOLATION_FOREST)
-    )
+    tiny_anomaly_model(home)
+    return Scorer.load(home / "anomaly")
 
 
 @pytest.fixture(scope="module")
 def url(home: Path, anomaly: Scorer) -> Iterator[str]:
     environment = store_of_tiny_models(home)
-    tag = BentoStore(home).import_bundle(home / "anomaly", {})
+    tag = f"tiny-anomaly:{anomaly.name.version}"
     environment |= {"FRAUD_DURABLE": "false", "FRAUD_API_KEYS": KEY.line(), "FRAUD_ANOMALY_MODEL": tag}
     environment |= {"ANOMALY_THRESHOLD": str(THRESHOLD)}
     with bentoml_serve(environment, home / "log") as url:

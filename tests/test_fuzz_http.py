@@ -41,7 +41,7 @@ from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
 from fraud.settings import Settings
 from tests.servers import bentoml_serve
-from tests.tiny import ready_rows, store_of_tiny_models, transactions
+from tests.tiny import ready_rows, store_of_tiny_models, tiny_anomaly_model, transactions
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("FRAUD_FUZZ_CALLS", "900"))
@@ -107,6 +107,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
     environment = {
         **store_of_tiny_models(home),
+        "FRAUD_ANOMALY_MODEL": tiny_anomaly_model(home),
         "FRAUD_API_KEYS": f"{KEY.line()} {READER.line()} {ADMIN.line()} {LIMITED.line()} {ALL.line()}",
         "FRAUD_REQUIRE_KEYS": "true",
         "FRAUD_MAX_BODY_BYTES": str(MAX_BODY_BYTES),

@@ -126,6 +126,12 @@ def store_of_tiny_models(home: Path) -> dict[str, str]:
     }
 
 
+def tiny_anomaly_model(home: Path) -> str:
+    """Add an anomaly model of transactions to a Bento store; return its tag, for FRAUD_ANOMALY_MODEL."""
+    bundle = write_tiny_bundle(home / "anomaly", "transaction", name="tiny-anomaly", algorithm=ISOLATION_FOREST)
+    return BentoStore(home).import_bundle(bundle, {})
+
+
 def register_tiny(home: Path, kind: Kind, *aliases: str, seed: int = 0) -> str:
     """Import a tiny model into a Bento store and register it under some aliases; return its version."""
     bundle = write_tiny_bundle(home / f"{kind}-{seed}", kind, name=f"tiny-{kind}", seed=seed)
