@@ -100,7 +100,14 @@ class Redis(Server):
 
     With `appendfsync everysec` it would not: while an fsync is under way, Redis answers up to two seconds ahead of its
     writes, and a busy disk makes a killed server forget what it answered.
+
+    Attributes
+    ----------
+    options : tuple of str
+        Further options of the next start.
     """
+
+    options: tuple[str, ...] = ()
 
     @staticmethod
     def url_at(port: int) -> str:
@@ -108,7 +115,7 @@ class Redis(Server):
 
     def command(self) -> list[str]:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
-        return [_program("redis-server"), *options, "--appendonly", "yes", "--appendfsync", "no"]
+        return [_program("redis-server"), *options, "--appendonly", "yes", "--appendfsync", "no", *self.options]
 
     def answers(self) -> bool:
         client = redis.Redis(port=self.port, socket_timeout=1)

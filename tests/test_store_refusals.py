@@ -26,7 +26,7 @@ from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, check_store, open_log, open_store
 from fraud.stores.postgres_connection import connect, translated
 from fraud.stores.protocol import Store, described
-from tests.servers import PgBouncer, Postgres, Server, free_port, running
+from tests.servers import PgBouncer, Postgres, Redis, Server, free_port, running, wait_until
 from tests.test_store_acknowledged import degraded, on_record, tiered
 from tests.test_store_faults import until_back
 from tests.test_stores import alone, assert_same_states, of_run, score
@@ -68,6 +68,34 @@ async def until_said(store: Store, name: str, reason: str) -> None:
             await asyncio.sleep(0.02)
 
 
+def fail_to_save(server: Server) -> None:
+    """Let Redis save its data where it cannot: since then it takes no writes (MISCONF)."""
+    (server.folder / "dump.rdb").mkdir()
+    with redis.Redis(port=server.port) as client:
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+
+def save_no_more(server: Server) -> None:
+    with redis.Redis(port=server.port) as client:
+        client.config_set("save", "")
+    (server.folder / "dump.rdb").rmdir()
+
+
+def become_standby(server: Server) -> None:
+    """Start PostgreSQL again as a hot standby, which answers reads alone."""
+    assert isinstance(server, Postgres)
+    server.kill()
+    (server.data / "standby.signal").touch()
+    server.start()
+
+
+def become_primary(server: Server) -> None:
+    with psycopg.connect(server.url, autocommit=True) as db:
+        db.execute("SELECT pg_promote()")
+
+
 REDIS_REFUSES = {
     "READONLY": (redis_says("REPLICAOF 127.0.0.1 1"), redis_says("REPLICAOF NO ONE"), "read only replica"),
     "OOM": (redis_says("CONFIG SET maxmemory 1"), redis_says("CONFIG SET maxmemory 0"), "maxmemory"),
@@ -82,8 +110,19 @@ REDIS_REFUSES = {
         redis_says("CONFIG SET requirepass "),
         "uthentication required",
     ),
+    "MISCONF": (fail_to_save, save_no_more, "MISCONF"),
 }
 POSTGRES_REFUSES = {
+    "25006 hot standby": (become_standby, become_primary, "read-only transaction"),
+    "53100 disk full": (  # no disk is filled here: the server says so as it does then, to the first write
+        postgres_says(
+            "CREATE FUNCTION fraud.full() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE disk_full USING MESSAGE = 'could not extend file: No space left on device'; END $$",
+            "CREATE TRIGGER disk BEFORE INSERT ON fraud.decisions EXECUTE FUNCTION fraud.full()",
+        ),
+        postgres_says("DROP FUNCTION fraud.full CASCADE"),
+        "No space left on device",
+    ),
     "25006 read-only": (
         postgres_says("ALTER ROLE app SET default_transaction_read_only = on"),
         postgres_says("ALTER ROLE app RESET default_transaction_read_only"),
@@ -185,6 +224,33 @@ def test_a_postgresql_that_refuses_is_off(
             await assert_same_states(store, alone(scorer, instances)[1])
             assert await on_record(postgres_server.url, instances) == [True] * 9
             await pipeline.close()
+
+    asyncio.run(run())
+
+
+def test_a_redis_that_reads_its_data_at_its_start_is_off(scorer: Scorer, redis_server: Server) -> None:
+    assert isinstance(redis_server, Redis)
+    redis_server.forget_all()  # it reads five keys a second
+
+    async def run() -> None:
+        store = open_store(redis_server.url, StoreOptions(budget_ms=PATIENT_MS))
+        pipeline = Pipeline({"m": scorer}, store)
+        instances = of_run("loading", transactions(20, 75, customers=2, merchants=1))
+        assert await degraded(pipeline, instances[:8]) == [[]] * 8
+        with redis.Redis(port=redis_server.port) as client:  # a file that is read key by key
+            client.bgrewriteaof()
+            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+        await asyncio.to_thread(redis_server.kill)
+        redis_server.options = ("--key-load-delay", "200000", "--loading-process-events-interval-bytes", "1024")
+        starting = asyncio.create_task(asyncio.to_thread(redis_server.start))
+        assert await degraded(pipeline, instances[8:12]) == [["history", "record"]] * 4
+        await until_said(store, "redis", "redis refuses: Redis is loading the dataset in memory")
+        await starting
+        redis_server.options = ()
+        await until_back(store)
+        assert await degraded(pipeline, instances[12:]) == [[]] * 8
+        await assert_same_states(store, alone(scorer, instances)[1])
+        await pipeline.close()
 
     asyncio.run(run())
 
