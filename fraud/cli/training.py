@@ -261,11 +261,13 @@ def writable(file: Path) -> None:
 
 
 def write(scores: pd.DataFrame, file: Path) -> None:
-    """Write a table as its file's name says."""
+    """Write a table as its file's name says, without the attributes that it has from the table it was made of."""
+    bare = scores.copy(deep=False)
+    bare.attrs = {}
     if file.suffix == ".csv":
-        scores.to_csv(file, index=False)
+        bare.to_csv(file, index=False)
     else:
-        scores.to_parquet(file, index=False)
+        bare.to_parquet(file, index=False)
 
 
 def warn(warnings: list[str]) -> None:
