@@ -144,7 +144,7 @@ def routes_of(document: Mapping[str, Any], contract: str | None = None) -> list[
         for path, item in document["paths"].items()
         for method, operation in item.items()
         if contract is None or operation["tags"] == [heading(contract)]
-        for _ in range(12 if "requestBody" in operation else 1)
+        for _ in range(5 if "requestBody" in operation else 1)
     ]
 
 
