@@ -23,7 +23,7 @@ from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.models.bento_store import BentoStore
 from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
-from tests.servers import bentoml_serve, wait_until
+from tests.servers import DIRECT, bentoml_serve, wait_until
 from tests.tiny import ready_rows, store_of_tiny_models, transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +204,9 @@ def test_bentomls_own_pages_stay(served: Served) -> None:
     assert served.ask("/livez")[0] == 200
     assert "bentoml_service_request" in served.ask("/metrics")[1]
     assert served.ask("/schema.json")[1]["name"] == "fraud_bento"
-    assert served.ask("/")[0] == 200
+    with DIRECT.open(f"{served.url}/") as page:
+        assert page.status == 200
+        assert "default-src 'self'" in page.headers["content-security-policy"]
     status, answer = served.ask("/nothing")
     assert (status, answer["error"]["code"]) == (404, "not_found")
 

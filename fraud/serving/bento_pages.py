@@ -14,6 +14,12 @@ from starlette.staticfiles import StaticFiles
 from fraud.errors import FraudError, RequestError
 from fraud.serving.http import INTERNAL, ASGIApp, Call, Message, Receive, Route, Send
 
+OWN_SOURCES = (
+    b"content-security-policy",
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:",
+)
+"""BentoML's page would load Google Tag Manager; with this header a browser asks nobody but the service."""
+
 
 def bento_routes(app: Starlette) -> list[Route]:
     """Return the routes of BentoML's application: health, metrics, the API's schema, and the page about it."""
@@ -55,6 +61,8 @@ def with_own_errors(app: ASGIApp) -> ASGIApp:
             nonlocal status
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 status = message["status"]
+            elif message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), OWN_SOURCES]
             if not status:
                 await send(message)
 
