@@ -65,6 +65,9 @@ def test_a_training_without_labels_says_how_stable_its_scores_are(forest_run: Ru
     assert "fraud rate" not in card
     report = (forest_run.folder / "report.html").read_text()
     assert "log2 of the anomaly score" in report
+    for needed in ("299", "2,995", "29,956"):
+        assert f"not offered: needs a sample of {needed}" in card
+        assert f"not offered: needs a sample of {needed}" in report
     assert "Frauds" not in report
     plots = {path.stem for path in (forest_run.folder / "plots").iterdir()}
     assert plots == {"score_distribution", "feature_importance", "shap_summary", "shap_waterfall"}
