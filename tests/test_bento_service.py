@@ -222,17 +222,24 @@ def refused(served: Served, route: str) -> float:
 def test_what_is_not_declared_is_closed_and_named_nowhere(served: Served) -> None:
     """No redirect that the Host header could turn elsewhere, no series and no line of a caller's own."""
     before = refused(served, "other")
-    undeclared = ["/predict/", "/livez/", "/c-77", "/v1/users/c-77/profile/", "/v1/users/c-77", "/static_content/c-77"]
-    for path in [*undeclared, "/x%0a2026-11-26T00:00:00.000+00:00%20c-77"]:
+    undeclared = [
+        "/predict/",
+        "/livez/",
+        "/who-77",
+        "/v1/users/who-77/profile/",
+        "/v1/users/who-77",
+        "/static_content/who-77",
+    ]
+    for path in [*undeclared, "/x%0a2026-11-26T00:00:00.000+00:00%20who-77"]:
         for method in ("GET", "POST"):
             status, answer = served.ask(path, {} if method == "POST" else None, Host="evil.example")
             assert (status, answer["error"]["code"]) == (404, "not_found"), path
-    assert served.ask("/v1/users/c-77/profile")[0] == 404
+    assert served.ask("/v1/users/who-77/profile")[0] == 404
     wait_until(lambda: refused(served, "other") >= before + 14 and refused(served, "/v1/users/{id}/profile") >= 1, 10)
-    assert "c-77" not in served.ask("/metrics")[1]
+    assert "who-77" not in served.ask("/metrics")[1]
     log = served.log.read_text()
     assert "path=other status=404" in log
-    assert "c-77" not in log
+    assert "who-77" not in log
 
 
 def test_head_is_answered_wherever_get_is(served: Served) -> None:

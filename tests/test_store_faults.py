@@ -235,6 +235,67 @@ def test_no_connection_is_left_open_whenever_the_store_is_given_up(postgres_serv
             asyncio.run(given_up(after_ms / 1000, by_closing=by_closing))
 
 
+def test_a_decision_kept_in_redis_while_postgresql_comes_back_is_recorded_before_the_next(
+    scorer: Scorer, redis_server: Server, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        store = open_store(redis_server.url, StoreOptions(cold_store=postgres_server.url, budget_ms=5000))
+        assert isinstance(store, Tiered)
+        load = Load(Pipeline({"m": scorer}, store), of_run("meanwhile", transactions(16, 81, customers=2, merchants=1)))
+        await healthy(load, 4)
+        keep = store.hot.record
+
+        async def keep_until_postgresql_is_back(*args: Any) -> Any:
+            kept = await keep(*args)
+            postgres_server.thaw()
+            await until_back(store)
+            return kept
+
+        postgres_server.freeze()
+        await load.send(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.hot, "record", keep_until_postgresql_is_back)
+            (row,), _ = await load.send(1)
+        assert row["degraded"] == ["record"]
+        await until_back(store)
+        assert store.waiting == 0
+        await healthy(load, 8)
+        for of_store in (store, store.cold):
+            await assert_same_states(of_store, alone(scorer, load.sent)[1])
+        await load.pipeline.close()
+
+    asyncio.run(run())
+
+
+def test_a_state_that_changes_while_its_copy_is_renewed_is_renewed_again(
+    scorer: Scorer, redis_server: Server, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        options = StoreOptions(cold_store=postgres_server.url, budget_ms=500, cold_budget_ms=5000)
+        store = open_store(redis_server.url, options)
+        assert isinstance(store, Tiered)
+        load = Load(Pipeline({"m": scorer}, store), of_run("renewed", transactions(16, 82, customers=2, merchants=1)))
+        await healthy(load, 4)
+        refresh = store.hot.refresh
+
+        async def refresh_after_further_decisions(*args: Any) -> Any:
+            if len(load.sent) < 12:
+                await load.send(4)
+            return await refresh(*args)
+
+        await asyncio.to_thread(redis_server.kill)
+        await load.send(4)
+        monkeypatch.setattr(store.hot, "refresh", refresh_after_further_decisions)
+        await asyncio.to_thread(redis_server.start)
+        await until_back(store)
+        assert len(load.sent) == 12
+        await assert_same_states(store, alone(scorer, load.sent)[1])
+        await healthy(load, 4)
+        await load.pipeline.close()
+
+    asyncio.run(run())
+
+
 def test_the_queue_is_bounded(scorer: Scorer, redis_server: Server) -> None:
     async def run() -> None:
         store = Resilient(RedisStore(redis_server.url), 0.5, queue=5)

@@ -50,7 +50,7 @@ def postgres_says(*statements: str) -> Callable[[Server], None]:
         with psycopg.connect(server.url, autocommit=True) as db:
             for statement in statements:
                 db.execute(statement.encode())
-            db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+            db.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'app'")
 
     return say
 
@@ -209,7 +209,7 @@ def test_a_postgresql_that_refuses_is_off(
         alone_ = open_store(app_url, StoreOptions(cold_budget_ms=PATIENT_MS))
         for store, name in ((behind, "behind"), (alone_, "alone")):
             pipeline = Pipeline({"m": scorer}, store)
-            instances = of_run(f"{refusal[:5]}-{name}", transactions(9, 72, customers=2, merchants=1))
+            instances = of_run(f"{refusal}-{name}", transactions(9, 72, customers=2, merchants=1))
             assert await degraded(pipeline, instances[:3]) == [[]] * 3
             await asyncio.to_thread(refuse, postgres_server)
             try:

@@ -154,6 +154,10 @@ class CircuitBreaker:
             self._probe.cancel()
             await asyncio.wait([self._probe])
 
+    def keep_off(self, reason: str) -> None:
+        """Take the store off, if it is not, until it has caught up: its backlog is written before any newer call."""
+        self._take_off(StoreDown(f"{self._remote.name}: {reason}"))
+
     def _take_off(self, error: StoreDown) -> None:
         if self._probe is None:
             logger.warning("store %s is off: %s", self._remote.name, error.message)
@@ -362,6 +366,8 @@ class Resilient:
             self._waiting[decided[i].key] = decided[i], None if transactions is None else transactions[i]
         if transactions is not None and new:
             self.cache.apply(Change.of([decided[i] for i in new], transactions[new]))
+        if new:
+            self.breaker.keep_off("decisions came to wait for it while it came back")
 
     async def _catch_up(self) -> None:
         """Record the queued decisions in order; the store records each transaction id once."""

@@ -141,9 +141,9 @@ class Tiered:
         own = [i for i, d in enumerate(decided) if stands[i] is d]
         if own:
             mine = [decided[i] for i in own], None if transactions is None else transactions[own]
-            self.cold.wait(*mine)
             with suppress(StoreDown):  # they wait in memory alone then
                 await self.breaker.call(lambda: self.hot.hold(*mine))
+            self.cold.wait(*mine)
         return stands
 
     async def _keep_hot(
@@ -204,13 +204,17 @@ class Tiered:
         """Copy from the cold store the states that became stale while the hot one was off."""
         while self._stale_customers or self._stale_merchants:
             customers, merchants = list(self._stale_customers)[:500], list(self._stale_merchants)[:500]
-            found = await self.cold.breaker.call(lambda: self._postgres.blobs(customers, merchants), PATIENT_S)  # noqa: B023
-            blobs = [{name: blob for name, blob in some.items() if blob is not None} for some in found]
-            await self.breaker.within(lambda: self.hot.refresh([], *blobs), PATIENT_S)  # noqa: B023
             for name in customers:
                 del self._stale_customers[name]
-            for name in merchants:
+            for name in merchants:  # before they are read: one that changes meanwhile is marked anew, and read again
                 del self._stale_merchants[name]
+            try:
+                found = await self.cold.breaker.call(lambda: self._postgres.blobs(customers, merchants), PATIENT_S)  # noqa: B023
+                blobs = [{name: blob for name, blob in some.items() if blob is not None} for some in found]
+                await self.breaker.within(lambda: self.hot.refresh([], *blobs), PATIENT_S)  # noqa: B023
+            except BaseException:
+                self._mark_stale(customers, merchants)
+                raise
         self._sweep_soon()
 
     def stats(self) -> StoreStats:
