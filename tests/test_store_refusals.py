@@ -50,9 +50,15 @@ def postgres_says(*statements: str) -> Callable[[Server], None]:
         with psycopg.connect(server.url, autocommit=True) as db:
             for statement in statements:
                 db.execute(statement.encode())
-            db.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'app'")
 
     return say
+
+
+def postgres_refuses(*statements: str) -> Callable[[Server], None]:
+    """What a server refuses, it refuses in new connections: those that are there are ended."""
+    return postgres_says(
+        *statements, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'app'"
+    )
 
 
 async def until_said(store: Store, name: str, reason: str) -> None:
@@ -115,7 +121,7 @@ REDIS_REFUSES = {
 POSTGRES_REFUSES = {
     "25006 hot standby": (become_standby, become_primary, "read-only transaction"),
     "53100 disk full": (  # no disk is filled here: the server says so as it does then, to the first write
-        postgres_says(
+        postgres_refuses(
             "CREATE FUNCTION fraud.full() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN RAISE disk_full USING MESSAGE = 'could not extend file: No space left on device'; END $$",
             "CREATE TRIGGER disk BEFORE INSERT ON fraud.decisions EXECUTE FUNCTION fraud.full()",
@@ -124,22 +130,22 @@ POSTGRES_REFUSES = {
         "No space left on device",
     ),
     "25006 read-only": (
-        postgres_says("ALTER ROLE app SET default_transaction_read_only = on"),
+        postgres_refuses("ALTER ROLE app SET default_transaction_read_only = on"),
         postgres_says("ALTER ROLE app RESET default_transaction_read_only"),
         "read-only transaction",
     ),
     "42501 permission denied": (
-        postgres_says("REVOKE INSERT ON fraud.decisions, fraud.customers FROM app"),
+        postgres_refuses("REVOKE INSERT ON fraud.decisions, fraud.customers FROM app"),
         postgres_says("GRANT INSERT ON fraud.decisions, fraud.customers TO app"),
         "permission denied",
     ),
     "53300 too many connections": (
-        postgres_says("ALTER ROLE app CONNECTION LIMIT 0"),
+        postgres_refuses("ALTER ROLE app CONNECTION LIMIT 0"),
         postgres_says("ALTER ROLE app CONNECTION LIMIT -1"),
         "too many connections",
     ),
     "28000 no such role": (
-        postgres_says("ALTER ROLE app NOLOGIN"),
+        postgres_refuses("ALTER ROLE app NOLOGIN"),
         postgres_says("ALTER ROLE app LOGIN"),
         "not permitted to log in",
     ),
