@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("fraud", "training", "wandb_sync", "load_tests")
 
 CORE = (
+    "compiling",
     "errors",
     "forms",
     "refusals",
@@ -26,6 +27,7 @@ CORE = (
     "decisions",
 )
 MAY_IMPORT: dict[str, set[str]] = {
+    "compiling": set(),
     "errors": set(),
     "forms": {"errors", "refusals"},
     "refusals": {"errors"},
@@ -35,11 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "old_variables": {"errors"},
     "environment": {"errors", "old_variables"},
     "settings": {"errors", "environment"},
-    "history": {"errors", "schema"},
-    "features": {"errors", "schema", "history"},
-    "detectors": {"errors", "currencies", "schema", "features", "decisions"},
+    "history": {"compiling", "errors", "schema"},
+    "features": {"compiling", "errors", "schema", "history"},
+    "detectors": {"compiling", "errors", "currencies", "schema", "features", "decisions"},
     "decisions": {"errors", "refusals", "schema", "history"},
-    "stores": {"errors", "schema", "settings", "history", "features", "decisions"},
+    "stores": {"compiling", "errors", "schema", "settings", "history", "features", "decisions"},
     "models": {
         "errors",
         "currencies",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from fraud.compiling import compiled
 
 QUOTE, BACKSLASH, CR, LF = 0x22, 0x5C, 0x0D, 0x0A
 ROW_START, FIELD_START, PLAIN, QUOTED, AFTER_QUOTE = range(5)
@@ -62,7 +63,7 @@ class QuoteCheck:
         return Place(int(self._at[OPENED_ROW]), int(self._at[OPENED_FIELD])) if self._at[STATE] == QUOTED else None
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _follow(piece: Any, delimiter: Any, escape: Any, at: Any) -> Any:
     """Step through the states of RFC 4180 (`ROW_START` to `AFTER_QUOTE`); empty lines are no rows, as for Arrow."""
     state, last = at[STATE], at[LAST]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fraud.compiling import compiled
 from fraud.features.kernels import NEW_CUSTOMER_BELOW
 
 NONE, SOMETHING = -1, -2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def strongest(contributions: Any, top: Any) -> Any:
     """Return the columns of the `top` largest contributions by magnitude of each row; ties go to the first.
 
@@ -44,13 +44,13 @@ def strongest(contributions: Any, top: Any) -> Any:
     return chosen
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def is_new(x: Any, new_at: Any, count_at: Any) -> Any:
     """Return whether a row says that its customer is new, by either column; -1 where there is none."""
     return (new_at >= 0 and x[new_at] > 0) or (count_at >= 0 and x[count_at] < NEW_CUSTOMER_BELOW)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def telling(
     X: Any, contributions: Any, habit_of: Any, limits: Any, by_custom: Any, new_at: Any, count_at: Any, top: Any
 ) -> Any:

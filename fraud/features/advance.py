@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from fraud.compiling import compiled
 from fraud.features.kernels import featurize
 from fraud.history.frauds import apply_labels
 from fraud.history.updates import customer_as_of, merchant_as_of, update_customer, update_merchant
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance(
     customers: Any,
     merchants: Any,

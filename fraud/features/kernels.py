@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fraud.compiling import compiled
 from fraud.history.state import (
     AMOUNT_BINS,
     CATEGORY_SLOTS,
@@ -33,17 +33,17 @@ AGE_CAP_DAYS = 60.0
 NAN = math.nan
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _share(part: Any, whole: Any) -> Any:
     return part / whole if whole > 0 else NAN
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _days(since: Any, time: Any) -> Any:
     return NAN if since == NEVER or since > time else (time - since) / MS_PER_DAY
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _window(values: Any, last_day: Any, day: Any, days: Any) -> Any:
     """Sum a day counter over `days` days up to and with `day`."""
     total = np.int64(0)
@@ -52,7 +52,7 @@ def _window(values: Any, last_day: Any, day: Any, days: Any) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _window_max(values: Any, last_day: Any, day: Any, days: Any) -> Any:
     top = np.int64(0)
     for d in range(max(day - days + 1, np.int64(last_day) - DAYS + 1), min(day, np.int64(last_day)) + 1):
@@ -60,7 +60,7 @@ def _window_max(values: Any, last_day: Any, day: Any, days: Any) -> Any:
     return top
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _hours(m: Any, hour: Any, hours: Any) -> Any:
     total = np.int64(0)
     for h in range(max(hour - hours + 1, np.int64(m.last_hour) - HOURS + 1), min(hour, np.int64(m.last_hour)) + 1):
@@ -68,13 +68,13 @@ def _hours(m: Any, hour: Any, hours: Any) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _deviations(value: Any, mean: Any, variance: Any, floor: Any) -> Any:
     """Return (value - mean) / deviation; the deviation is at least `floor`, so near-constant habits give no spikes."""
     return (value - mean) / max(math.sqrt(max(variance, 0.0)), floor)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _log_zscore(state: Any, log: Any) -> Any:
     """Return how many deviations a log amount lies from a state's mean; the deviation is at least 0.1."""
     n = float(state.count)
@@ -85,7 +85,7 @@ def _log_zscore(state: Any, log: Any) -> Any:
     return _deviations(float(log), mean, variance, 0.1 * LOG_UNIT)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def distance_km(latitude: Any, longitude: Any, to_latitude: Any, to_longitude: Any) -> Any:
     """Return the great-circle distance (haversine formula), rounded to metres; NaN if a position is NaN."""
     if math.isnan(latitude + longitude + to_latitude + to_longitude):
@@ -97,7 +97,7 @@ def distance_km(latitude: Any, longitude: Any, to_latitude: Any, to_longitude: A
     return math.floor(km * 1000.0 + 0.5) / 1000.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _percentile(c: Any, minor: Any) -> Any:
     """Return the share of a customer's transactions below an amount, ties counted half.
 
@@ -120,7 +120,7 @@ def _percentile(c: Any, minor: Any) -> Any:
     return _share(below, total)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _transaction_features(t: Any, amount_quantiles: Any, row: Any) -> Any:
     row.amount = t.amount
     row.amount_log = log_units(minor_units(t.amount)) / LOG_UNIT
@@ -131,7 +131,7 @@ def _transaction_features(t: Any, amount_quantiles: Any, row: Any) -> Any:
     row.weekday = float(weekday_of(t.time))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _customer_recent(c: Any, t: Any, minor: Any, mean: Any, row: Any) -> Any:
     """Features computed from the individual transactions in the ring."""
     n_1h, n_1d, high_7d, high_14d, same = 0, 0, 0, 0, 0
@@ -179,7 +179,7 @@ def _customer_recent(c: Any, t: Any, minor: Any, mean: Any, row: Any) -> Any:
     row.customer_amount_ratio_last = minor / c.ring_amount[size - 1] if size > 0 else NAN
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _customer_place(c: Any, t: Any, row: Any) -> Any:
     row.customer_distance_km = distance_km(t.latitude, t.longitude, t.merchant_latitude, t.merchant_longitude)
     row.customer_distance_last_km, row.customer_speed_kmh = NAN, NAN
@@ -197,7 +197,7 @@ def _customer_place(c: Any, t: Any, row: Any) -> Any:
         row.customer_speed_kmh = km / hours
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _customer_features(c: Any, t: Any, row: Any) -> Any:
     day = t.time // MS_PER_DAY
     minor = minor_units(t.amount)
@@ -248,7 +248,7 @@ def _customer_features(c: Any, t: Any, row: Any) -> Any:
     row.customer_fraud_label_count_7d = float(_window(c.day_label, c.last_day, day, 7))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _merchant_risk(m: Any, t: Any, row: Any) -> Any:
     day = t.time // MS_PER_DAY
     row.merchant_fraud_count_lifetime = float(m.fraud_count)
@@ -276,7 +276,7 @@ def _merchant_risk(m: Any, t: Any, row: Any) -> Any:
     row.merchant_fraud_label_count_30d = float(_window(m.day_label, m.last_day, day, 30))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _merchant_features(m: Any, t: Any, row: Any) -> Any:
     day, hour = t.time // MS_PER_DAY, t.time // MS_PER_HOUR
     n = float(m.count)
@@ -298,7 +298,7 @@ def _merchant_features(m: Any, t: Any, row: Any) -> Any:
     _merchant_risk(m, t, row)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def featurize(c: Any, m: Any, t: Any, amount_quantiles: Any, row: Any) -> Any:
     """Write into `row` (`ROW`) the features of transaction `t` by a customer's and a merchant's state."""
     _transaction_features(t, amount_quantiles, row)

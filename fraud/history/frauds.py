@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fraud.compiling import compiled
 from fraud.history.state import DAYS, MARK_FRAUD, MS_PER_DAY, NEVER, NOTE_FRAUD
 from fraud.history.updates import add_to, day_slot, minor_units
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def note_fraud(state: Any, time: Any, label_time: Any) -> Any:
     """Record that a label called a transaction of `time` fraud, even if another label overrules it.
 
@@ -22,7 +22,7 @@ def note_fraud(state: Any, time: Any, label_time: Any) -> Any:
     day_slot(state, time // MS_PER_DAY)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mark_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
     """Mark a transaction of `time` and `amount` as fraud in a customer's or a merchant's state."""
     note_fraud(state, time, label_time)
@@ -34,7 +34,7 @@ def mark_fraud(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
     _count_fraud(state, time, label_time, 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_fraud(state: Any, time: Any, label_time: Any, step: Any) -> Any:
     top = 255 if state.day_label.itemsize == 1 else 65535
     slot = day_slot(state, label_time // MS_PER_DAY)
@@ -45,14 +45,14 @@ def _count_fraud(state: Any, time: Any, label_time: Any, step: Any) -> Any:
         add_to(state.day_fraud, slot, step, top)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def withdraw_fraud(state: Any, time: Any, label_time: Any) -> Any:
     """Withdraw a fraud that the state contains; `needs_other_frauds` must be false for it."""
     state.fraud_count -= min(state.fraud_count, 1)
     _count_fraud(state, time, label_time, -1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def needs_other_frauds(state: Any, time: Any, amount: Any, label_time: Any) -> Any:
     """Return whether a fraud can be withdrawn only by applying all other frauds of the state again.
 
@@ -65,7 +65,7 @@ def needs_other_frauds(state: Any, time: Any, amount: Any, label_time: Any) -> A
     return (label_slot >= 0 and state.day_label[label_slot] == top) or (slot >= 0 and state.day_fraud[slot] == top)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def forget_frauds(state: Any) -> Any:
     """Clear all known frauds, to apply them again; the days that were opened stay open."""
     state.fraud_count = 0
@@ -76,7 +76,7 @@ def forget_frauds(state: Any) -> Any:
         state.day_label[slot] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def apply_labels(
     customers: Any,
     merchants: Any,

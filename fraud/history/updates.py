@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fraud.compiling import compiled
 from fraud.history.state import (
     AMOUNT_BINS,
     CATEGORY_SLOTS,
@@ -23,42 +23,42 @@ from fraud.history.state import (
 )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def minor_units(amount: Any) -> Any:
     """Return an amount in minor units as states store it, from 1 to 2**32 - 1."""
     return np.int64(min(max(amount * 100.0 + 0.5, 1.0), 4294967295.0))  # bounded first: int64 ends at 9.2e18
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def log_units(minor: Any) -> Any:
     """Return ln(amount) in 1/65536; the rounding makes it the same under every C library."""
     return np.int64(math.floor(math.log(minor / 100.0) * LOG_UNIT + 0.5))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def amount_bin(minor: Any) -> Any:
     """Return the bin of the amount histogram: steps of 1/4 in ln(amount), from 0.37 to 60,000."""
     return min(max((log_units(minor) + 65536) // 16384, 0), AMOUNT_BINS - 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hour_of_day(time: Any) -> Any:
     return (time // MS_PER_HOUR) % 24
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def weekday_of(time: Any) -> Any:
     """Return 0 for Monday to 6 for Sunday, in UTC."""
     return (time // MS_PER_DAY + 3) % 7
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_to(counts: Any, at: Any, step: Any, top: Any) -> Any:
     """Add to one counter, which saturates at `top`."""
     counts[at] = min(max(np.int64(counts[at]) + step, 0), top)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def day_slot(state: Any, day: Any) -> Any:
     """Return the slot of `day`, cleared if it is new, or -1 if the day is too old."""
     if day > state.last_day:
@@ -73,7 +73,7 @@ def day_slot(state: Any, day: Any) -> Any:
     return day % DAYS if day > state.last_day - DAYS else -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _hour_slot(m: Any, hour: Any) -> Any:
     if hour > m.last_hour:
         for h in range(max(np.int64(m.last_hour) + 1, hour - HOURS + 1), hour + 1):
@@ -82,7 +82,7 @@ def _hour_slot(m: Any, hour: Any) -> Any:
     return hour % HOURS if hour > m.last_hour - HOURS else -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _ring_position(state: Any, time: Any, identity: Any) -> Any:
     """Return the position of (time, id) in the ring, which is sorted by them."""
     at = np.int64(state.ring_size)
@@ -93,7 +93,7 @@ def _ring_position(state: Any, time: Any, identity: Any) -> Any:
     return at
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _insert(ring: Any, at: Any, size: Any, value: Any) -> Any:
     """Insert `value` at its position in a ring of `size` entries; a full ring drops its oldest."""
     if size < len(ring):
@@ -106,7 +106,7 @@ def _insert(ring: Any, at: Any, size: Any, value: Any) -> Any:
         ring[at - 1] = value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_totals(state: Any, minor: Any, step: Any) -> Any:
     log = log_units(minor)
     state.count += step
@@ -114,7 +114,7 @@ def _count_totals(state: Any, minor: Any, step: Any) -> Any:
     state.log_square += step * log * log
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_habits(c: Any, time: Any, minor: Any, merchant: Any, category: Any, step: Any) -> Any:
     """Add (step 1) or remove (step -1) one transaction in a customer's totals and habits."""
     _count_totals(c, minor, step)
@@ -132,7 +132,7 @@ def _count_habits(c: Any, time: Any, minor: Any, merchant: Any, category: Any, s
         add_to(c.merchant_count, (merchant >> 16) % MERCHANT_SLOTS, step, 255)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_day(state: Any, time: Any, minor: Any) -> Any:
     slot = day_slot(state, time // MS_PER_DAY)
     if slot >= 0:
@@ -141,7 +141,7 @@ def _count_day(state: Any, time: Any, minor: Any) -> Any:
         state.day_max[slot] = max(np.int64(state.day_max[slot]), minor)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def update_customer(c: Any, t: Any) -> Any:
     """Apply one transaction to a customer's state."""
     minor = minor_units(t.amount)
@@ -163,7 +163,7 @@ def update_customer(c: Any, t: Any) -> Any:
     c.ring_size = min(size + 1, RING)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def update_merchant(m: Any, t: Any) -> Any:
     """Apply one transaction to a merchant's state."""
     minor = minor_units(t.amount)
@@ -182,7 +182,7 @@ def update_merchant(m: Any, t: Any) -> Any:
     m.ring_size = min(size + 1, MERCHANT_RING)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pop_latest(state: Any) -> Any:
     """Remove the latest transaction from the ring and its day; return its time, amount and old position."""
     at = np.int64(state.ring_size) - 1
@@ -202,7 +202,7 @@ def _pop_latest(state: Any) -> Any:
     return time, minor, at
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def customer_as_of(c: Any, time: Any) -> Any:
     """Remove from a copy of a customer's state the transactions later than `time`."""
     while c.ring_size > 0 and c.ring_time[c.ring_size - 1] > time:
@@ -210,7 +210,7 @@ def customer_as_of(c: Any, time: Any) -> Any:
         _count_habits(c, then, minor, c.ring_merchant[at], c.ring_category[at], -1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def merchant_as_of(m: Any, time: Any) -> Any:
     """Remove from a copy of a merchant's state the transactions later than `time`."""
     while m.ring_size > 0 and m.ring_time[m.ring_size - 1] > time:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from fraud.compiling import compiled
 from fraud.decisions.labels import Label, LabelOutcome, known_since, outcome_of
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Records
@@ -125,27 +125,27 @@ def _withdraw(states: Records, fraud: Fraud, others: Others) -> None:
         _mark(states, *other)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _note(states: Any, time: Any, label_time: Any) -> Any:
     note_fraud(states[0], time, label_time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mark(states: Any, time: Any, amount: Any, label_time: Any) -> Any:
     mark_fraud(states[0], time, amount, label_time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _subtract(states: Any, time: Any, label_time: Any) -> Any:
     withdraw_fraud(states[0], time, label_time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _needs_others(states: Any, time: Any, amount: Any, label_time: Any) -> Any:
     return needs_other_frauds(states[0], time, amount, label_time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _forget(states: Any) -> Any:
     forget_frauds(states[0])
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fraud.compiling import compiled
 from fraud.decisions.record import DecisionRecord
 from fraud.features.featurizer import Histories, Records
 from fraud.history.encoding import decode, encode, updates_of
@@ -98,7 +98,7 @@ def histories_of(
     return histories, (frozenset(unread[0]), frozenset(unread[1]))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def apply_transactions(customers: Any, merchants: Any, customer_of: Any, merchant_of: Any, transactions: Any) -> Any:
     for i in range(len(transactions)):
         update_customer(customers[customer_of[i]], transactions[i])

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fraud.detectors.trees.lanes import compiled
+from fraud.compiling import compiled
 from fraud.detectors.trees.structure import Forest, Tree
 from fraud.errors import BundleError
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fraud.detectors.lightgbm.booster import FEW_ROWS, Booster
 from fraud.detectors.trees.structure import MAX_CONTRIBUTION_WORK, Forest, UnsupportedModel
-from fraud.detectors.trees.treeshap import TreeShap
 from fraud.errors import BundleError
+
+if TYPE_CHECKING:
+    from fraud.detectors.trees.treeshap import TreeShap
 
 TOLERANCE = 1e-9  # in the unit of the raw score
 WARM_UP_ROWS = FEW_ROWS + 1  # one more than the booster takes row by row
@@ -48,6 +51,8 @@ class AdditiveTrees:
     def __init__(self, forest: Forest, n_features: int | None = None) -> None:
         if n_features not in (None, forest.n_features):
             raise BundleError(f"the trees are of {forest.n_features} features, the specification of {n_features}")
+        from fraud.detectors.trees.treeshap import TreeShap  # imports numba, which what only reads bundles does without
+
         self._shap: TreeShap | None = None
         self.contributions_fallback = None
         try:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fraud.detectors.trees.lanes import WIDTH, aligned, at_most, compiled, fma, load, mul, splat, store, sub
+from fraud.compiling import compiled
+from fraud.detectors.trees.lanes import WIDTH, aligned, at_most, fma, load, mul, splat, store, sub
 
 PLAIN, NAN_LEFT, NAN_RIGHT, ZERO_LEFT, ZERO_RIGHT, CATEGORIES = range(6)  # how an operand treats its feature's value
 LARGEST = np.finfo(np.float64).max

@@ -7,16 +7,16 @@ kernel's own file alone: after a change here, touch the modules that import it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
+from fraud.compiling import compiled
+
 WIDTH = 8
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _VECTOR = ir.VectorType(ir.DoubleType(), WIDTH)
 
 
@@ -28,11 +28,6 @@ class Lanes(types.Type):
 
 
 LANES = Lanes()
-
-
-def compiled(function: Kernel) -> Kernel:
-    """Compile a function at its first call, or read it from the cache beside its source; it runs without the GIL."""
-    return cast(Kernel, numba.njit(cache=True, nogil=True)(function))
 
 
 def _instruction(build: Callable[..., Any]) -> Callable[..., Any]:
