@@ -15,6 +15,7 @@ import numpy as np
 import wandb
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
+from fraud.compiling import compiled
 from fraud.detectors.trees import lanes
 from fraud.models.bento_files import write_model
 from fraud.serving.app import FrontedService
@@ -67,7 +68,7 @@ def test_wandb_has_the_command_that_sends_an_offline_run() -> None:
 def test_lanes_are_eight_numbers_to_numba_and_llvm() -> None:
     """Each instruction that is written in LLVM's terms, compiled and compared with NumPy."""
 
-    @lanes.compiled
+    @compiled
     def all_of_them(a, b, out):  # type: ignore[no-untyped-def]
         x, y = lanes.load(a, 0), lanes.load(b, 0)
         lanes.store(out, 0, lanes.sub(x, y))

@@ -68,3 +68,9 @@ def test_a_worker_is_ready_between_start_and_stop_and_leaves_nothing_running(env
 def test_what_was_started_is_stopped_when_the_store_cannot_be(environment: dict[str, str]) -> None:
     seen = life(environment, FRAUD_SHADOW="true", FRAUD_STORE="sqlite:/proc/nowhere/history.db")
     assert seen == {"seen": ["not ready", "StoreError", "not ready"], "threads": [], "tasks": []}
+
+
+def test_the_process_that_starts_the_workers_loads_no_library_that_only_they_need() -> None:
+    loaded = "import sys, service; print(sorted({'numba', 'llvmlite', 'lightgbm', 'sklearn'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
