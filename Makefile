@@ -13,7 +13,7 @@ help:  ## say what can be made
 serve: $(VENV)/wandb.done  ## serve the model in production on PORT, after training a first one if there is none
 	@exec env BIN=$(BIN) PORT=$(PORT) WORK=$(WORK) sh scripts/serve.sh
 
-test: $(VENV)/dev.done  ## run every test, against real servers of Redis and PostgreSQL
+test: $(VENV)/dev.done $(VENV)/clients.done  ## run every test, against real servers of Redis and PostgreSQL
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.done  ## lint, format and types
@@ -46,6 +46,7 @@ format: $(VENV)/dev.done  ## mend what a tool can mend
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 lock: $(VENV)/uv.done  ## lock every dependency group of pyproject.toml with hashes
 	$(LOCK) --group dev -o requirements/dev.txt
+	$(LOCK) --group clients -o requirements/clients.txt
 	for group in uv serve train wandb follow load; do $(LOCK) --group $$group -c requirements/dev.txt -o requirements/$$group.txt; done
 
 $(VENV)/uv.done:
@@ -53,6 +54,11 @@ $(VENV)/uv.done:
 		{ echo "Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/clients.done: requirements/clients.txt $(VENV)/uv.done  # what tests run as clients, in an environment of its own
+	$(PYTHON) -m venv $(VENV)/clients
+	$(BIN)/uv pip install -q --python $(VENV)/clients/bin/python --require-hashes -r $<
 	@touch $@
 
 $(VENV)/%.done: requirements/%.txt pyproject.toml $(VENV)/uv.done

@@ -134,6 +134,11 @@ Id: Any = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 Moment: Any = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
+Datatype = Literal["BOOL", "BYTES", "FP64"]
+"""What a field of a row is, in the words of the Open Inference Protocol."""
+NUMBER_FORMS = (as_it_is, as_number)
+
+
 class _Field(NamedTuple):
     name: str
     annotation: Any
@@ -210,6 +215,11 @@ class RowDecoder:
         self._roles = [(role.name, attributes[role.name]) for role in spec.roles]
         self._text_roles = [role.name for role in spec.roles if role.name not in POSITION_LIMITS]
         self._currencies = {} if spec.currencies is msgspec.UNSET else spec.currencies
+        self.datatypes: dict[str, Datatype] = {
+            field.name: "BOOL" if field.form is as_flag else "FP64" if field.form in NUMBER_FORMS else "BYTES"
+            for field in fields
+        }
+        """The fields that a row may have."""
         self._table = None if spec.table is msgspec.UNSET else TableReader(spec.table, self._known, self._required)
         self._conflicts = [
             (attributes[name], conflicts) for name, conflicts in (self._table.conflicts if self._table else ())

@@ -230,6 +230,13 @@ class ContractSettings(Group):
         le=1,
         description="Anomaly score above which the contract anomaly-inference answers is_anomaly true.",
     )
+    bank_high_above: float = Field(0.8, ge=0, le=1, description="Probability above which bank-transaction says High.")
+    bank_medium_above: float = Field(
+        0.5, ge=0, le=1, description="Probability above which bank-transaction says Medium, up to the one of High."
+    )
+    bank_fraud_above: float = Field(
+        0.7, ge=0, le=1, description="Probability above which is_fraud of bank-transaction is 1."
+    )
 
 
 class RulesSettings(Group):

@@ -1,5 +1,8 @@
 """`python -m load_tests`: Locust on the load tests' file, without its web page; `--help` shows their own options.
 
+With `--num_requests`, or BASE_URL and no host, it sends payments of the contract merchant-form instead: see
+`load_tests.forms`.
+
 Locust's own `--help` is printed before it has read the file that adds them.
 """
 
@@ -9,10 +12,14 @@ import os
 import sys
 from pathlib import Path
 
+from load_tests import forms
+
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 
 def main() -> None:
+    if forms.is_asked_for(sys.argv[1:]):
+        sys.exit(forms.main(sys.argv[1:]))
     if {"-h", "--help"} & set(sys.argv):
         from locust.argument_parser import LocustArgumentParser
 

@@ -497,7 +497,7 @@ def test_a_bad_request_is_freed_as_soon_as_it_is_answered(bad: str, call: Caller
         engine = Engine()
         engine.start(call.pipeline, MicroBatcher(call.pipeline.decide_requests))
         gc.disable()
-        door = FrontDoor(Router(scoring_routes(engine, [])), behind, HttpLimits(max_body_bytes=10_000))
+        door = FrontDoor(Router(scoring_routes(engine)), behind, HttpLimits(max_body_bytes=10_000))
         await door(scope, receive, send)
         gc.collect()
         for _ in range(20):

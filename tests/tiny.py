@@ -58,6 +58,15 @@ FEATURES_SPEC = FeatureSpec(
         Feature("email_domain", "request", "categorical", ("corporate", "disposable", "free")),
     ),
 )
+FORM_SPEC = FeatureSpec(
+    "features",
+    (
+        Feature("amt", "request", minimum=0.0),
+        Feature("hour", "request", minimum=0.0, maximum=23.0),
+        Feature("day_of_week", "request", minimum=0.0, maximum=6.0),
+        Feature("category", "request", "categorical", ("cafe", "fuel", "shop"), "missing"),
+    ),
+)
 AMOUNT_QUANTILES = [float(q) for q in np.geomspace(1.0, 500.0, 100)]
 OFTEN_UNUSUAL = SeverityOptions(medium=0.5, high=0.3, critical=0.2)
 """So that a few hundred rows are of every severity."""
@@ -112,6 +121,20 @@ def ready_rows(n: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def form_rows(n: int, seed: int) -> list[dict[str, Any]]:
+    """Random payments of the contract merchant-form."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "amt": round(float(rng.lognormal(3.0, 1.0)) + 0.01, 2),
+            "hour": int(rng.integers(24)),
+            "day_of_week": int(rng.integers(7)),
+            "category": ["cafe", "fuel", "shop"][rng.integers(3)],
+        }
+        for _ in range(n)
+    ]
+
+
 def store_of_tiny_models(home: Path) -> dict[str, str]:
     """Make a Bento store with one tiny model of each kind; return the environment in which a service serves both."""
     tags = [
@@ -142,12 +165,22 @@ def register_tiny(home: Path, kind: Kind, *aliases: str, seed: int = 0) -> str:
 
 
 def write_tiny_bundle(
-    folder: Path, kind: Kind, *, name: str | None = None, seed: int = 0, algorithm: Algorithm = LIGHTGBM
+    folder: Path,
+    kind: Kind,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    algorithm: Algorithm = LIGHTGBM,
+    is_form: bool = False,
 ) -> Path:
-    """Train and write a bundle of 300 rows and 12 small trees, whose decisions are of all kinds."""
-    spec = TRANSACTION_SPEC if kind == "transaction" else FEATURES_SPEC
+    """Train and write a bundle of 300 rows and 12 small trees, whose decisions are of all kinds.
+
+    `is_form` makes a model of ready features one of the contract merchant-form's.
+    """
+    spec = TRANSACTION_SPEC if kind == "transaction" else FORM_SPEC if is_form else FEATURES_SPEC
     quantiles = AMOUNT_QUANTILES if kind == "transaction" else []
-    instances = [json.dumps(i).encode() for i in (transactions if kind == "transaction" else ready_rows)(300, seed)]
+    made = transactions if kind == "transaction" else form_rows if is_form else ready_rows
+    instances = [json.dumps(i).encode() for i in made(300, seed)]
     decoder, featurizer = RowDecoder(spec), Featurizer(spec, quantiles)
     rows = [decoder.decode(instance, "$") for instance in instances]
     X = featurizer.advance(rows, Histories.new(rows)) if kind == "transaction" else featurizer.ready(rows)

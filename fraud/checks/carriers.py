@@ -59,6 +59,41 @@ def _transaction(row: Row) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in row.items() if name != "customer_id"}
 
 
+def _merchant(row: Row) -> dict[str, Any]:
+    if "amt" in row:
+        return without_id(row)
+    return {"amt": row.get("amount", 12.5), "hour": 14, "day_of_week": 2, "category": row.get("category", "fuel")}
+
+
+BANK_NAMES = {
+    **{name: name for name in ("transaction_id", "event_time", "customer_id", "device_id", "channel")},
+    "amount": "transaction_amount",
+    "category": "merchant_category",
+}
+"""The fields of a row that a bank's transaction has, with their names there."""
+
+
+def _bank(row: Row) -> dict[str, Any]:
+    return {"transaction_amount": 12.5} | {BANK_NAMES[name]: value for name, value in row.items() if name in BANK_NAMES}
+
+
+def _tensors(rows: Sequence[Row]) -> dict[str, Any]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {"inputs": [_tensor(name, [row.get(name) for row in rows]) for name in names]}
+
+
+def _tensor(name: str, values: list[Any]) -> dict[str, Any]:
+    kinds = {type(value) for value in values} - {type(None)}
+    datatype = "BYTES" if str in kinds else "BOOL" if kinds == {bool} else "FP64"
+    return {"name": name, "shape": [len(values)], "datatype": datatype, "data": values}
+
+
+def _of_tensors(answer: Any) -> list[float]:
+    by_name = {output["name"]: output["data"] for output in answer["outputs"]}
+    probabilities: list[float] = by_name["fraud_probability"]
+    return probabilities
+
+
 OWN = (_predict("/predict"), _predict("/explain"))
 """The product's own routes."""
 
@@ -79,5 +114,23 @@ CARRIERS: dict[str, tuple[Carrier, ...]] = {
             has_id=True,
         ),
     ),
+    "merchant-form": (
+        Carrier("/predict/", lambda rows, _: _merchant(rows[0]), lambda answer: [answer["fraud_probability"]]),
+        Carrier(
+            "/predict/batch",
+            lambda rows, _: [_merchant(row) for row in rows],
+            lambda answer: [verdict["fraud_probability"] for verdict in answer],
+            MAX_INSTANCES,
+        ),
+    ),
+    "bank-transaction": (
+        Carrier("/predict", lambda rows, _: _bank(rows[0]), lambda answer: [answer["fraud_probability"]], has_id=True),
+    ),
+    "open-inference": tuple(
+        Carrier(f"{path}/infer", lambda rows, _: _tensors(rows), _of_tensors, MAX_INSTANCES, has_id=True)
+        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+    ),
+    "kserve-v1": (_predict("/v1/models/{name}:predict"),),
+    "sagemaker": (_predict("/invocations"),),
 }
 """The carriers of every contract of the product, by its name."""

@@ -15,11 +15,12 @@ import msgspec
 import typer
 from rich.console import Console
 
+from fraud.checks.carriers import CARRIERS
 from fraud.checks.mutator import Mutator, Request
 from fraud.checks.sandbox import Client, connected, sandbox
 from fraud.serving.app import declared
 from fraud.serving.contracts.registered import heading
-from fraud.serving.http import ErrorShape
+from fraud.serving.http import ErrorShape, Route
 from fraud.serving.routes import Router
 from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
@@ -87,10 +88,14 @@ class Target:
         path = request.path.partition("?")[0]
         scope = {"method": request.method, "path": unquote(path), "raw_path": path.encode("latin-1")}
         route, _ = self.router.find(scope)
-        is_unserved = status == 503 and route.tag in {heading(name) for name in self.unserved}
-        if status >= 500 and not is_unserved:
+        if status >= 500 and not (status == 503 and self._may_be_unserved(route)):
             return True
         return request.method != "HEAD" and not has_shape(answered, route.errors)
+
+    def _may_be_unserved(self, route: Route) -> bool:
+        """Return whether a route is of a contract that no model fits, or carries the rows of one."""
+        carried = {carrier.path for name in self.unserved for carrier in CARRIERS.get(name, ())}
+        return route.path in carried or route.tag in {heading(name) for name in self.unserved}
 
 
 async def fuzz_server(target: Target, mutator: Mutator, calls: int) -> Fuzzed:
@@ -138,14 +143,17 @@ def has_shape(answered: bytes, shape: ErrorShape) -> bool:
 def routes_of(document: Mapping[str, Any], contract: str | None = None) -> list[tuple[str, str]]:
     """Return method and path of every route of an OpenAPI document, or of one contract; those with a body are repeated,
     to be drawn more.
+
+    A contract that has no route of its own has those that carry its rows.
     """
-    return [
+    routes = [
         (method.upper(), path)
         for path, item in document["paths"].items()
         for method, operation in item.items()
         if contract is None or operation["tags"] == [heading(contract)]
         for _ in range(5 if "requestBody" in operation else 1)
     ]
+    return routes or [("POST", carrier.path) for carrier in CARRIERS.get(contract or "", ())]
 
 
 def unserved_of(readiness: Mapping[str, Any]) -> set[str]:

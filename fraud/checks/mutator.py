@@ -68,7 +68,9 @@ class Mutator:
         self._instances = instances
         self._model = model
         carriers = (*OWN, LABELS, *(carrier for some in CARRIERS.values() for carrier in some))
-        self._carriers = {carrier.path: carrier for carrier in carriers}
+        self._carriers: dict[str, list[Carrier]] = {}
+        for carrier in carriers:
+            self._carriers.setdefault(carrier.path, []).append(carrier)
 
     def request(self) -> tuple[str, Request]:
         """Return the next request and the path of the route that it is for."""
@@ -78,7 +80,7 @@ class Mutator:
             method, route = choose(self._routes)
         if self._random.random() < 0.1:
             method = choose(METHODS)
-        path = "/".join(choose(SEGMENTS) if part.startswith("{") else part for part in route.split("/"))
+        path = "/".join(self._segment(part) for part in route.split("/"))
         if self._random.random() < 0.1:
             path += choose(
                 ("/", "?a=" + "b" * 3000, "?limit=nan&limit=%ff", "?" + "&".join(f"q{i}=1" for i in range(500)))
@@ -89,8 +91,14 @@ class Mutator:
             body = gzip.compress(body, 1, mtime=0)[: None if self._random.random() < 0.8 else -5]
         return route, Request(method, path, body, headers)
 
+    def _segment(self, part: str) -> str:
+        """Return a part of a path, a parameter filled in: mostly the model where it is one's name."""
+        if part.startswith("{name}") and self._random.random() < 0.8:
+            return part.replace("{name}", self._model)
+        return self._random.choice(SEGMENTS) if part.startswith("{") else part
+
     def _body(self, route: str) -> bytes:
-        carrier = self._carriers.get(route, OWN[0])
+        carrier = self._random.choice(self._carriers.get(route, [OWN[0]]))
         n = self._random.choice((1, 1, 1, 2, 5, 60, 0 if self._random.random() < 0.1 else 1))
         rows = [self._random.choice(self._instances) for _ in range(min(n, carrier.most))]
         body = self._written(carrier.body(rows or self._instances[:1] if carrier.most == 1 else rows, self._model))

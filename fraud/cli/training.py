@@ -73,6 +73,9 @@ def simulate(
     merchants: Annotated[int | None, typer.Option(min=12, help="Merchants; twice the customers by default.")] = None,
     rows: Annotated[int, typer.Option(min=100, help="Rows (features).")] = 20_000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same file.")] = 1,
+    merchant_form: Annotated[
+        bool, typer.Option("--merchant-form", help="Transactions as ready features: amt, hour, day_of_week, category.")
+    ] = False,
 ) -> None:
     """Make labelled data: card transactions with six kinds of fraud, or a loan-application table.
 
@@ -81,10 +84,12 @@ def simulate(
     from fraud.simulation.simulate import simulate_features, simulate_transactions
 
     file.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "features" and merchant_form:
+        raise typer.BadParameter("--merchant-form is made of transactions; leave out --kind features")
     if kind == "features":
         made = simulate_features(rows, seed, out=file)
     else:
-        made = simulate_transactions(customers, days, seed, merchants=merchants, out=file)
+        made = simulate_transactions(customers, days, seed, merchants=merchants, out=file, merchant_form=merchant_form)
     out.print(f"wrote {file}: {made.rows:,} rows, {made.fraud_rows / made.rows:.2%} of them fraud")
     for typology, count in made.typologies.items():
         out.print(f"  {count:>8,} {typology}")

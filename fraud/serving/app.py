@@ -21,7 +21,7 @@ from fraud.serving.bento_pages import bento_routes
 from fraud.serving.bodies import takes_gzip
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreBody
 from fraud.serving.contracts.protocol import ContractModel
-from fraud.serving.contracts.registered import closed_by, contract_routes, contracts_of
+from fraud.serving.contracts.registered import closed_by, contract_routes, contracts_of, other_bodies, other_of
 from fraud.serving.decisions import decision_routes
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
@@ -60,7 +60,7 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]
 def service_routes(engine: Engine, settings: Settings, contracts: Sequence[ContractModel]) -> list[Route]:
     """Return the service's own routes and those of its contracts, independent of BentoML."""
     return [
-        *scoring_routes(engine, contracts),
+        *scoring_routes(engine, contracts, settings),
         *label_routes(lambda: engine.pipeline, round(settings.scoring.max_clock_ahead_s * 1000)),
         *profile_routes(lambda: engine.pipeline.store),
         *decision_routes(lambda: engine.pipeline.store),
@@ -90,20 +90,27 @@ def readiness_of(engine: Engine, contracts: Sequence[ContractModel]) -> dict[str
     return {**engine.readiness(), "contracts": [msgspec.to_builtins(contract.status()) for contract in contracts]}
 
 
-def scoring_routes(engine: Engine, contracts: Sequence[ContractModel]) -> list[Route]:
+def scoring_routes(
+    engine: Engine, contracts: Sequence[ContractModel] = (), settings: Settings | None = None
+) -> list[Route]:
     """`/predict` and `/explain`, and `/readyz` with its detail."""
+    others = other_bodies(contracts, settings) if settings is not None else {}
 
-    async def answer(call: Call, *, explain: bool) -> Answer:
-        body, key = await call.json_body(), idempotency_key(call)
+    async def answer(call: Call, body: bytes, *, explain: bool) -> Answer:
+        key = idempotency_key(call)
         return Answer(
             await scoring.answer(engine, body, explain=explain, request_id=call.request_id, transaction_id=key)
         )
 
     async def predict(call: Call) -> Answer:
-        return await answer(call, explain=False)
+        body = await call.json_body()
+        try:
+            return await answer(call, body, explain=False)
+        except scoring.WithoutInstances as error:
+            return await other_of(others, body, error).handler(call, body)
 
     async def explain(call: Call) -> Answer:
-        return await answer(call, explain=True)
+        return await answer(call, await call.json_body(), explain=True)
 
     async def readyz(_: Call) -> Answer:
         engine.expect_ready()
@@ -120,8 +127,8 @@ def scoring_routes(engine: Engine, contracts: Sequence[ContractModel]) -> list[R
             "score",
             predict,
             "Score transactions: probability, risk level and decision of each.",
-            request=ScoreBody,
-            answer=PredictAnswer,
+            request=(ScoreBody, *(other.request for other in others.values())),
+            answer=(PredictAnswer, *(other.answer for other in others.values())),
             fails=fails,
             tag="Scoring",
         ),

@@ -149,7 +149,7 @@ Instance = Annotated[
 class ScoreBody(msgspec.Struct):
     """Rows to score independently, in order."""
 
-    instances: Annotated[list[Instance], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INSTANCES})] = []
+    instances: Annotated[list[Instance], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_INSTANCES})]
     model: Annotated[str | None, Meta(description="which model, when another than the default is wanted")] = None
 
 

@@ -12,14 +12,14 @@ from pydantic import Field, WithJsonSchema, create_model
 def descriptor(kind: type[msgspec.Struct]) -> type[IODescriptor]:
     """Return what BentoML calls an input or output specification, with the fields of a struct.
 
-    It validates nothing; the pipeline does. Elements of a list are shown as any object, because BentoML's clients send
-    and return only those fields of an object that its schema names.
+    It validates nothing; the pipeline does, and a list that is left out is empty. Elements of a list are shown as any
+    object, because BentoML's clients send and return only those fields of an object that its schema names.
     """
     properties = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]
     fields: dict[str, Any] = {
         field.name: (
             Annotated[Any, WithJsonSchema(_shown(properties[field.encode_name]))],
-            _default(field),
+            _default(field, properties[field.encode_name]),
         )
         for field in msgspec.structs.fields(kind)
     }
@@ -27,9 +27,9 @@ def descriptor(kind: type[msgspec.Struct]) -> type[IODescriptor]:
     return made
 
 
-def _default(field: msgspec.structs.FieldInfo) -> Any:
+def _default(field: msgspec.structs.FieldInfo, schema: dict[str, Any]) -> Any:
     if field.required:
-        return ...
+        return Field(default_factory=list) if schema.get("type") == "array" else ...
     return field.default if field.default_factory is msgspec.NODEFAULT else Field(default_factory=field.default_factory)
 
 

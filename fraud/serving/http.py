@@ -37,7 +37,8 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
-JSON: Headers = ((b"content-type", b"application/json"),)
+JSON_TYPE = b"application/json"
+JSON: Headers = ((b"content-type", JSON_TYPE),)
 CLOSE: Headers = ((b"connection", b"close"),)
 
 
@@ -88,7 +89,11 @@ class Call:
         self._bodies = bodies
 
     async def json_body(self) -> bytes:
-        """The whole body.
+        """The whole body, of JSON; raises as `body` does."""
+        return await self.body(JSON_TYPE)
+
+    async def body(self, *media_types: bytes) -> bytes:
+        """The whole body, of one of some media types; without a Content-Type it is taken for the first of them.
 
         Raises
         ------
@@ -98,8 +103,8 @@ class Call:
             It has another compression than gzip, or is broken gzip.
         """
         limit = self._bodies.limits.max_body_bytes
-        media_type = self.headers.get(b"content-type", b"application/json")
-        if media_type != b"application/json" and media_type.split(b";")[0].strip().lower() != b"application/json":
+        media_type = self.headers.get(b"content-type", media_types[0])
+        if media_type not in media_types and media_type.split(b";")[0].strip().lower() not in media_types:
             raise UnsupportedMediaType(media_type.decode("latin-1")[:100])
         self.expect_length()
         with self._bodies:
@@ -180,8 +185,9 @@ class Route:
         ``async handler(call)``; raises a `FraudError` to refuse.
     summary : str
         One sentence for the OpenAPI document.
-    request, answer : type, optional
-        The msgspec types of the request and answer body; without an `answer` the route is not JSON.
+    request, answer : type or tuple of types, optional
+        The msgspec types of the request and answer body, or several of which a body is one; without an `answer` the
+        route is not JSON.
     parameters : type, optional
         A msgspec struct of the parameters in path and query.
     fails : mapping of int to str

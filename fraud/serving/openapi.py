@@ -44,11 +44,11 @@ def document(
     named = {
         kind
         for route in shown
-        for kind in (route.request, route.answer, route.parameters, route.errors.body)
-        if kind is not None
+        for kinds in (route.request, route.answer, route.parameters, route.errors.body)
+        for kind in _each(kinds)
     }
     _, schemas = msgspec.json.schema_components(
-        sorted(_with_members(named), key=lambda kind: kind.__name__),
+        sorted(_with_members(named), key=str),
         ref_template=f"{COMPONENTS}{{name}}",
     )
     paths: dict[str, dict[str, Any]] = {}
@@ -78,7 +78,9 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         operation["parameters"] = list(_parameters(route, schemas[route.parameters.__name__]))
     if route.request is not None:
         operation["requestBody"] = {"required": True, **_json(route.request)}
-    answered = HTTPStatus.OK.phrase if route.answer is None else route.answer.__doc__ or HTTPStatus.OK.phrase
+    answered = (
+        " Or: ".join(kind.__doc__ or HTTPStatus.OK.phrase for kind in _each(route.answer)) or HTTPStatus.OK.phrase
+    )
     responses = {200: {"description": answered, **({} if route.answer is None else _json(route.answer))}}
     failure = _json(route.errors.body)
     responses |= {status: {"description": meaning, **failure} for status, meaning in sorted(_fails(route).items())}
@@ -110,8 +112,17 @@ def _parameters(route: Route, schema: dict[str, Any]) -> Iterator[dict[str, Any]
         }
 
 
-def _json(kind: Any) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": {"$ref": COMPONENTS + kind.__name__}}}}
+def _json(kinds: Any) -> dict[str, Any]:
+    """Return the content of a body: one type, or one of several."""
+    schemas, _ = msgspec.json.schema_components(_each(kinds), ref_template=f"{COMPONENTS}{{name}}")
+    schema = schemas[0] if len(schemas) == 1 else {"oneOf": [*schemas]}
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _each(kinds: Any) -> tuple[Any, ...]:
+    if kinds is None:
+        return ()
+    return kinds if isinstance(kinds, tuple) else (kinds,)
 
 
 def _with_members(kinds: set[Any]) -> set[Any]:
@@ -122,7 +133,8 @@ def _with_members(kinds: set[Any]) -> set[Any]:
         kind = left.pop()
         if kind not in found:
             found.add(kind)
-            left += [member for hint in get_type_hints(kind, include_extras=True).values() for member in _members(hint)]
+            hints = get_type_hints(kind, include_extras=True).values() if isinstance(kind, type) else [kind]
+            left += [member for hint in hints for member in _members(hint)]
     return found
 
 

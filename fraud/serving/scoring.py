@@ -15,6 +15,19 @@ from fraud.serving.answers import answer_of, encode_answer
 from fraud.serving.contract import ScoreBody
 from fraud.serving.engine import Engine
 
+NO_INSTANCES = (
+    f"0 instances arrived; 1 to {MAX_INSTANCES} a call are allowed: each row is an object in the list of "
+    '{"instances": [{...}]}'
+)
+
+
+class WithoutInstances(InvalidRequest):
+    """A body is an object that has no field `instances`."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_INSTANCES, "$.instances")
+
+
 _body_decoder = msgspec.json.Decoder(ScoreBody)
 
 
@@ -83,12 +96,13 @@ def decode_envelope(body: bytes) -> tuple[list[msgspec.Raw], str | None]:
     InvalidRequest
         It is, but is no object with 1 to `MAX_INSTANCES` instances.
     """
-    said = decode_body(_body_decoder, body, '{"instances": [{...}]}')
+    try:
+        said = decode_body(_body_decoder, body, '{"instances": [{...}]}')
+    except InvalidRequest as error:
+        if error.message.startswith("Object missing required field `instances`"):
+            raise WithoutInstances from None
+        raise
     if not said.instances:
-        raise InvalidRequest(
-            f"0 instances arrived; 1 to {MAX_INSTANCES} a call are allowed: each row is an object in the list of "
-            '{"instances": [{...}]}',
-            "$.instances",
-        )
+        raise InvalidRequest(NO_INSTANCES, "$.instances")
     expect_count(len(said.instances), "instances")
     return said.instances, said.model

@@ -55,6 +55,7 @@ def simulate_transactions(
     *,
     out: str | Path,
     fraud_rate: float = FRAUD_RATE,
+    merchant_form: bool = False,
 ) -> Simulated:
     """Write card payments of `customers` over `days`, about 1.9 a customer and day.
 
@@ -69,6 +70,8 @@ def simulate_transactions(
         A file ending in .parquet or .csv; see docs/data.md for the columns.
     fraud_rate : float
         Share of fraudulent transactions.
+    merchant_form : bool
+        Write the columns of the contract merchant-form instead: see `merchant_form_of`.
 
     Raises
     ------
@@ -95,10 +98,30 @@ def simulate_transactions(
         genuine["label_time_ms"] = np.zeros(len(genuine["customer"]), dtype=np.int64)
         columns = {name: np.concatenate([genuine[name], fraudulent[name]]) for name in genuine}
         table = _table(rng, world, columns)
-        _write(table, path)
+        _write(merchant_form_of(table) if merchant_form else table, path)
         progress.update(task, advance=1, description=f"{table.num_rows:,} transactions")
     counts = np.bincount(columns["typology"], minlength=len(TYPOLOGIES) + 1)[1:]
     return Simulated(path, table.num_rows, int(counts.sum()), dict(zip(TYPOLOGIES, counts.tolist(), strict=True)))
+
+
+def merchant_form_of(table: pa.Table) -> pa.Table:
+    """Return transactions as the contract merchant-form has them: ready features, with an id, a time and labels.
+
+    ``amt`` is the amount, ``hour`` (0 to 23) and ``day_of_week`` (0 is Monday) are of the time in UTC.
+    """
+    times = table.column("event_time")
+    return pa.table(
+        {
+            "transaction_id": table.column("transaction_id"),
+            "event_time": times,
+            "amt": table.column("amount"),
+            "hour": pc.hour(times),
+            "day_of_week": pc.day_of_week(times),
+            "category": table.column("category"),
+            "is_fraud": table.column("is_fraud"),
+            "label_time": table.column("label_time"),
+        }
+    )
 
 
 def simulate_features(rows: int, seed: int, *, out: str | Path) -> Simulated:

@@ -20,6 +20,7 @@ from fraud.serving.contracts.protocol import (
     ContractModel,
     decided_headers,
     decision_of,
+    field_of,
     needs_probability,
     probability_of,
 )
@@ -234,7 +235,7 @@ def is_plain(features: msgspec.Raw, row: PendingRow | Rejection) -> bool:
 
 def in_features(error: InvalidRequest) -> BadFeatures:
     """Return the refusal of a row as one of its features."""
-    name = (error.path or "").rpartition("].")[2]
+    name = field_of(error)
     return BadFeatures.value(name, error.message) if name else BadFeatures(error.message)
 
 

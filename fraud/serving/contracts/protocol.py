@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from fraud.errors import NotReady
+from fraud.errors import FraudError, NotReady
 from fraud.models.scorer import Scorer
 from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Decision, Outcome, Rejection
 from fraud.schema import Kind, expect_count
 from fraud.serving.contract import ContractStatus
 from fraud.serving.engine import Engine
-from fraud.serving.http import JSON, Call, ErrorShape, Headers, Route
+from fraud.serving.http import JSON, Answer, Call, ErrorShape, Headers, Route
 from fraud.serving.parameters import idempotency_key
 from fraud.settings import Settings
 
@@ -37,6 +37,26 @@ def needs_probability(kind: Kind) -> Misfit:
 
 
 @dataclass(frozen=True)
+class OtherBody:
+    """A body that a contract takes on `/predict`, which has the product's own form where it holds `instances`.
+
+    Parameters
+    ----------
+    field : str
+        The field that says that a body without `instances` is the contract's.
+    request, answer : type
+        The msgspec types of its body and answer.
+    handler : callable
+        ``async handler(call, body)``. Its errors have the shape of `/predict`.
+    """
+
+    field: str
+    request: type[msgspec.Struct]
+    answer: type[msgspec.Struct]
+    handler: Callable[[Call, bytes], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
 class Contract:
     """One contract, as its module declares it.
 
@@ -54,6 +74,8 @@ class Contract:
         Such as ``/api/v1``.
     needs_anomaly : bool
         Whether its model has to measure anomalies, itself or by the anomaly model beside it.
+    on_predict : callable, optional
+        ``on_predict(model, settings)`` returns the body that it takes on `/predict`.
     """
 
     name: str
@@ -62,6 +84,7 @@ class Contract:
     misfit: Misfit
     prefixes: tuple[str, ...] = ()
     needs_anomaly: bool = False
+    on_predict: Callable[[ContractModel, Settings], OtherBody] | None = None
 
 
 class ContractModel:
@@ -181,6 +204,12 @@ class ContractModel:
         if beside is None:
             return "it measures no anomaly, and FRAUD_ANOMALY_MODEL names no model that does"
         return beside.misfit(scorer)
+
+
+def field_of(error: FraudError) -> str:
+    """Return the field of a row that an error is about, or "" if it is about the whole row."""
+    _, in_row, name = (error.path or "").rpartition("].")
+    return name if in_row else ""
 
 
 def decision_of(outcome: Outcome) -> Decision:

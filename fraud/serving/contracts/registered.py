@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 
+import msgspec
+
 from fraud.errors import SettingsError
 from fraud.refusals import closest
+from fraud.schema import decode_body
 from fraud.serving.contracts.anomaly_inference import ANOMALY_INFERENCE
 from fraud.serving.contracts.application_score import APPLICATION_SCORE
-from fraud.serving.contracts.protocol import Contract, ContractModel
+from fraud.serving.contracts.bank_transaction import BANK_TRANSACTION
+from fraud.serving.contracts.merchant_form import MERCHANT_FORM
+from fraud.serving.contracts.open_inference import OPEN_INFERENCE
+from fraud.serving.contracts.platforms import KSERVE_V1, SAGEMAKER
+from fraud.serving.contracts.protocol import Contract, ContractModel, OtherBody
 from fraud.serving.contracts.registry_predict import REGISTRY_PREDICT
 from fraud.serving.engine import Engine
 from fraud.serving.http import ONE_SHAPE, Route
 from fraud.serving.routes import Closed
+from fraud.serving.scoring import WithoutInstances
 from fraud.settings import ContractSettings, Settings
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 CONTRACTS: dict[str, Contract] = {
-    contract.name: contract for contract in (APPLICATION_SCORE, REGISTRY_PREDICT, ANOMALY_INFERENCE)
+    contract.name: contract
+    for contract in (
+        *(APPLICATION_SCORE, REGISTRY_PREDICT, ANOMALY_INFERENCE),
+        *(MERCHANT_FORM, BANK_TRANSACTION, OPEN_INFERENCE, KSERVE_V1, SAGEMAKER),
+    )
 }
 """Every contract of the product by its name."""
 
@@ -60,6 +74,35 @@ def contract_routes(model: ContractModel, settings: Settings) -> list[Route]:
         raise SettingsError(
             f"FRAUD_CONTRACTS: contract {model.contract.name!r} has no routes: {type(error).__name__}: {error}"
         ) from error
+
+
+def other_bodies(models: Sequence[ContractModel], settings: Settings) -> dict[str, OtherBody]:
+    """Return the bodies that contracts take on `/predict` beside the product's own, by the field that names each.
+
+    Raises
+    ------
+    SettingsError
+        Two contracts name the same field.
+    """
+    found: dict[str, OtherBody] = {}
+    for model in models:
+        if model.contract.on_predict is not None:
+            other = model.contract.on_predict(model, settings)
+            if found.setdefault(other.field, other) is not other:
+                raise SettingsError(f"FRAUD_CONTRACTS: two contracts take a body with {other.field!r} on /predict")
+    return found
+
+
+def other_of(others: Mapping[str, OtherBody], body: bytes, error: WithoutInstances) -> OtherBody:
+    """Return the contract that a body without `instances` is for; raises an error that names every form otherwise."""
+    fields = decode_body(_fields, body, '{"instances": [{...}]}')
+    for name, other in others.items():
+        if name in fields:
+            return other
+    if others:
+        error.message += f"; one transaction alone has the field {', or '.join(others)}"
+        error.path = "$"
+    raise error
 
 
 def heading(name: str) -> str:
