@@ -17,7 +17,6 @@ import requests
 
 from fraud.checks.carriers import CARRIERS, OWN, Carrier
 from fraud.decisions.verdict import Verdict
-from fraud.models.bento_store import BentoStore
 from fraud.models.scorer import ModelName
 from fraud.pipeline.rows import Decision
 from fraud.serving.contracts.bank_transaction import score_of
@@ -27,7 +26,7 @@ from fraud.settings import ContractSettings
 from fraud.simulation.simulate import simulate_transactions
 from tests.conftest import EXAMPLES
 from tests.servers import bentoml_serve
-from tests.tiny import form_rows, ready_rows, store_of_tiny_models, transactions, write_tiny_bundle
+from tests.tiny import form_rows, ready_rows, store_of_tiny_models, tiny_form_model, transactions
 from training.data import Mapping, load_table
 from training.replay import further_features
 
@@ -43,14 +42,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three models: of transactions, of ready features, and of the merchant's form."""
     home = tmp_path_factory.mktemp("home")
     environment = store_of_tiny_models(home)
-    form = write_tiny_bundle(home / "form", "features", name="tiny-form", is_form=True)
-    tag = BentoStore(home).import_bundle(form, {})
     bank = {"FRAUD_BANK_HIGH_ABOVE": "0.6", "FRAUD_BANK_MEDIUM_ABOVE": "0.3", "FRAUD_BANK_FRAUD_ABOVE": "0.45"}
     keys = " ".join(key.line() for key in (KEY, SLOW_KEY, READER_KEY))
     return {
         **environment,
         **bank,
-        "FRAUD_MODEL": f"{environment['FRAUD_MODEL']},{tag}",
+        "FRAUD_MODEL": f"{environment['FRAUD_MODEL']},{tiny_form_model(home)}",
         "FRAUD_DURABLE": "false",
         "FRAUD_API_KEYS": keys,
     }

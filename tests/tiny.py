@@ -155,6 +155,12 @@ def tiny_anomaly_model(home: Path) -> str:
     return BentoStore(home).import_bundle(bundle, {})
 
 
+def tiny_form_model(home: Path) -> str:
+    """Add a model of the contract merchant-form to a Bento store; return its tag, for FRAUD_MODEL."""
+    bundle = write_tiny_bundle(home / "form", "features", name="tiny-form", is_form=True)
+    return BentoStore(home).import_bundle(bundle, {})
+
+
 def register_tiny(home: Path, kind: Kind, *aliases: str, seed: int = 0) -> str:
     """Import a tiny model into a Bento store and register it under some aliases; return its version."""
     bundle = write_tiny_bundle(home / f"{kind}-{seed}", kind, name=f"tiny-{kind}", seed=seed)

@@ -129,9 +129,9 @@ class Mutator:
             case 0 | 1 | 2:
                 fields[key] = self._value()
             case 3:
-                del fields[key]
+                fields.pop(key, None)
             case 4:
-                fields[self._key(key)] = fields.pop(key)
+                fields[self._key(key)] = fields.pop(key, b"1")
             case 5:
                 fields[self._key(key)] = self._value()
             case 6:
