@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from fraud.columns.table import Table, TableReader
 from fraud.currencies import Currency, history_amount
-from fraud.errors import InvalidRequest, MalformedJson
+from fraud.errors import InvalidRequest
 from fraud.forms import (
     MAX_OBJECT_BYTES,
     Form,
@@ -34,12 +34,12 @@ from fraud.forms import (
     one_text,
     time_ms,
 )
-from fraud.refusals import listed, shown_reason, split_path, unknown_category
+from fraud.refusals import listed, unknown_category
 
 MAX_ID_LENGTH = 128
 MAX_INSTANCES = 1000
 
-T = TypeVar("T")
+
 Kind = Literal["transaction", "features"]
 """What a row is: a raw transaction, or a row of ready features."""
 TEXT_ROLES = ("merchant_id", "category", "channel", "device_id")
@@ -137,6 +137,8 @@ Moment: Any = Annotated[datetime, msgspec.Meta(tz=True)]
 Datatype = Literal["BOOL", "BYTES", "FP64"]
 """What a field of a row is, in the words of the Open Inference Protocol."""
 NUMBER_FORMS = (as_it_is, as_number)
+NO_ID = (b"null", b'""')
+"""An id that says that there is none, as JSON."""
 
 
 class _Field(NamedTuple):
@@ -144,33 +146,6 @@ class _Field(NamedTuple):
     annotation: Any
     form: Form
     optional: bool = False
-
-
-def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:
-    """Decode a whole body; `example` is shown to the caller in errors.
-
-    Raises
-    ------
-    MalformedJson
-        The body is no JSON.
-    InvalidRequest
-        It is JSON of another form.
-    """
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        message, path = split_path(str(error))
-        raise InvalidRequest(f"{shown_reason(message)}; send {example}", path) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedJson(f"the body is not JSON (which has no NaN or Infinity): {error}") from None
-    except RecursionError:
-        raise MalformedJson("the body is nested too deeply to be read") from None
-
-
-def expect_count(n: int, name: str) -> None:
-    """Raise `InvalidRequest` unless a body has 1 to 1000 elements."""
-    if not 1 <= n <= MAX_INSTANCES:
-        raise InvalidRequest(f"{n} {name} arrived; 1 to {MAX_INSTANCES} a call are allowed", f"$.{name}")
 
 
 class RowDecoder:
@@ -221,11 +196,18 @@ class RowDecoder:
         }
         """The fields that a row may have."""
         self._table = None if spec.table is msgspec.UNSET else TableReader(spec.table, self._known, self._required)
+        self._id_names = {"transaction_id", *(self._table.columns_of("transaction_id") if self._table else ())}
         self._conflicts = [
             (attributes[name], conflicts) for name, conflicts in (self._table.conflicts if self._table else ())
         ]
 
-    def decode(self, raw: bytes | memoryview | msgspec.Raw, path: str, now_ms: int | None = None) -> Row:
+    def decode(
+        self,
+        raw: bytes | memoryview | msgspec.Raw,
+        path: str,
+        now_ms: int | None = None,
+        transaction_id: str | None = None,
+    ) -> Row:
         """Return one checked row.
 
         Parameters
@@ -236,17 +218,25 @@ class RowDecoder:
             Its path in the request, such as ``$.instances[2]``.
         now_ms : int, optional
             The clock, ms since the epoch; event times too far ahead of it are refused.
+        transaction_id : str, optional
+            The id of an instance that carries none; its `Row.raw` carries it from then on.
 
         Raises
         ------
         InvalidRequest
             States what arrived, what is allowed, and the field's path.
         """
-        said = bytes(raw)
+        said = bytes(raw) if transaction_id is None else self._with_id(bytes(raw), path, transaction_id)
         instance, n_extra = self._instance(said, path)
         if instance is None:
             return self._of_table(said, path, now_ms)
         return self._row(instance, said, n_extra, path, now_ms)
+
+    def _with_id(self, said: bytes, path: str, transaction_id: str) -> bytes:
+        fields = fields_of(said, path)
+        if any(bytes(fields.get(name, b"null")) not in NO_ID for name in self._id_names):
+            return said
+        return msgspec.json.encode({**fields, "transaction_id": transaction_id})
 
     def _of_table(self, said: bytes, path: str, now_ms: int | None) -> Row:
         """Return a row that has the names of the table that trained the model."""

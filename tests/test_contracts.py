@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from fraud.checks.carriers import without_id
 from fraud.errors import SettingsError
 from fraud.serving.app import declared, service_routes
 from fraud.serving.contracts.registered import CONTRACTS, contracts_of
@@ -20,7 +21,7 @@ from fraud.serving.engine import Engine
 from fraud.serving.openapi import document
 from fraud.settings import ContractSettings, Settings
 from tests.servers import bentoml_serve
-from tests.tiny import ready_rows, store_of_tiny_models
+from tests.tiny import ready_rows, store_of_tiny_models, transactions
 
 PAGE = (Path(__file__).parent.parent / "docs" / "contracts.md").read_text()
 OWN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
@@ -105,6 +106,23 @@ def test_an_idempotency_key_is_the_id_of_a_row_without_one(url: str, client: req
     shown = client.get(f"{url}/v1/decisions/order-77", params=query).json()["decision"]
     assert (shown["contract"], shown["fraud_probability"]) == ("checkout", by_contract["probability"])
     assert client.get(f"{url}/v1/decisions/order-77:1", params=query).json()["decision"]["contract"] is None
+
+
+def test_an_idempotency_key_is_the_id_of_a_transaction_too(url: str, client: requests.Session) -> None:
+    def predict(instances: list[Any], key: str = "order-88") -> Any:
+        body: dict[str, Any] = {"instances": instances}
+        return client.post(f"{url}/predict", json=body, headers={"Idempotency-Key": key}).json()
+
+    first, second = map(without_id, transactions(2, 31))
+    (one,) = predict([first])["predictions"]
+    assert one["transaction_id"] == "order-88"
+    assert predict([first])["predictions"] == [one]
+    assert predict([{**first, "transaction_id": "order-88"}], "other")["predictions"] == [one]
+    assert predict([second])["error"]["code"] == "idempotency_conflict"
+    assert [p["transaction_id"] for p in predict([second, first], "k")["predictions"]] == ["k:0", "k:1"]
+    refused = predict([{"amount": 1}])["error"]
+    assert refused["message"].startswith("missing event_time, customer_id")
+    assert predict([{}])["error"]["message"].startswith("missing event_time, customer_id")
 
 
 def test_a_request_id_traces_and_makes_no_repeat(url: str, client: requests.Session) -> None:

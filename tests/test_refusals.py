@@ -14,7 +14,8 @@ from fraud.errors import InvalidRequest, RequestError, UnknownModel
 from fraud.forms import MAX_FIELDS, MAX_OBJECT_BYTES
 from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import closest, listed, shown_json
-from fraud.schema import Feature, FeatureSpec, RowDecoder, decode_body
+from fraud.schema import Feature, FeatureSpec, RowDecoder
+from fraud.serving.bodies import decode_body
 from fraud.serving.labels import read_label
 from fraud.serving.scoring import decode_envelope
 

@@ -88,6 +88,7 @@ class TableReader:
     """
 
     def __init__(self, table: Table, fields: Collection[str], required: Collection[str]) -> None:
+        self._columns = table.columns
         mapped = {column.field for column in table.columns}
         columns = {name for column in table.columns for name in column.columns}
         self.names = [name for column in table.columns if column.field in required for name in column.columns]
@@ -103,6 +104,10 @@ class TableReader:
             for column in table.columns
         ]
         self.conflicts = [] if self._required_own else self._conflicting()
+
+    def columns_of(self, field: str) -> tuple[str, ...]:
+        """Return the columns that make a field; none if the table lacks it."""
+        return next((column.columns for column in self._columns if column.field == field), ())
 
     def takes(self, arrived: Mapping[str, msgspec.Raw]) -> bool:
         """Return whether a row has the table's names. Where its names are both, its values are the table's."""

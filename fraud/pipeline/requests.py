@@ -120,15 +120,14 @@ class ScoreRequest:
         n_bytes = 0
         for i in range(len(self.rows), min(len(self.rows) + CHUNK_ROWS, self.n_rows)):
             raw, path = self.raws[i], f"$.instances[{i}]"
+            own = transaction_id if transaction_id is None or self.n_rows == 1 else f"{transaction_id}:{i}"
             try:
-                row = decode(raw, path, now_ms)
+                row = decode(raw, path, now_ms, own)
             except RequestError as error:
                 errors.append(error)
                 self.rows.append(Rejection(transaction_id_of(raw), error.kept()))
                 n_bytes += memoryview(raw).nbytes
             else:
-                if transaction_id is not None and row.transaction_id is None:
-                    row.transaction_id = transaction_id if self.n_rows == 1 else f"{transaction_id}:{i}"
                 self.rows.append(PendingRow(row, scorer, now_ms, explain, request_id, path, contract, reasons))
                 n_bytes += len(row.raw)
             if n_bytes >= CHUNK_BYTES:

@@ -1,11 +1,18 @@
-"""Decoding of bodies: gzip and byte order mark."""
+"""Bodies of requests: gzip and byte order mark, and JSON with an error that shows what may be sent."""
 
 from __future__ import annotations
 
 import codecs
 import zlib
+from typing import TypeVar
 
-from fraud.errors import MalformedJson, PayloadTooLarge, UnsupportedEncoding
+import msgspec
+
+from fraud.errors import InvalidRequest, MalformedJson, PayloadTooLarge, UnsupportedEncoding
+from fraud.refusals import shown_reason, split_path
+from fraud.schema import MAX_INSTANCES
+
+T = TypeVar("T")
 
 GZIP_WINDOW = 31
 """zlib's code of a gzip stream with the largest window."""
@@ -68,3 +75,30 @@ def takes_gzip(accepted: str) -> bool:
             except ValueError:
                 return False
     return False
+
+
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, example: str) -> T:
+    """Decode a whole body; `example` is shown to the caller in errors.
+
+    Raises
+    ------
+    MalformedJson
+        The body is no JSON.
+    InvalidRequest
+        It is JSON of another form.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message, path = split_path(str(error))
+        raise InvalidRequest(f"{shown_reason(message)}; send {example}", path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedJson(f"the body is not JSON (which has no NaN or Infinity): {error}") from None
+    except RecursionError:
+        raise MalformedJson("the body is nested too deeply to be read") from None
+
+
+def expect_count(n: int, name: str) -> None:
+    """Raise `InvalidRequest` unless a body has 1 to 1000 elements."""
+    if not 1 <= n <= MAX_INSTANCES:
+        raise InvalidRequest(f"{n} {name} arrived; 1 to {MAX_INSTANCES} a call are allowed", f"$.{name}")

@@ -22,8 +22,9 @@ from fraud.forms import as_flag, as_id, as_it_is, as_moment, checked_id, fields_
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import explained, refuse_controls
-from fraud.schema import MAX_INSTANCES, Id, Moment, decode_body, expect_count
+from fraud.schema import MAX_INSTANCES, Id, Moment
 from fraud.serving.answers import RowsRefused
+from fraud.serving.bodies import decode_body, expect_count
 from fraud.serving.contract import Either, Problem, Refused, described_by
 from fraud.serving.http import Answer, Call, Route
 from fraud.stores.protocol import Store

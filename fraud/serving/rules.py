@@ -16,7 +16,8 @@ from fraud.errors import InvalidRequest, RegistryError
 from fraud.models.names import RULES
 from fraud.models.registry import Version
 from fraud.models.rule_sets import RuleSets
-from fraud.schema import Id, decode_body
+from fraud.schema import Id
+from fraud.serving.bodies import decode_body
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
 

@@ -10,8 +10,9 @@ import msgspec
 from fraud.errors import InvalidRequest
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
-from fraud.schema import MAX_INSTANCES, decode_body, expect_count
+from fraud.schema import MAX_INSTANCES
 from fraud.serving.answers import answer_of, encode_answer
+from fraud.serving.bodies import decode_body, expect_count
 from fraud.serving.contract import ScoreBody
 from fraud.serving.engine import Engine
 

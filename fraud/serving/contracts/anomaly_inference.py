@@ -17,7 +17,8 @@ from fraud.forms import fields_of
 from fraud.models.scorer import Scorer
 from fraud.pipeline.requests import transaction_id_of
 from fraud.pipeline.rows import Decision, Rejection
-from fraud.schema import MAX_ID_LENGTH, decode_body
+from fraud.schema import MAX_ID_LENGTH
+from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.fastapi import fastapi_errors
 from fraud.serving.contracts.protocol import Contract, ContractModel, decided_headers, decision_of
 from fraud.serving.decisions import readable_time

@@ -12,7 +12,8 @@ from msgspec import Meta
 from fraud.errors import BundleError, InvalidRequest, MalformedJson, RegistryError, RequestError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Decision, PendingRow, Rejection
-from fraud.schema import MAX_ID_LENGTH, decode_body
+from fraud.schema import MAX_ID_LENGTH
+from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.application_features import BadFeatures, FeatureReader, refuse_non_finite
 from fraud.serving.contracts.fastapi import NotADictionary, fastapi_errors
 from fraud.serving.contracts.protocol import (

@@ -15,7 +15,7 @@ from fraud.errors import FraudError, IdempotencyConflict
 from fraud.models.scorer import Scorer
 from fraud.pipeline.in_flight import given_id
 from fraud.pipeline.rows import Decision, Outcome, Rejection
-from fraud.schema import decode_body
+from fraud.serving.bodies import decode_body
 from fraud.serving.contract import ID_SCHEMA
 from fraud.serving.contracts.protocol import (
     Contract,

@@ -11,8 +11,9 @@ from msgspec import Meta
 from fraud.errors import InvalidRequest, RequestError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Decision
-from fraud.schema import MAX_INSTANCES, decode_body
+from fraud.schema import MAX_INSTANCES
 from fraud.serving.answers import RowsRefused
+from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.fastapi import fastapi_errors
 from fraud.serving.contracts.protocol import (
     Contract,

@@ -11,7 +11,8 @@ from msgspec import Meta
 from fraud.errors import InvalidRequest, NotReady, UnknownModel
 from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Decision, Outcome, Rejection
-from fraud.schema import MAX_ID_LENGTH, Datatype, decode_body
+from fraud.schema import MAX_ID_LENGTH, Datatype
+from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.protocol import (
     Contract,
     ContractModel,

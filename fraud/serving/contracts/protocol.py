@@ -11,7 +11,8 @@ from fraud.errors import FraudError, NotReady
 from fraud.models.scorer import Scorer
 from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Decision, Outcome, Rejection
-from fraud.schema import Kind, expect_count
+from fraud.schema import Kind
+from fraud.serving.bodies import expect_count
 from fraud.serving.contract import ContractStatus
 from fraud.serving.engine import Engine
 from fraud.serving.http import JSON, Answer, Call, ErrorShape, Headers, Route

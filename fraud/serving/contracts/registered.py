@@ -10,7 +10,7 @@ import msgspec
 
 from fraud.errors import SettingsError
 from fraud.refusals import closest
-from fraud.schema import decode_body
+from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.anomaly_inference import ANOMALY_INFERENCE
 from fraud.serving.contracts.application_score import APPLICATION_SCORE
 from fraud.serving.contracts.bank_transaction import BANK_TRANSACTION
