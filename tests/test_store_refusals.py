@@ -24,7 +24,7 @@ from fraud.pipeline.decide import Pipeline
 from fraud.serving.engine import Engine
 from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, check_store, open_log, open_store
-from fraud.stores.postgres_connection import connect, translated
+from fraud.stores.postgres_connection import connect, is_pooled, translated
 from fraud.stores.protocol import Store, described
 from tests.servers import PgBouncer, Postgres, Redis, Server, free_port, running, wait_until
 from tests.test_store_acknowledged import degraded, on_record, tiered
@@ -327,7 +327,7 @@ def test_a_pool_is_noticed_by_what_psycopg_tells_of_a_connection(postgres_server
     async def prepares(server: Server) -> bool:
         db = await connect(server.url)
         async with db:
-            return db.prepare_threshold is not None
+            return not is_pooled(db)
 
     assert asyncio.run(prepares(postgres_server))
     assert not asyncio.run(prepares(pool))

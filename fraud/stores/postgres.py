@@ -23,7 +23,7 @@ from fraud.features.featurizer import Records
 from fraud.history.encoding import decode, encode
 from fraud.history.profile import Profile
 from fraud.history.state import CUSTOMER
-from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect, fetch_all
+from fraud.stores.postgres_connection import PostgresConnection, check_conninfo, connect, fetch_all, pipelined
 from fraud.stores.postgres_labels import (
     Connection,
     add_search_rows,
@@ -94,7 +94,7 @@ class PostgresStore:
 
     async def recall(self, keys: Sequence[str], customer_ids: list[str], merchant_ids: list[str]) -> Recalled:
         async def read(db: Connection) -> tuple[list[Any], Blobs, Blobs]:
-            async with db.pipeline():
+            async with pipelined(db):
                 decided = await db.execute(DECIDED, [list(keys)], binary=True) if keys else None
                 customers = await _ask(db, "customers", customer_ids)
                 merchants = await _ask(db, "merchants", merchant_ids)
@@ -114,7 +114,7 @@ class PostgresStore:
 
         async def write(db: Connection) -> Recorded:  # one at a time: a writer's numbers are committed in order
             marks = self._writer.marks(zip(keys, records, strict=True))
-            async with db.pipeline():
+            async with pipelined(db):
                 await self._begin(db)
                 if whole is not None:
                     await _lock(db, whole.customer_ids, whole.merchant_ids)
@@ -130,7 +130,7 @@ class PostgresStore:
                     raise StoreError(f"postgresql neither recorded {len(lost)} decisions nor has them on record")
             written: tuple[Written, Written] = ({}, {})
             fresh = [i for i, d in enumerate(decided) if d.key in new]
-            async with db.pipeline():
+            async with pipelined(db):
                 await add_search_rows(db, [(new[decided[i].key], decided[i], 0) for i in fresh])
                 if fresh and transactions is not None and states is not None:
                     change = Change.of([decided[i] for i in fresh], transactions[fresh])

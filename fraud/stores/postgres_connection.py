@@ -1,13 +1,15 @@
 """Connections to PostgreSQL, and the schema they find there.
 
 Nothing is asked of a connection that a pool such as PgBouncer does not give: no options at the start, no state that
-outlives a transaction, and behind a pool no prepared statements, whose names its servers would mix up.
+outlives a transaction, and behind a pool neither prepared statements, whose names its servers would mix up, nor
+pipelining.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -60,6 +62,20 @@ async def connect(url: str, audit_key: bytes = b"") -> Connection:
         await db.close()
         raise
     return db
+
+
+def pipelined(db: Connection) -> AbstractAsyncContextManager[object]:
+    """Return a block whose statements are sent without waiting for each one's answer.
+
+    Behind a pool each waits: PgBouncer before 1.21 may take the answer to one for the end of all, and then gives the
+    server connection away within a transaction, or to nobody for ever (its issue 759).
+    """
+    return nullcontext() if is_pooled(db) else db.pipeline()
+
+
+def is_pooled(db: Connection) -> bool:
+    """Return whether a pool is between, as `connect` noticed."""
+    return db.prepare_threshold is None
 
 
 class PostgresConnection:
