@@ -7,10 +7,10 @@ service serves models of any columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -118,11 +118,16 @@ class Row(msgspec.Struct, gc=False):
     event_time_ms: int = 0
     customer_id: str = ""
     amount: float = 0.0
-    roles: dict[str, Any] = {}
+    roles: Mapping[str, Said] = {}
     n_extra: int = 0
     scaled_amount: float | None = None
     """The amount on its currency's scale, where the model has such scales."""
     reading: Reading | msgspec.UnsetType = msgspec.UNSET
+
+    def text_role(self, name: str) -> str | None:
+        """Return the text of a role; None where the row lacks it."""
+        text = self.roles.get(name)
+        return text if isinstance(text, str) else None
 
     @property
     def history_amount(self) -> float:
@@ -130,8 +135,8 @@ class Row(msgspec.Struct, gc=False):
         return self.amount if self.scaled_amount is None else self.scaled_amount
 
 
-Id: Any = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-Moment: Any = Annotated[datetime, msgspec.Meta(tz=True)]
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 Datatype = Literal["BOOL", "BYTES", "FP64"]
@@ -141,9 +146,13 @@ NO_ID = (b"null", b'""')
 """An id that says that there is none, as JSON."""
 
 
+Said: TypeAlias = str | float | None
+"""A value of a feature or role as a row carries it: text, a number, a flag, or none."""
+
+
 class _Field(NamedTuple):
     name: str
-    annotation: Any
+    annotation: Any  # a type expression, of which Python has no type
     form: Form
     optional: bool = False
 
@@ -251,24 +260,25 @@ class RowDecoder:
         row.reading = "table"
         return row
 
-    def _row(self, instance: Any, said: bytes, n_extra: int, path: str, now_ms: int | None) -> Row:
+    def _row(self, instance: msgspec.Struct, said: bytes, n_extra: int, path: str, now_ms: int | None) -> Row:
         """Check an instance further than its types."""
         escaped = said.find(ESCAPE) >= 0
         for value in self._ids_of(instance):
-            if value is not None and (escaped or "." in value or "+" in value):
+            if isinstance(value, str) and (escaped or "." in value or "+" in value):
                 self._check_ids(instance, path)
                 break
         values = self._values_of(instance)
         if self._converted:
             values = self._as_numbers(values, path)
+        numbers = cast("tuple[float, ...]", values)
         if self.spec.kind == "features":
-            return Row(instance.f0, values, said, n_extra=n_extra)
-        transaction_id, event_time, customer_id, amount = instance.f0, instance.f1, instance.f2, instance.f3
+            return Row(_own_id(instance), numbers, said, n_extra=n_extra)
+        transaction_id, event_time, customer_id, amount = _transaction(instance)
         event_time_ms = time_ms(event_time, "event_time", path, now_ms, self.max_ahead_ms)
-        roles = {name: getattr(instance, attribute) for name, attribute in self._roles}
+        roles: dict[str, Said] = {name: getattr(instance, attribute) for name, attribute in self._roles}
         for name in self._text_roles:
             text = roles[name]
-            if text is not None and ".0" in text:
+            if isinstance(text, str) and ".0" in text:
                 roles[name] = one_text(text)
         scaled = None
         if self._currencies:
@@ -277,9 +287,9 @@ class RowDecoder:
             if currency is None:
                 raise unknown_category(code, tuple(self._currencies), f"{path}.currency", "currency")
             scaled = history_amount(amount, currency)
-        return Row(transaction_id, values, said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
+        return Row(transaction_id, numbers, said, event_time_ms, customer_id, amount, roles, n_extra, scaled)
 
-    def _instance(self, said: bytes, path: str) -> tuple[Any, int]:
+    def _instance(self, said: bytes, path: str) -> tuple[msgspec.Struct | None, int]:
         """Return one instance, and how many of its fields the model does not read; None for a row of the table.
 
         Most rows hold what the model reads, in the first form, and nothing else: these are read once. All others are
@@ -305,7 +315,7 @@ class RowDecoder:
                 error.message += f"; a row with the table's column names has {listed(self._table.names)}"
             raise
 
-    def _own_instance(self, said: bytes, path: str) -> tuple[Any, int]:
+    def _own_instance(self, said: bytes, path: str) -> tuple[msgspec.Struct, int]:
         """Return one instance under the product's own names, and how many of its fields the model does not read."""
         fields = fields_of(said, path)
         n_extra = len(fields.keys() - self._known)
@@ -314,24 +324,26 @@ class RowDecoder:
         except msgspec.ValidationError:
             return in_other_forms(self._type, self._forms, fields, path, self._required), n_extra
 
-    def _as_numbers(self, values: tuple[Any, ...], path: str) -> tuple[float, ...]:
+    def _as_numbers(self, values: tuple[Said, ...], path: str) -> tuple[Said, ...]:
         """Return the columns of `X` for the values of an instance: flags, codes of categories, NaN for missing."""
         numbers = [*values]
         for i, feature, codes in self._converted:
             value = values[i]
             if codes is None:
                 numbers[i] = np.nan if value is None else float(value)
-            elif value in codes:
+                continue
+            assert value is None or isinstance(value, str)
+            if value in codes:
                 numbers[i] = codes[value]
-            elif one_text(value) in codes:
-                numbers[i] = codes[one_text(value)]
+            elif (text := one_text(value)) in codes:
+                numbers[i] = codes[text]
             elif feature.unknown == "missing":
                 numbers[i] = np.nan
             else:
-                raise unknown_category(value, feature.categories, f"{path}.{feature.name}")
+                raise unknown_category(value or "", feature.categories, f"{path}.{feature.name}")
         return tuple(numbers)
 
-    def _check_ids(self, instance: Any, path: str) -> None:
+    def _check_ids(self, instance: msgspec.Struct, path: str) -> None:
         """Convert each id to its canonical text, or refuse it."""
         for name, attribute in self._ids:
             value = getattr(instance, attribute)
@@ -355,7 +367,11 @@ class RowDecoder:
         return fields
 
 
-def _all_of(attributes: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+_own_id: Callable[[msgspec.Struct], str | None] = attrgetter("f0")
+_transaction: Callable[[msgspec.Struct], tuple[str, datetime, str, float]] = attrgetter("f0", "f1", "f2", "f3")
+
+
+def _all_of(attributes: Sequence[str]) -> Callable[[msgspec.Struct], tuple[Said, ...]]:
     """Return what reads some attributes of an instance at once."""
     match attributes:
         case []:

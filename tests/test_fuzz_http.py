@@ -273,7 +273,8 @@ def test_raw_bytes_on_any_path(server: Server, content: bytes, path: str, method
     if method != "HEAD":
         plain = unquote(path)
         route, _ = ROUTER.find({"method": method, "path": plain, "raw_path": path.encode()})
-        check(status, answered, given_headers, route.errors)
+        is_read = method != "BREW"  # of a request that cannot be read, no route is known
+        check(status, answered, given_headers, route.errors if is_read else ONE_SHAPE)
     assert status < 500
 
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from fraud.errors import InvalidRequest, MalformedJson, Overloaded, RateLimited, StoreError
 from fraud.pipeline.batching import MicroBatcher
 from fraud.serving.bento_pages import with_own_errors
 from fraud.serving.front_door import FrontDoor
-from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Route
+from fraud.serving.http import Answer, Call, HttpLimits, Route
 from fraud.serving.routes import Router
 
 LIMITS = HttpLimits(max_body_bytes=10_000, body_timeout_s=0.3)

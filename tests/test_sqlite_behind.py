@@ -62,7 +62,7 @@ def decided_of(rows: Sequence[Row]) -> list[DecisionRecord]:
             processing_time_ms=row.event_time_ms,
             request_id="",
             customer_id=row.customer_id,
-            merchant_id=row.roles.get("merchant_id"),
+            merchant_id=row.text_role("merchant_id"),
             amount=row.amount,
         )
         for row in rows

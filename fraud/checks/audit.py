@@ -21,7 +21,7 @@ from fraud.decisions.verdict import Ruling, Verdict, ruled, verdict_of
 from fraud.errors import FraudError
 from fraud.models.beside import Beside, measure
 from fraud.models.scorer import Score, Scorer
-from fraud.schema import Row
+from fraud.schema import Row, Said
 from fraud.stores.log import DecisionLog
 from fraud.stores.rows import decode_label, decode_record
 
@@ -261,6 +261,6 @@ def _ruled_again(
 
 def _row_of(decided: DecisionRecord) -> Row:
     """Return what words say of a recorded transaction: its time, and its amount in its currency."""
-    said: dict[str, object] = msgspec.json.decode(decided.transaction) if decided.transaction else {}
+    said: dict[str, Said] = msgspec.json.decode(decided.transaction) if decided.transaction else {}
     roles = {"currency": said["currency"]} if "currency" in said else {}
     return Row(None, (), b"", decided.event_time_ms, decided.customer_id, decided.amount, roles)

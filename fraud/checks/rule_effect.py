@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
@@ -33,7 +33,7 @@ from fraud.decisions.rules.sets import Rules, RuleSet
 from fraud.decisions.verdict import ACTIONS
 from fraud.errors import DataError, FraudError, RequestError
 from fraud.models.bundle import Bundle
-from fraud.schema import Row, RowDecoder
+from fraud.schema import Row, RowDecoder, Said
 from fraud.stores.log import DecisionLog
 from fraud.stores.rows import decode_label, decode_record
 from training.policy import decision_costs
@@ -103,7 +103,7 @@ class _Version:
 
     def row(self, record: DecisionRecord) -> Row:
         """Return a recorded transaction as the rules read it."""
-        roles: dict[str, object] = {"merchant_id": record.merchant_id}
+        roles: Mapping[str, Said] = {"merchant_id": record.merchant_id}
         if self.reads_roles:
             with suppress(RequestError):  # a record of an earlier release has no transaction
                 roles = self.decoder.decode(record.transaction, "$").roles

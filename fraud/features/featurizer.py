@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fraud.features.advance import advance
 from fraud.features.kernels import AGE_CAP_DAYS, COUNT_CAP, NEW_CUSTOMER_BELOW
 from fraud.history.state import CUSTOMER, MARK_FRAUD, MERCHANT, TRANSACTION, fresh_token, new_states, token
-from fraud.schema import FeatureSpec, Row
+from fraud.schema import FeatureSpec, Row, Said
 
 Records = np.ndarray[tuple[int], np.dtype[np.void]]
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -159,7 +158,7 @@ def keys_of(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
     merchants: dict[str, None] = {}
     for row in rows:
         customers[row.customer_id] = None
-        merchant = row.roles.get("merchant_id")
+        merchant = row.text_role("merchant_id")
         if merchant is not None:
             merchants[merchant] = None
     return list(customers), list(merchants)
@@ -170,8 +169,8 @@ def transactions_of(rows: Sequence[Row]) -> Records:
     return np.array([_record(row) for row in rows], dtype=TRANSACTION)
 
 
-def _record(row: Row) -> tuple[Any, ...]:
-    get = row.roles.get
+def _record(row: Row) -> tuple[float | int, ...]:
+    get, text = row.roles.get, row.text_role
     return (
         row.event_time_ms,
         row.history_amount,
@@ -181,14 +180,14 @@ def _record(row: Row) -> tuple[Any, ...]:
         _position(get("merchant_longitude")),
         fresh_token(row.transaction_id or ""),
         token(row.customer_id),
-        token(get("merchant_id")),
-        token(get("category")),
-        token(get("device_id")),
+        token(text("merchant_id")),
+        token(text("category")),
+        token(text("device_id")),
     )
 
 
-def _position(degrees: float | None) -> float:
-    return np.nan if degrees is None else degrees
+def _position(degrees: Said) -> float:
+    return degrees if isinstance(degrees, int | float) else np.nan
 
 
 class Featurizer:
@@ -237,7 +236,7 @@ class Featurizer:
             histories.merchants,
             transactions_of(rows) if transactions is None else transactions,
             np.array([customer_at[row.customer_id] for row in rows], np.int64),
-            np.array([merchant_at.get(row.roles.get("merchant_id", ""), -1) for row in rows], np.int64),
+            np.array([merchant_at.get(row.text_role("merchant_id") or "", -1) for row in rows], np.int64),
             np.arange(n),
             X,
         )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -163,7 +163,9 @@ class Scorer:
             if not np.allclose(contributions[i], g.contributions, rtol=0, atol=1e-9):
                 self._compare(i, "contributions", contributions[i], g.contributions)
 
-    def _compare(self, i: int, what: str, now: Any, then: Any) -> None:
+    def _compare(
+        self, i: int, what: str, now: float | Vector | None, then: float | Vector | list[float] | None
+    ) -> None:
         equal = now == then if now is None or then is None else np.array_equal(now, then, equal_nan=True)
         if not equal:
             others = differing(self.bundle.manifest.libraries)

@@ -227,7 +227,7 @@ class Pipeline:
         if not named:
             return Recalled({}, Histories.new(()))
         customers = distinct(row.customer_id for row in with_history)
-        merchants = distinct(row.roles.get("merchant_id") for row in with_history)
+        merchants = distinct(row.text_role("merchant_id") for row in with_history)
         started = time.perf_counter()
         try:
             return await self.store.recall(list(named), customers, merchants)
@@ -259,7 +259,7 @@ class Pipeline:
             degraded = (*(recalled.degraded if scorer.spec.kind == "transaction" else ()), *measured.lacks)
             for row, x, score in zip(some, X, measured.rows(scores), strict=True):
                 lacks = degraded
-                if recalled.is_unread(row.row.customer_id, row.row.roles.get("merchant_id")):
+                if recalled.is_unread(row.row.customer_id, row.row.text_role("merchant_id")):
                     lacks = (*degraded, *({"history"} - {*degraded}))
                 row.decide(x, score, lacks, rules, measured.model)
             if self.shadow is not None and challenger not in (None, scorer) and before is not None:

@@ -118,7 +118,7 @@ class RowInFlight:
             self.pending.now_ms,
             self.pending.request_id,
             said.customer_id,
-            said.roles.get("merchant_id"),
+            said.text_role("merchant_id"),
             said.amount,
             self.recorded_reasons,
             msgspec.UNSET if said.scaled_amount is None else said.scaled_amount,

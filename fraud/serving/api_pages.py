@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from starlette.responses import FileResponse
+from starlette.types import ASGIApp
 
-from fraud.serving.http import Answer, ASGIApp, Call, Headers, Route
+from fraud.serving.http import Answer, Call, Headers, Route
 
 PACKAGE = "fastapi_standalone_docs"
 FILES = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import bentoml
 import msgspec
@@ -12,6 +12,8 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fraud.models.rule_sets import RuleSets
@@ -25,7 +27,7 @@ from fraud.serving.contracts.registered import closed_by, contract_routes, contr
 from fraud.serving.decisions import decision_routes
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import FrontDoor
-from fraud.serving.http import Answer, ASGIApp, Call, HttpLimits, Receive, Route, Send
+from fraud.serving.http import Answer, Call, HttpLimits, Route
 from fraud.serving.labels import label_routes
 from fraud.serving.lists import list_routes
 from fraud.serving.openapi import document
@@ -85,7 +87,7 @@ def declared(settings: Settings) -> Router:
     return Router(routes, closed=closed_by(contracts), root_path=settings.http.root_path)
 
 
-def readiness_of(engine: Engine, contracts: Sequence[ContractModel]) -> dict[str, Any]:
+def readiness_of(engine: Engine, contracts: Sequence[ContractModel]) -> dict[str, object]:
     """Return what is served, and what each contract scores with; raises `NotReady` if no model is loaded."""
     return {**engine.readiness(), "contracts": [msgspec.to_builtins(contract.status()) for contract in contracts]}
 
@@ -222,7 +224,7 @@ def compressed(app: ASGIApp, minimum_bytes: int) -> ASGIApp:
     """Compress the answers of an application for callers that accept gzip; Starlette's middleware ignores ``q=0``."""
     compressing: ASGIApp = GZipMiddleware(app, minimum_size=minimum_bytes, compresslevel=5)
 
-    async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def answer(scope: Connection, receive: Receive, send: Send) -> None:
         takes = scope["type"] == "http" and takes_gzip(Headers(scope=scope).get("accept-encoding", ""))
         await (compressing if takes else app)(scope, receive, send)
 

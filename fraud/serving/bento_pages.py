@@ -10,9 +10,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from fraud.errors import FraudError, RequestError
-from fraud.serving.http import INTERNAL, ASGIApp, Call, Message, Receive, Route, Send
+from fraud.serving.http import INTERNAL, Call, Route
 
 OWN_SOURCES = (
     b"content-security-policy",

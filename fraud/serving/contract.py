@@ -14,6 +14,8 @@ from fraud.detectors.explain import Reason
 from fraud.models.scorer import ModelName
 from fraud.schema import MAX_ID_LENGTH, MAX_INSTANCES, Reading
 
+JsonObject: TypeAlias = dict[str, Any]
+"""An object whose fields are not fixed."""
 COMPONENTS = "#/components/schemas/"
 
 
@@ -168,6 +170,6 @@ class Readiness(msgspec.Struct):
     queued_rows: int
     contracts: list[ContractStatus]
     anomaly_model: Annotated[
-        dict[str, Any] | None,
+        JsonObject | None,
         Meta(description="the model of FRAUD_ANOMALY_MODEL: name, version, digest, and the models that it is beside"),
     ] = None

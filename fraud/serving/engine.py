@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -20,7 +20,7 @@ from fraud.stores.protocol import described
 class Follows(Protocol):
     """What the engine needs of the active models."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Swaps that failed, for ``/readyz``."""
 
     async def refresh(self) -> str:
@@ -134,7 +134,7 @@ class Engine:
                     outcomes[i] = outcome
         return outcomes
 
-    def readiness(self) -> dict[str, Any]:
+    def readiness(self) -> dict[str, object]:
         """Return what is served; `status` is ready, degraded or refusing. Raises `NotReady` if no model is loaded."""
         if self._pipeline is None or self._batcher is None:
             raise NotReady("no model is loaded yet")
@@ -144,12 +144,13 @@ class Engine:
         lists = {} if self._lists is None else {"lists": self._lists.describe()}
         return {"queued_rows": self._batcher.queued_rows, "models": served, **stores, **lists, **models}
 
-    def expect_ready(self) -> dict[str, Any]:
+    def expect_ready(self) -> dict[str, object]:
         """Return `readiness` for load balancers; raises `NotReady` if requests would be refused."""
         readiness = self.readiness()
-        if readiness["status"] == "refusing":
-            stores = "".join(f"; {s['store']} is off since {s['since']}: {s['reason']}" for s in readiness["stores"])
-            raise NotReady(f"decisions are refused: {readiness['reason']}{stores}")
+        health = self.pipeline.store.health()
+        if health.refusal is not None:
+            stores = "".join(f"; {o.store} is off since {o.since}: {o.reason}" for o in health.outages)
+            raise NotReady(f"decisions are refused: {health.refusal}{stores}")
         return readiness
 
     async def switch(self, name: str, reference: str, *, why: str) -> None:
@@ -164,7 +165,7 @@ class Engine:
             raise NotReady("no model is loaded yet")
         await self._models.switch(name, reference, why=why)
 
-    async def refresh(self) -> dict[str, Any]:
+    async def refresh(self) -> dict[str, object]:
         """Look for other versions now, in this worker; returns what is then served, and whether W&B was asked."""
         if self._models is None:
             raise NotReady("no model is loaded yet")

@@ -9,24 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Connection
 
 from fraud.errors import FraudError
-from fraud.serving.http import (
-    INTERNAL,
-    Answer,
-    ASGIApp,
-    Call,
-    CallerLeft,
-    HttpLimits,
-    Message,
-    Receive,
-    Send,
-    SlowBodies,
-    error_answer,
-    respond,
-)
+from fraud.serving.http import INTERNAL, Answer, Call, CallerLeft, HttpLimits, SlowBodies, error_answer, respond
 from fraud.serving.routes import Router
 
 logger = logging.getLogger("fraud.serving.http")
@@ -64,7 +53,7 @@ class FrontDoor:
         self._checks = checks
         self._observers = observers
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
         if scope["type"] != "http":

@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Connection
 
 from fraud.errors import (
     AccessError,
@@ -31,10 +33,6 @@ from fraud.serving.scopes import Scope
 
 logger = logging.getLogger("fraud.serving.http")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON_TYPE = b"application/json"
@@ -76,7 +74,7 @@ class Call:
         self,
         route: Route,
         names: Mapping[str, str],
-        scope: MutableMapping[str, Any],
+        scope: Connection,
         receive: Receive,
         bodies: SlowBodies,
     ) -> None:
@@ -203,8 +201,8 @@ class Route:
     scope: Scope | None
     handler: Handler
     summary: str
-    request: Any = None
-    answer: Any = None
+    request: object = None
+    answer: object = None
     parameters: type[msgspec.Struct] | None = None
     fails: Mapping[int, str] = field(default_factory=dict)
     errors: ErrorShape = ONE_SHAPE
@@ -225,8 +223,8 @@ class SlowBodies:
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self._limit_s = limits.body_timeout_s
-        self._since: dict[asyncio.Task[Any], float] = {}
-        self._overdue: set[asyncio.Task[Any]] = set()
+        self._since: dict[asyncio.Task[object], float] = {}
+        self._overdue: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+
+from starlette.types import ASGIApp
+from starlette.types import Scope as Connection
 
 from fraud.errors import MethodNotAllowed, SettingsError, UnknownPath
-from fraud.serving.http import ONE_SHAPE, Answer, ASGIApp, Call, ErrorShape, Route
+from fraud.serving.http import ONE_SHAPE, Answer, Call, ErrorShape, Route
 from fraud.serving.scopes import Scope
 
 OTHER = "other"
@@ -106,7 +108,7 @@ class Router:
         self._closed = [(one.prefix, _nowhere(one.errors)) for one in closed]
         self._nowhere = _nowhere(ONE_SHAPE)
 
-    def find(self, scope: MutableMapping[str, Any]) -> tuple[Route, Mapping[str, str]]:
+    def find(self, scope: Connection) -> tuple[Route, Mapping[str, str]]:
         """Return a request's route and the percent-encoded values of its path parameters.
 
         An undeclared path or method gets a route that refuses the call.
@@ -120,7 +122,7 @@ class Router:
             return resource.methods.get(scope["method"], resource.refusal), NO_NAMES
         return self._search(scope)
 
-    def _search(self, scope: MutableMapping[str, Any]) -> tuple[Route, Mapping[str, str]]:
+    def _search(self, scope: Connection) -> tuple[Route, Mapping[str, str]]:
         path = scope["path"]
         raw = (scope.get("raw_path") or path.encode()).decode("latin-1")  # where %2F is no slash
         for pattern, resource in self._patterns:
@@ -145,7 +147,7 @@ def _is_under(path: str, prefix: str) -> bool:
     return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/")
 
 
-def _enter_root(scope: MutableMapping[str, Any], root_path: str) -> None:
+def _enter_root(scope: Connection, root_path: str) -> None:
     """Let a request's path begin with the root path, as ASGI has it, whether its proxy passes it on or strips it."""
     scope["root_path"] = root_path
     raw: bytes = scope.get("raw_path") or scope["path"].encode()

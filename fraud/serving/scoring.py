@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -55,13 +54,13 @@ async def answer(
 
 
 async def predictions(
-    engine: Engine, instances: Sequence[dict[str, Any]], model: str | None, *, explain: bool
-) -> dict[str, Any]:
+    engine: Engine, instances: Sequence[dict[str, object]], model: str | None, *, explain: bool
+) -> dict[str, object]:
     """Score instances that are Python objects already, and answer in Python objects; raises as `answer` does."""
     raws = [msgspec.json.encode(instance) for instance in instances]
     expect_count(len(raws), "instances")
     request = engine.admit().read(raws, model=model, explain=explain)
-    answered: dict[str, Any] = msgspec.to_builtins(answer_of(await engine.decide(request)))
+    answered: dict[str, object] = msgspec.to_builtins(answer_of(await engine.decide(request)))
     return answered
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 from fraud.decisions.labels import Label, LabelOutcome
 from fraud.decisions.queries import DecisionQuery, Page
@@ -116,6 +116,11 @@ class Outage:
     reason: str
     is_permanent: bool = False
 
+    @property
+    def since(self) -> str:
+        """`since_ms` as ISO 8601, to the second."""
+        return datetime.fromtimestamp(self.since_ms / 1000, UTC).isoformat(timespec="seconds")
+
 
 @dataclass(frozen=True)
 class StoreHealth:
@@ -185,18 +190,35 @@ class Store(Protocol):
         """Write what is waiting and let go of files and connections."""
 
 
-def described(health: StoreHealth) -> dict[str, Any]:
+class ShownOutage(TypedDict):
+    """An outage as ``/readyz`` shows it."""
+
+    store: str
+    since: str
+    reason: str
+    needs_operator: bool
+
+
+class ShownHealth(TypedDict):
+    """A store's health as ``/readyz`` shows it; `reason` where decisions are refused."""
+
+    status: Literal["ready", "degraded", "refusing"]
+    reason: NotRequired[str]
+    stores: list[ShownOutage]
+
+
+def described(health: StoreHealth) -> ShownHealth:
     """Return what ``/readyz`` shows of a store's health: ``ready``, ``degraded`` or ``refusing``, and what is off."""
     if health.refusal is not None:
         return {"status": "refusing", "reason": health.refusal, "stores": _shown(health.outages)}
     return {"status": "degraded" if health.outages else "ready", "stores": _shown(health.outages)}
 
 
-def _shown(outages: Sequence[Outage]) -> list[dict[str, Any]]:
+def _shown(outages: Sequence[Outage]) -> list[ShownOutage]:
     return [
         {
             "store": outage.store,
-            "since": datetime.fromtimestamp(outage.since_ms / 1000, UTC).isoformat(timespec="seconds"),
+            "since": outage.since,
             "reason": outage.reason,
             "needs_operator": outage.is_permanent,
         }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from typing import Any
 
 import msgspec
 
 from fraud.errors import RequestError
 from fraud.forms import MAX_OBJECT_BYTES, fields_of
 from fraud.refusals import listed, shown
-from fraud.schema import Feature, FeatureSpec
+from fraud.schema import Feature, FeatureSpec, Said
 
 logger = logging.getLogger("fraud.serving.contracts")
 
@@ -87,7 +86,7 @@ def refuse_non_finite(body: bytes) -> None:
             raise BadFeatures.value(name, value)
 
 
-def _python(raw: msgspec.Raw) -> Any:
+def _python(raw: msgspec.Raw) -> object:
     """Return a value of JSON as Python has it; a number beyond float64 is infinite, and what is nested is empty."""
     text = bytes(raw).decode()
     if text[0] in "[{":
@@ -98,7 +97,7 @@ def _python(raw: msgspec.Raw) -> Any:
         return math.inf
 
 
-def _value(feature: Feature, value: Any) -> Any:
+def _value(feature: Feature, value: object) -> Said:
     """Return the value of a feature as a row carries it."""
     if value is None and feature.missing:
         return None
@@ -106,14 +105,13 @@ def _value(feature: Feature, value: Any) -> Any:
         raise BadFeatures(f"Unsupported data type for feature {feature.name}: {JSON_TYPES[type(value)]}")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadFeatures.value(feature.name, value)
-    if feature.name == EMAIL:
-        value = _email(feature, value)
-    if feature.type != "categorical":
-        return _number(feature.name, value)
-    return str(value) if type(value) is int else value
+    said = _email(feature, value) if feature.name == EMAIL else value
+    if feature.type != "categorical" and said is not None:
+        return _number(feature.name, said)
+    return str(said) if type(said) is int else said
 
 
-def _email(feature: Feature, value: Any) -> Any:
+def _email(feature: Feature, value: bool | float | str) -> Said:
     """Return the category of an e-mail domain as the model names or numbers it; an unknown name counts as unknown."""
     categories = feature.categories
     if not isinstance(value, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,7 @@ from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Decision, PendingRow, Rejection
 from fraud.schema import MAX_ID_LENGTH
 from fraud.serving.bodies import decode_body
+from fraud.serving.contract import JsonObject
 from fraud.serving.contracts.application_features import BadFeatures, FeatureReader, refuse_non_finite
 from fraud.serving.contracts.fastapi import NotADictionary, fastapi_errors
 from fraud.serving.contracts.protocol import (
@@ -79,7 +80,7 @@ class ApplicationModel(msgspec.Struct):
     model_version: str
     loaded_at: str
     feature_names: list[str]
-    metadata: dict[str, Any]
+    metadata: JsonObject
 
 
 class Reload(msgspec.Struct):

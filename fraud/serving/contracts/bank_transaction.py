@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -98,7 +98,7 @@ BANK_TRANSACTION = Contract(
 
 async def decide(model: ContractModel, call: Call, said: BankTransaction) -> Outcome:
     """Decide on a transaction; one that is sent again without a time has the time of the first."""
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         OWN_NAMES.get(name, name): value
         for name in said.__struct_fields__
         if (value := getattr(said, name)) is not msgspec.UNSET

@@ -5,7 +5,7 @@ Its probes, metrics and pages are the product's own: ``/livez``, ``/readyz``, ``
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +14,7 @@ import fraud
 from fraud.models.scorer import ModelName
 from fraud.serving import scoring
 from fraud.serving.answers import encode_answer
-from fraud.serving.contract import PredictAnswer, ScoreBody
+from fraud.serving.contract import JsonObject, PredictAnswer, ScoreBody
 from fraud.serving.contracts.protocol import Contract, ContractModel, decided_headers
 from fraud.serving.http import ONE_SHAPE, Answer, Call, Route
 from fraud.settings import Settings
@@ -38,7 +38,7 @@ class RefreshAnswer(msgspec.Struct):
     wandb_look: Annotated[str, Meta(description="asked, or why W&B was not")]
     models: list[ModelName]
     aliases: Annotated[dict[str, str], Meta(description="the alias in force of each model")]
-    failed_swaps: list[dict[str, Any]]
+    failed_swaps: list[JsonObject]
 
 
 _encode = msgspec.json.Encoder().encode
