@@ -37,6 +37,8 @@ for _name in (*ALTERNATIVES, *REFUSED):
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STORES = ("sqlite", "redis", "postgresql", "redis+postgresql")
 PATIENT = {"budget_ms": 5_000.0, "cold_budget_ms": 10_000.0, "durable": False}
+NO_SKIPS = "NOTHING_IS_SKIPPED"
+"""Set where every part is installed, as in CI: a skipped test then fails the run."""
 Once = Callable[[str, Callable[[Path], object]], Path]
 TINY = Config(
     rounds=30,
@@ -68,6 +70,12 @@ def pytest_collection_finish() -> None:
     """Keep all that was imported out of later garbage collections, which would take a tenth of the time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get(NO_SKIPS) and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
