@@ -34,7 +34,7 @@ from fraud.history.state import CUSTOMER
 from fraud.stores.protocol import Outage, Recalled, Recorded, States, StoreHealth, StoreStats
 from fraud.stores.resilient import PATIENT_S, CircuitBreaker
 from fraud.stores.rows import encode_record, row_key
-from fraud.stores.sqlite_file import StoreFile, translated
+from fraud.stores.sqlite_file import StoreFile, checkpoint, configure, translated
 from fraud.stores.sqlite_labels import apply_label, keep_frauds, labels_of
 from fraud.stores.sqlite_schema import migrate
 from fraud.stores.sqlite_search import decisions_by_key, find_decisions, index_decisions, unindexed
@@ -52,8 +52,9 @@ logger = logging.getLogger("fraud.stores")
 WAIT_S = 2.0
 """Longest wait for the file: for its disk, or for another process that keeps it locked."""
 CLOSE_S = 5.0
-CATCH_UP_ROWS = 2048
-"""Decisions after which states and search rows catch up: with more of them each writes fewer pages."""
+CATCH_UP_ROWS = 512
+"""Decisions after which states and search rows catch up: with more of them each writes fewer pages, and the decisions
+that arrive meanwhile wait longer."""
 INDEX_AT_ONCE = 512
 """Search rows of one commit, after which waiting decisions get their turn."""
 T = TypeVar("T")
@@ -104,10 +105,7 @@ class SqliteStore:
         connection = sqlite3.connect(self.path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
             with self._file.locked_at_start():
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
-                connection.execute("PRAGMA cache_size = -16384")
-                connection.execute("PRAGMA mmap_size = 1073741824")
+                configure(connection, durable=self._durable)
                 migrate(connection, str(self.path), self._audit_key)
                 connection.execute(f"PRAGMA busy_timeout = {round(WAIT_S * 1000)}")
         except BaseException:
@@ -131,11 +129,17 @@ class SqliteStore:
         return recorded
 
     async def _catch_up_behind(self) -> None:
-        """Bring states and search rows up to the latest decision, in steps between which decisions are recorded."""
+        """Bring states and search rows up to the latest decision, in steps between which decisions are recorded.
+
+        Then copy the write-ahead log into the file: most of it beside the decisions that are being recorded, and the
+        rest between two of them, as the log begins anew only once all of it is copied.
+        """
         try:
             await self._run(self._write_thread, self._merge, PATIENT_S)
             while await self._run(self._write_thread, self._index_some, PATIENT_S) == INDEX_AT_ONCE:
                 pass
+            await self._run(self._search_thread, lambda: checkpoint(self._searcher), PATIENT_S)
+            await self._run(self._write_thread, lambda: checkpoint(self._writer), PATIENT_S)  # what came meanwhile
         except StoreError as error:  # tried again after the next decision
             logger.warning("states and search rows wait: %s", error.message)
 

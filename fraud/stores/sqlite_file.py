@@ -14,6 +14,8 @@ from fraud.errors import StoreDown, StoreError
 
 START_WAIT_S = 30.0
 """Longest wait for the lock at the start, when another worker may bring the file to this release."""
+MOST_WAL_PAGES = 20_000
+"""Pages of the write-ahead log, of 4 KiB, after which a commit copies them into the file itself."""
 
 
 class StoreFile:
@@ -92,6 +94,23 @@ class StoreFile:
 
     def close(self) -> None:
         os.close(self._lock)
+
+
+def configure(connection: sqlite3.Connection, *, durable: bool) -> None:
+    """Set what a connection of a store has: a write-ahead log, which each commit syncs if it is durable."""
+    for setting in (
+        "journal_mode = WAL",
+        f"synchronous = {'FULL' if durable else 'NORMAL'}",
+        "cache_size = -16384",
+        f"wal_autocheckpoint = {MOST_WAL_PAGES}",
+        "mmap_size = 1073741824",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def checkpoint(connection: sqlite3.Connection) -> None:
+    """Copy what it can of the write-ahead log into the file, and sync it; nobody waits for it, and it for nobody."""
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def translated(path: Path, error: sqlite3.Error) -> StoreError:
