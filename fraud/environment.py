@@ -18,6 +18,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from fraud.errors import SettingsError
 from fraud.old_variables import REFUSED, readings
 
+_used: dict[str, str] = {}
+
 
 class Group(BaseSettings):
     """Settings of one part; each field says its meaning and unit."""
@@ -38,6 +40,7 @@ class Group(BaseSettings):
         for name, setting in cls.model_fields.items():
             if reading := old.get(variable_of(name, setting)):
                 given[_given_as(cls, name)] = reading.value(os.environ)
+                _used[reading.own] = reading.remark
         try:
             return cls(**given, **_from_files(cls))
         except ValidationError as error:
@@ -53,6 +56,11 @@ def variable_of(name: str, setting: FieldInfo) -> str:
 def remarks() -> list[str]:
     """Return what was read from a name of an earlier system, and what was not, one sentence each."""
     return [reading.remark for reading in readings(os.environ)]
+
+
+def used() -> dict[str, str]:
+    """Return what this process has read from names of earlier systems: the remark by the product's own variable."""
+    return _used
 
 
 def expect_none_refused() -> None:

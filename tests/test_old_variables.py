@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +182,14 @@ def test_a_version_pins_the_first_model(registry: Any, monkeypatch: pytest.Monke
 
 def _version_of(settings: ModelSettings) -> dict[str, Any]:
     return {"FRAUD_MODEL_VERSION": settings.version}
+
+
+def test_a_command_says_which_store_it_took_from_an_old_name(tmp_path: Path) -> None:
+    environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/old.db", "PORT": "3100"}
+    command = [Path(sys.executable).parent / "fraud", "history", "profile", "nobody"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "note: DATABASE_URL is read as FRAUD_STORE\n" in run.stderr
+    assert "PORT" not in run.stderr
+    own = {**environment, "FRAUD_STORE": f"sqlite:{tmp_path}/own.db"}
+    run = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
+    assert "note:" not in run.stderr

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from fraud.environment import used
 from fraud.errors import FraudError
 
 MISTAKE = 1
@@ -16,6 +17,8 @@ MISTAKE = 1
 DEFECT = 70
 """Exit code of an unexpected error (EX_SOFTWARE)."""
 INTERRUPTED = 130
+WHERE_IT_WORKS = ("FRAUD_STORE", "FRAUD_COLD_STORE", "FRAUD_MODEL", "FRAUD_MODEL_ALIASES")
+"""Variables that choose the store and the model which a command works on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,6 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end("error: there is not enough memory; give a smaller file, or this command more memory", MISTAKE)
     except Exception as error:
         _end(_defect(error), DEFECT)
+    finally:
+        _tell_old_names()
+
+
+def _tell_old_names() -> None:
+    """Say which store and model came from a variable that another program on this machine may mean otherwise."""
+    for variable, remark in used().items():
+        if variable in WHERE_IT_WORKS:
+            print(f"note: {remark}", file=sys.stderr)
 
 
 def _end(message: str, code: int) -> None:
