@@ -17,14 +17,18 @@ import dataclasses
 import json
 import os
 import statistics
+import subprocess
+import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
 from bench.hardware import describe_hardware
-from bench.model import instances, write_model
+from bench.model import EXAMPLES, instances, write_model
 from bench.servers import (
     DIRECT,
     HERE,
@@ -40,8 +44,10 @@ from bench.servers import (
 )
 from bench.service import LIBRARIES, measure, medians
 from fraud.checks.carriers import CARRIERS, OWN, Carrier, Row, without_id
+from fraud.models.bento_store import BentoStore
 
 MODELS = {"bench-features": "bundle", "bench-history": "history"}
+FORM = "bench-form"
 CLOSED: dict[str, Any] = {"connections": 32}
 OPEN: dict[str, Any] = {"connections": 256, "rate": 500.0}
 LEAST_RATIO, MOST_P99_MS, LEAST_TO_PEER = 0.85, 10.0, 30.0
@@ -50,18 +56,60 @@ WITH_REASONS, PEER = "application-score", "fastapi_sklearn"
 
 def rows_of(model: str) -> list[dict[str, Any]]:
     """Return rows that a model of the benchmark takes."""
+    if model == FORM:
+        some = pd.read_parquet(WORK / FORM / "table.parquet").head(256)
+        rows: list[dict[str, Any]] = json.loads(
+            some[["amt", "hour", "day_of_week", "category"]].to_json(orient="records")
+        )
+        return rows
     return instances(256) if model == "bench-features" else fresh_transactions()
 
 
-def endpoint(carrier: Carrier, model: str) -> Endpoint:
+def endpoint(carrier: Carrier, model: str, version: str = "") -> Endpoint:
     rows: list[Row] = [row if carrier.has_id else without_id(row) for row in rows_of(model)]
-    return Endpoint(carrier.path, [json.dumps(carrier.body([row], model)) for row in rows])
+    path = carrier.path.format(name=model, version=version)
+    return Endpoint(path, [json.dumps(carrier.body([row], model)) for row in rows])
+
+
+def form_model() -> str:
+    """Return the tag of a model of the merchant's form, made as docs/contracts.md says."""
+    table = WORK / FORM / "table.parquet"
+    if not table.exists():
+        command("simulate", "--merchant-form", "--out", table)
+    return trained(FORM, table, EXAMPLES / "merchant_form.yaml")
+
+
+def of_roles(name: str, roles: Sequence[str], *options: str) -> str:
+    """Return the tag of a transactions model that asks for nothing but some roles."""
+    mapping = WORK / f"{name}.yaml"
+    roles = ["transaction_id", "event_time", "customer_id", "amount", *roles]
+    label = "label: is_fraud\nlabel_time: label_time\nlabel_delay: 7d\n"
+    mapping.write_text("kind: transaction\n" + "".join(f"{role}: {role}\n" for role in roles) + label)
+    return trained(name, WORK / "model" / "simulated.parquet", mapping, *options)
+
+
+def trained(name: str, table: Path, mapping: Path, *options: str) -> str:
+    """Return the tag of a model in the benchmark's Bento store, trained once."""
+    runs = WORK / name / "runs"
+    if not [*runs.glob("*/bundle")]:
+        files = ("--data", table, "--mapping", mapping, "--config", EXAMPLES / "quick.yaml")
+        command("train", *files, "--name", name, "--runs", runs, *options)
+    (bundle,) = runs.glob("*/bundle")
+    return BentoStore(WORK / "bentoml").import_bundle(bundle, {})
+
+
+def command(*arguments: str | Path) -> None:
+    """Run a `fraud` command without W&B."""
+    fraud = Path(sys.executable).parent / "fraud"
+    subprocess.run([fraud, *arguments], check=True, cwd=WORK, env={**os.environ, "WANDB_MODE": "offline"})
 
 
 def own_servers() -> tuple[Server, Server]:
     """Return the product as it is by default, with every model, and the same without a record."""
     environments = [own_environment(bundle) for bundle in MODELS.values()]
-    tags = ",".join(environment["FRAUD_MODEL"] for environment in environments)
+    bank = of_roles("bench-bank", ["category", "channel", "device_id"])
+    anomaly = of_roles("bench-users", ["merchant_id"], "--detector", "isolation-forest")
+    tags = ",".join([*(environment["FRAUD_MODEL"] for environment in environments), form_model(), bank, anomaly])
     recorded = dataclasses.replace(
         next(server for server in servers() if server.name == "fraud_bento_recorded"),
         name="contracts",
@@ -76,12 +124,14 @@ def own_servers() -> tuple[Server, Server]:
     return recorded, unrecorded
 
 
-def models_of(server: Running) -> dict[str, str]:
-    """Return the model of every contract that has one."""
+def models_of(server: Running) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the model of every contract, and the version of every model."""
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}/readyz")
     with DIRECT.open(request, timeout=10) as answer:
-        contracts = json.load(answer)["contracts"]
-    return {contract["name"]: contract["model"] for contract in contracts if contract["model"]}
+        readiness = json.load(answer)
+    versions = {model["name"]: model["version"] for model in readiness["models"]}
+    models = {contract["name"]: contract["model"] for contract in readiness["contracts"]}
+    return {name: next(iter(versions)) if model is None else model for name, model in models.items()}, versions
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -95,10 +145,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     to_peer: list[dict[str, Any]] = []
     for _ in range(options.rounds):
         with running(recorded, cores[0]) as server:
-            models = models_of(server)
+            models, versions = models_of(server)
             for contract in options.contracts or models:
                 for carrier in CARRIERS[contract]:
-                    turn = compare(server, carrier, models[contract], options.seconds, cores[-1])
+                    model = models[contract]
+                    turn = compare(server, carrier, model, versions[model], options.seconds, cores[-1])
                     figures.setdefault(f"{contract} {carrier.path}", []).append(turn)
                     console.print(f"[dim]{contract} {carrier.path}: {turn}[/dim]")
         if not options.contracts or WITH_REASONS in options.contracts:
@@ -124,9 +175,9 @@ def compare_to_peer(unrecorded: Server, seconds: float, cores: list[int]) -> dic
     return {"rps": own_rps, "peer_rps": peer_rps, "ratio": own_rps / peer_rps}
 
 
-def compare(server: Running, carrier: Carrier, model: str, seconds: float, core: int) -> dict[str, Any]:
+def compare(server: Running, carrier: Carrier, model: str, version: str, seconds: float, core: int) -> dict[str, Any]:
     """Return one round of a contract and of `/predict` with the same rows, in turns of half the time each."""
-    ways = {"predict": endpoint(OWN[0], model), "contract": endpoint(carrier, model)}
+    ways = {"predict": endpoint(OWN[0], model), "contract": endpoint(carrier, model, version)}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for _ in range(2):
         for name, way in ways.items():
