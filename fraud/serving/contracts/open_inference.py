@@ -269,11 +269,12 @@ def read_body(call: Call, body: bytes) -> tuple[InferBody, bytes]:
 
 def answer_of(said: InferBody, scorer: Scorer, outcomes: Sequence[Outcome]) -> Answer:
     """Return the outputs of an inference; raises the error of the first row that was rejected."""
+    decisions: list[Decision] = []
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, Rejection):
             name = field_of(outcome.error)
             outcome.error.path = f"$.inputs.{name}[{i}]" if name else f"$.inputs[{i}]"
-    decisions = [decision_of(outcome) for outcome in outcomes]
+        decisions.append(decision_of(outcome))
     tensors, tail = outputs_of(results_of(decisions), said.outputs, said.parameters.binary_data_output)
     model = decisions[0].model
     head = _encode(InferAnswer(model.name, model.version, tensors, said.id))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from math import prod
+from itertools import chain, islice
 
 import msgspec
 import numpy as np
@@ -25,9 +24,10 @@ NUMBERS = {
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
-DATATYPES = ("BOOL", "BYTES", *NUMBERS)
+DATATYPES = dict.fromkeys(("BOOL", "BYTES", *NUMBERS))
 Element = str | int | float | bool | None
 _LENGTH = struct.Struct("<I")
+_encode = msgspec.json.Encoder().encode
 
 
 class TensorParameters(msgspec.Struct, omit_defaults=True):
@@ -44,7 +44,7 @@ class InputTensor(msgspec.Struct, kw_only=True):
     shape: list[int]
     datatype: str
     data: list[Element | list[Element]] | None = None
-    parameters: TensorParameters = msgspec.field(default_factory=TensorParameters)
+    parameters: TensorParameters | None = None
 
 
 class WantedOutput(msgspec.Struct):
@@ -82,16 +82,16 @@ def rows_of(inputs: Sequence[InputTensor], tail: bytes) -> list[bytes]:
     if not inputs:
         raise InvalidRequest("0 tensors arrived; send one for each field of a row, by its name", "$.inputs")
     n_rows = _n_rows(inputs)
-    columns: dict[str, Sequence[Value]] = {}
+    columns: dict[str, Sequence[object]] = {}
     begin = 0
     for i, tensor in enumerate(inputs):
-        path = f"$.inputs[{i}]"
         if tensor.name in columns:
-            raise InvalidRequest(f"tensor {shown(tensor.name)!r} arrived twice", path)
-        size = tensor.parameters.binary_data_size
+            raise InvalidRequest(f"tensor {shown(tensor.name)!r} arrived twice", f"$.inputs[{i}]")
+        size = None if tensor.parameters is None else tensor.parameters.binary_data_size
         if size is None:
-            columns[tensor.name] = _said(tensor, n_rows, path)
+            columns[tensor.name] = _said(tensor, n_rows, i)
             continue
+        path = f"$.inputs[{i}]"
         if not 0 <= size <= len(tail) - begin:
             raise InvalidRequest(
                 f"binary_data_size says {size} bytes, and {len(tail) - begin} are left of the body", path
@@ -100,16 +100,19 @@ def rows_of(inputs: Sequence[InputTensor], tail: bytes) -> list[bytes]:
         begin += size
     if begin < len(tail):
         raise InvalidRequest(f"{len(tail) - begin} bytes of the body belong to no tensor", "$.inputs")
-    names = [*columns]
+    rows = zip(*columns.values(), strict=True)
     try:
-        return [msgspec.json.encode(dict(zip(names, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        return [_encode(dict(zip(columns, row, strict=True))) for row in rows]
     except (UnicodeEncodeError, OverflowError):
         raise InvalidRequest("a tensor holds text that is not Unicode, or an integer of more than 64 bits") from None
 
 
 def _n_rows(inputs: Sequence[InputTensor]) -> int:
+    first = inputs[0].shape
     for i, tensor in enumerate(inputs):
         shape = tensor.shape
+        if shape == first and i and tensor.datatype in DATATYPES:
+            continue
         if not (len(shape) in (1, 2) and shape[1:] in ([], [1]) and 1 <= shape[0] <= MAX_INSTANCES):
             raise InvalidRequest(
                 f"tensor {shown(tensor.name)!r} has the shape {shape[:5]}; [n] or [n, 1] with n rows, 1 to "
@@ -126,18 +129,19 @@ def _n_rows(inputs: Sequence[InputTensor]) -> int:
                 f"datatype {shown(tensor.datatype)!r} is not read here; allowed: {', '.join(DATATYPES)}",
                 f"$.inputs[{i}].datatype",
             )
-    return prod(inputs[0].shape)
+    return first[0]
 
 
-def _said(tensor: InputTensor, n_rows: int, path: str) -> Sequence[Value]:
+def _said(tensor: InputTensor, n_rows: int, i: int) -> Sequence[object]:
     """Return the data of a tensor in JSON, where a missing value is null."""
-    if tensor.data is None:
-        raise InvalidRequest(f"tensor {shown(tensor.name)!r} has no data", path)
-    values: list[Value] = []
-    for value in islice(tensor.data, MAX_INSTANCES + 1):
-        values += value if isinstance(value, list) else [value]
-    if len(values) != n_rows or len(tensor.data) > n_rows:
-        raise InvalidRequest(f"{len(values)} elements arrived; the shape says {n_rows}", f"{path}.data")
+    data = tensor.data
+    if data is None:
+        raise InvalidRequest(f"tensor {shown(tensor.name)!r} has no data", f"$.inputs[{i}]")
+    values: Sequence[object] = data
+    if list in map(type, data):
+        values = [*chain.from_iterable(v if isinstance(v, list) else [v] for v in islice(data, MAX_INSTANCES + 1))]
+    if len(values) != n_rows or len(data) > n_rows:
+        raise InvalidRequest(f"{len(values)} elements arrived; the shape says {n_rows}", f"$.inputs[{i}].data")
     return values
 
 
@@ -190,7 +194,11 @@ def outputs_of(
     InvalidRequest
         There is no such output.
     """
-    asked = wanted or [WantedOutput(name, TensorParameters(binary_data=is_binary)) for name in results]
+    if not wanted and not is_binary:
+        return [
+            OutputTensor(name, [len(values)], datatype, values) for name, (datatype, values) in results.items()
+        ], b""
+    asked = wanted or [WantedOutput(name, TensorParameters(binary_data=True)) for name in results]
     tensors: list[OutputTensor] = []
     tail: list[bytes] = []
     for i, output in enumerate(asked):
