@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics
 
+from fraud.decisions.anomaly import SEVERITIES
 from fraud.decisions.policy import Policy
 from fraud.decisions.verdict import POLICY_ACTIONS, verdict_of
 from fraud.errors import DataError
@@ -148,7 +149,8 @@ def test_counting_a_customer_equals_repeating_its_rows(shape: tuple[int, int, in
         assert ranking[f"recall_at_fpr_{rate}"] == pytest.approx(recall, rel=1e-12)
         assert ranking[f"precision_at_fpr_{rate}"] == pytest.approx(precision, rel=1e-12)
 
-    sums = dict(zip(Sums.names, Sums(y, p, amount, code, n_customers, POLICY).measures(counts), strict=True))
+    measured = Sums(y, p, amount, code, n_customers, POLICY, decisions(p, POLICY))
+    sums = dict(zip(Sums.names, measured.measures(counts), strict=True))
     assert sums["brier_score"] == pytest.approx(metrics.brier_score_loss(y[rows], p[rows]), rel=1e-9)
     repeated = {name: column[rows] for name, column in window.items()}
     assert sums["cost_per_1000"] == pytest.approx(1000 * naive_cost(repeated, POLICY) / len(rows), rel=1e-9)
@@ -324,6 +326,18 @@ def test_policy_decides_online_as_it_was_evaluated() -> None:
     evaluated = [POLICY_ACTIONS[i] for i in decisions(probabilities, chosen)]
     assert evaluated == [verdict_of(online, probability).decision for probability in probabilities]
     assert set(evaluated) == set(POLICY_ACTIONS)
+
+
+def test_severity_is_evaluated_as_it_decides_online() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.random(400)
+    severities = [(*SEVERITIES, None)[i] for i in rng.integers(len(SEVERITIES) + 1, size=400)]
+    levels = {"medium": 0.1, "high": 0.3, "critical": 0.7}
+    policy = POLICY | {"risk_levels": levels, "severity_actions": {"HIGH": "review", "CRITICAL": "decline"}}
+    online = msgspec.convert(policy, Policy)
+    evaluated = [POLICY_ACTIONS[i] for i in decisions(scores, policy, severities)]
+    assert evaluated == [verdict_of(online, *row).decision for row in zip(scores, severities, strict=True)]
+    assert evaluated != [POLICY_ACTIONS[i] for i in decisions(scores, policy)]
 
 
 def test_decision_costs_are_the_documented_ones() -> None:

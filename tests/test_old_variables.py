@@ -186,7 +186,7 @@ def _version_of(settings: ModelSettings) -> dict[str, Any]:
 
 def test_a_command_says_which_store_it_took_from_an_old_name(tmp_path: Path) -> None:
     environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/old.db", "PORT": "3100"}
-    command = [Path(sys.executable).parent / "fraud", "history", "profile", "nobody"]
+    command = [str(Path(sys.executable).parent / "fraud"), "history", "profile", "nobody"]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "note: DATABASE_URL is read as FRAUD_STORE\n" in run.stderr
     assert "PORT" not in run.stderr

@@ -24,7 +24,7 @@ from fraud.serving.answers import encode_answer
 from fraud.stores.sqlite import SqliteStore
 from tests.conftest import EXAMPLES, TINY, trained
 from training.backtest import backtest
-from training.config import ForestOptions
+from training.config import ForestOptions, SeverityOptions
 from training.data import Mapping, load_table
 from training.train import Run
 
@@ -85,6 +85,24 @@ def test_labels_evaluate_a_forest_and_do_not_change_it(simulated: Path, forest_r
     assert "Frauds" in (run.folder / "report.html").read_text()
     habits = [line for line in (run.folder / "bundle" / "model_card.md").read_text().splitlines() if "| high |" in line]
     assert len(habits) == 8
+
+
+def test_a_training_counts_what_severity_sends_to_review(simulated_features: Path, tmp_path: Path) -> None:
+    rates = {}
+    for action in ("approve", "review"):
+        severity = SeverityOptions(medium=0.2, high=0.1, critical=0.05, actions={"MEDIUM": action})
+        config = TINY.model_copy(update={"severity": severity})
+        run = trained(
+            simulated_features,
+            "features.yaml",
+            "loans",
+            tmp_path / action,
+            config=config,
+            algorithm=ISOLATION_FOREST,
+            labelled=False,
+        )
+        rates[action] = run.metrics["review_rate"].value
+    assert rates["approve"] < 0.05 < rates["review"] < 0.25
 
 
 def test_labels_calibrate_a_probability_if_asked(simulated_features: Path, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class Candidate:
 
     def scored(self, X: Matrix) -> Scored:
         margins = self.detector.raw_margin(self._of(X))
-        return Scored(margins, self.detector.decision_score(margins), self.policy)
+        severity = None if self.detector.severity is None else self.detector.severity.of(margins)
+        return Scored(margins, self.detector.decision_score(margins), self.policy, severity)
 
     def _of(self, X: Matrix) -> Matrix:
         return X if self.columns is None else X[:, self.columns]
@@ -136,6 +137,7 @@ def measure_window(scored: Scored, test: pd.DataFrame, amounts: Floats | None, c
         scored.raw_margin,
         policy=scored.policy,
         amount=amounts,
+        severity=scored.severity,
         n_bootstrap=config.n_bootstrap,
         seed=config.seed,
         **who_and_when(test),
@@ -168,7 +170,7 @@ def _stability(scored: Scored, other: Floats, reference: Floats, test: pd.DataFr
     top, other_top = (values >= np.quantile(values, 1 - TOP_SHARE) for values in (margin, other))
     edges = np.unique(np.quantile(reference, np.linspace(0.1, 0.9, 9)))
     bins, expected = np.searchsorted(edges, margin), np.bincount(np.searchsorted(edges, reference), minlength=10)
-    reviewed = scored.y_prob >= scored.policy["review_threshold"]
+    reviewed = scored.taken > 0
     rows = [np.ones(n), top, top & other_top, reviewed, *(bins == b for b in range(10))]
     who = who_and_when(test)
     _, cluster = np.unique(who["customer_codes"], return_inverse=True) if who else (None, np.arange(n))

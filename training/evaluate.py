@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
+from fraud.decisions.anomaly import Severity
 from fraud.errors import DataError
 from training.measures import (
     DAY_MS,
@@ -24,7 +25,7 @@ from training.measures import (
     Sums,
     equal_mass_bins,
 )
-from training.policy import decision_costs
+from training.policy import decision_costs, decisions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -47,11 +48,17 @@ class Outcomes(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """One model's scores of the same transactions, and its policy."""
+    """One model's scores of the same transactions, and its policy; with severities if it measures them."""
 
     raw_margin: Floats
     y_prob: Floats
     policy: Mapping[str, Any]
+    severity: Sequence[Severity | None] | None = None
+
+    @property
+    def taken(self) -> Ints:
+        """What the policy does with each, as indices into POLICY_ACTIONS."""
+        return decisions(self.y_prob, self.policy, self.severity)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ def measure(
     customer_codes: ArrayLike | None = None,
     event_time_ms: ArrayLike | None = None,
     amount: ArrayLike | None = None,
+    severity: Sequence[Severity | None] | None = None,
     n_bootstrap: int = 200,
     seed: int = 0,
 ) -> Samples:
@@ -156,13 +164,15 @@ def measure(
     y_prob, raw_margin : arrays, shape (n_transactions,), float64
         Calibrated probability in [0, 1], and log-odds that rank.
     policy : mapping
-        As policy.json; read are `review_threshold`, `decline_threshold` and `costs`.
+        As policy.json; read are `review_threshold`, `decline_threshold`, `severity_actions` and `costs`.
     customer_codes : array of int, shape (n_transactions,), optional
         The customer of each row; without it every row is drawn alone.
     event_time_ms : array of int, shape (n_transactions,), optional
         Milliseconds since the epoch, UTC.
     amount : array, shape (n_transactions,), float64, optional
         Money, in the unit of the policy's costs; without it every transaction counts 1.
+    severity : sequence, shape (n_transactions,), optional
+        Of a model that measures it.
     n_bootstrap : int
         Number of resamples. A draw without any fraud, or without anything else, is drawn again.
     seed : int
@@ -184,7 +194,7 @@ def measure(
     parts: list[Ranking | CardDays | Sums] = [Ranking(y, margin, cluster)]
     if customer_codes is not None and event_time_ms is not None:
         parts.append(CardDays(y, margin, cluster, np.asarray(event_time_ms, dtype=np.int64)))
-    parts.append(Sums(y, p, money, cluster, n_clusters, policy))
+    parts.append(Sums(y, p, money, cluster, n_clusters, policy, decisions(p, policy, severity)))
 
     def measures(counts: Ints) -> list[float]:
         return [value for part in parts for value in part.measures(counts)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.policy import decision_costs, decisions
+from training.policy import decision_costs
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -110,10 +110,16 @@ class Sums:
     )
 
     def __init__(
-        self, y: Ints, p: Floats, amount: Floats, cluster: Ints, n_clusters: int, policy: Mapping[str, Any]
+        self,
+        y: Ints,
+        p: Floats,
+        amount: Floats,
+        cluster: Ints,
+        n_clusters: int,
+        policy: Mapping[str, Any],
+        taken: Ints,
     ) -> None:
         epsilon = np.finfo(np.float64).eps
-        taken = decisions(p, policy)
         sure = np.clip(np.where(y == 1, p, 1 - p), epsilon, 1 - epsilon)
         rows = [
             np.ones(len(y)),

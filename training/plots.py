@@ -20,7 +20,6 @@ from fraud.detectors.words import readable
 from fraud.schema import Feature
 from training.evaluate import Scored, reliability
 from training.measures import DAY_MS, FALSE_POSITIVE_RATES
-from training.policy import decisions
 
 mpl.use("Agg")  # shap draws through pyplot, which must not look for a screen
 with warnings.catch_warnings():  # shap 0.51 makes its colours in a way that matplotlib 3.11 will retire
@@ -69,7 +68,7 @@ def save(figure: Figure, path: Path) -> None:
 def roc(y_true: Ints, scores: Scores) -> Figure:
     """The whole ROC curve, and its low false-positive range on a logarithmic axis."""
     figure, (whole, edge) = _figure(11, 4.6, columns=2)
-    for colour, (name, (margin, _, _)) in zip(COLOURS, scores.items(), strict=False):
+    for colour, (name, (margin, *_)) in zip(COLOURS, scores.items(), strict=False):
         fpr, tpr, _ = roc_curve(y_true, margin)
         whole.plot(fpr, tpr, color=colour, label=name)
         edge.step(fpr, tpr, where="post", color=colour, label=name)
@@ -92,7 +91,7 @@ def roc(y_true: Ints, scores: Scores) -> Figure:
 def precision_recall(y_true: Ints, scores: Scores) -> Figure:
     """Precision against recall, with the operating points of each policy."""
     figure, (axes,) = _figure(10, 5)
-    for colour, (name, (margin, probability, policy)) in zip(COLOURS, scores.items(), strict=False):
+    for colour, (name, (margin, probability, policy, _)) in zip(COLOURS, scores.items(), strict=False):
         precision, recall, _ = precision_recall_curve(y_true, margin, drop_intermediate=True)
         axes.step(recall, precision, where="pre", color=colour, label=name)
         for threshold, marker in (("decline_threshold", "s"), ("review_threshold", "o")):
@@ -119,7 +118,7 @@ def calibration(y_true: Ints, scores: Scores) -> Figure:
     """Observed fraud rate against probability, on logarithmic axes since most probabilities are small."""
     figure, (axes,) = _figure(7.5, 5.5)
     floor = 1.0
-    for colour, (name, (_, probability, _)) in zip(COLOURS, scores.items(), strict=False):
+    for colour, (name, (_, probability, *_)) in zip(COLOURS, scores.items(), strict=False):
         table = reliability(y_true, probability)
         shown = np.maximum(table["fraud_rate"], 1e-6)
         low, high = shown - np.maximum(table["low"], 1e-6), table["high"] - shown
@@ -155,7 +154,7 @@ def calibration(y_true: Ints, scores: Scores) -> Figure:
 def score_distribution(y_true: Ints, scores: Scores, unit: str) -> Figure:
     """Numbers of transactions by raw margin, fraud and legitimate, with the policy's thresholds."""
     figure, panels = _figure(11, 4.4, columns=len(scores), sharey=True)
-    for axes, (name, (margin, probability, policy)) in zip(panels, scores.items(), strict=True):
+    for axes, (name, (margin, probability, policy, _)) in zip(panels, scores.items(), strict=True):
         bins = np.linspace(margin.min(), max(margin.max(), margin.min() + 1e-6), 61).tolist()
         for kind, colour, text in KINDS_OF_ROWS:
             if not (y_true == kind).any():
@@ -181,8 +180,8 @@ def daily(y_true: Ints, event_time_ms: Ints, scores: Scores) -> Figure:
     figure, (frauds, alerts) = _figure(11, 5.6, rows=2, sharex=True)
     total = np.bincount(place, weights=y_true)
     busiest: list[float] = []
-    for i, (name, (_, probability, policy)) in enumerate(scores.items()):
-        taken = decisions(probability, policy)
+    for i, (name, scored) in enumerate(scores.items()):
+        taken = scored.taken
         found = np.bincount(place, weights=y_true * (taken > 0))
         if i == 0:
             frauds.bar(dates, found, color=COLOURS[0], width=0.85, label=f"found by {name}")

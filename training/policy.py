@@ -6,12 +6,13 @@ In every policy decision, risk level and prediction agree: ``approve`` is risk l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fraud.decisions.anomaly import Severity
 from fraud.decisions.verdict import actions_at
 from fraud.errors import DataError
 
@@ -29,9 +30,13 @@ DEFAULT_COSTS: dict[str, float] = {
 }
 
 
-def decisions(y_prob: ArrayLike, policy: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Return the index into POLICY_ACTIONS that the policy takes at each probability; a threshold is included."""
-    return actions_at(y_prob, policy["review_threshold"], policy["decline_threshold"])
+def decisions(
+    y_prob: ArrayLike, policy: Mapping[str, Any], severity: Sequence[Severity | None] | None = None
+) -> NDArray[np.int64]:
+    """Return the index into POLICY_ACTIONS that the policy takes at each decision score, and severity if it has one."""
+    return actions_at(
+        y_prob, policy["review_threshold"], policy["decline_threshold"], severity, policy.get("severity_actions", {})
+    )
 
 
 def decision_costs(y_true: ArrayLike, amount: ArrayLike, costs: Mapping[str, float]) -> Floats:

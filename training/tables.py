@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from fraud.decisions.verdict import POLICY_ACTIONS
 from fraud.features.featurizer import HISTORY_FEATURES
 from fraud.schema import Feature
-from training import policy
 from training.evaluate import Interval, Outcomes, Scored, reliability
 from training.measures import DAY_MS
+from training.policy import decision_costs
 
 Floats = NDArray[np.float64]
 
@@ -98,9 +98,9 @@ def decisions(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
     y = (outcomes.y_true == 1).astype(np.int64)
     amount = np.ones(len(y)) if outcomes.amount is None else outcomes.amount
     rows = []
-    for name, (_, probability, chosen) in scores.items():
-        taken = policy.decisions(probability, chosen)
-        costs = policy.decision_costs(y, amount, chosen["costs"]) if chosen["costs"] else None
+    for name, scored in scores.items():
+        taken, prices = scored.taken, scored.policy["costs"]
+        costs = decision_costs(y, amount, prices) if prices else None
         for i, decision in enumerate(POLICY_ACTIONS):
             here = taken == i
             row: dict[str, str | float] = {"scores": name, "decision": decision}
@@ -131,8 +131,8 @@ def daily(outcomes: Outcomes, scores: Mapping[str, Scored]) -> pd.DataFrame:
     y = (outcomes.y_true == 1).astype(np.int64)
     dates = np.datetime_as_string(days.astype("datetime64[D]"))
     tables = []
-    for name, (_, probability, chosen) in scores.items():
-        taken = policy.decisions(probability, chosen)
+    for name, scored in scores.items():
+        taken = scored.taken
         counts = {
             "transactions": np.ones(len(y)),
             "frauds": y,

@@ -6,7 +6,7 @@ and the evaluation of a policy in training. The model's policy and, where a rule
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar, get_args
 
 import msgspec
@@ -170,7 +170,13 @@ def with_odds(probability: Odds, factor: Odds) -> Odds:
     return raised / (1.0 - probability + raised)
 
 
-def actions_at(y_prob: ArrayLike, review_threshold: float, decline_threshold: float) -> NDArray[np.int64]:
+def actions_at(
+    y_prob: ArrayLike,
+    review_threshold: float,
+    decline_threshold: float,
+    severity: Sequence[Severity | None] | None = None,
+    severity_actions: Mapping[Severity, PolicyAction] | None = None,
+) -> NDArray[np.int64]:
     """Return the actions that `verdict_of` takes at many probabilities, as indices into `POLICY_ACTIONS`.
 
     Parameters
@@ -179,10 +185,18 @@ def actions_at(y_prob: ArrayLike, review_threshold: float, decline_threshold: fl
         Decision scores, such as calibrated probabilities.
     review_threshold, decline_threshold : float
         Those of the policy.
+    severity : sequence, shape (n_transactions,), optional
+        Of a detector that measures it.
+    severity_actions : mapping, optional
+        Those of the policy: the least that is done at a severity.
 
     Returns
     -------
     ndarray, shape (n_transactions,), int64
     """
     p = np.asarray(y_prob, dtype=np.float64)
-    return np.where(p >= decline_threshold, 2, np.where(p >= review_threshold, 1, 0)).astype(np.int64)
+    by_score = np.where(p >= decline_threshold, 2, np.where(p >= review_threshold, 1, 0)).astype(np.int64)
+    if severity is None or not severity_actions:
+        return by_score
+    least = {level: POLICY_ACTIONS.index(action) for level, action in severity_actions.items()}
+    return np.maximum(by_score, [0 if level is None else least.get(level, 0) for level in severity])

@@ -52,10 +52,11 @@ logger = logging.getLogger("fraud.stores")
 WAIT_S = 2.0
 """Longest wait for the file: for its disk, or for another process that keeps it locked."""
 CLOSE_S = 5.0
-CATCH_UP_ROWS = 512
-"""Decisions after which states and search rows catch up: with more of them each writes fewer pages, and the decisions
-that arrive meanwhile wait longer."""
-INDEX_AT_ONCE = 512
+CATCH_UP_ROWS = 256
+"""Decisions after which states and search rows catch up: more write fewer pages, and keep decisions waiting."""
+CHECKPOINT_EVERY = 4
+"""Groups that catch up before the write-ahead log is copied into the file."""
+INDEX_AT_ONCE = 128
 """Search rows of one commit, after which waiting decisions get their turn."""
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ class SqliteStore:
         self._seen = Anchor()
         self._durable = durable
         self._latest = LatestStates()
+        self._groups = 0
         self._catching_up: asyncio.Task[None] | None = None
         try:
             self._file = StoreFile(path)
@@ -129,17 +131,16 @@ class SqliteStore:
         return recorded
 
     async def _catch_up_behind(self) -> None:
-        """Bring states and search rows up to the latest decision, in steps between which decisions are recorded.
-
-        Then copy the write-ahead log into the file: most of it beside the decisions that are being recorded, and the
-        rest between two of them, as the log begins anew only once all of it is copied.
-        """
+        """Bring states and search rows up to the latest decision, in steps between which decisions are recorded."""
         try:
             await self._run(self._write_thread, self._merge, PATIENT_S)
             while await self._run(self._write_thread, self._index_some, PATIENT_S) == INDEX_AT_ONCE:
                 pass
-            await self._run(self._search_thread, lambda: checkpoint(self._searcher), PATIENT_S)
-            await self._run(self._write_thread, lambda: checkpoint(self._writer), PATIENT_S)  # what came meanwhile
+            self._groups += 1
+            if self._groups % CHECKPOINT_EVERY == 0:
+                # most of it beside decisions, then the rest between two: the log begins anew once all is copied
+                await self._run(self._search_thread, lambda: checkpoint(self._searcher), PATIENT_S)
+                await self._run(self._write_thread, lambda: checkpoint(self._writer), PATIENT_S)
         except StoreError as error:  # tried again after the next decision
             logger.warning("states and search rows wait: %s", error.message)
 
