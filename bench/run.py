@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 # in the order of their length; what each one measures stands in its own docstring
 BENCHMARKS = (
     "library",
+    "forest",
     "rules",
     "approximation",
     "parts",

@@ -143,12 +143,15 @@ def own_environment(bundle: str) -> dict[str, str]:
 
 def environment_of(server: Server) -> Path:
     """The server's bin folder; its environment is made first, where it is not there."""
-    if server.requirements is None:
-        return Path(sys.executable).parent
-    requirements = PEERS / "requirements" / f"{server.requirements}.txt"
-    folder = WORK / "environments" / server.requirements
+    return Path(sys.executable).parent if server.requirements is None else made_environment(server.requirements)
+
+
+def made_environment(name: str) -> Path:
+    """Return the bin folder of an environment with the packages of bench/peers/requirements/NAME.txt."""
+    requirements = PEERS / "requirements" / f"{name}.txt"
+    folder = WORK / "environments" / name
     if not (folder / "done").exists():
-        console.print(f"making the environment of {server.name} …")
+        console.print(f"making the environment {name} …")
         uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         if uv:
             subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
