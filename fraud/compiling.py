@@ -14,11 +14,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Kernel:
-    """A function that runs compiled, without the GIL; kernels may call each other."""
+    """A function that runs compiled; kernels may call each other."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, keeps_gil: bool = False) -> None:
         update_wrapper(self, function)
         self._function = function
+        self._keeps_gil = keeps_gil
 
     def __call__(self, *arguments: Any) -> Any:
         return self._compiled(*arguments)
@@ -27,7 +28,7 @@ class _Kernel:
     def _compiled(self) -> Any:
         import numba
 
-        return numba.njit(cache=True, nogil=True)(self._function)
+        return numba.njit(cache=True, nogil=not self._keeps_gil)(self._function)
 
     @property
     def _numba_type_(self) -> Any:
@@ -42,5 +43,10 @@ class _Kernel:
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function at its first call; all kernels of the product are made by this."""
+    """Compile a function at its first call, to run without the GIL; kernels are made by this or the next."""
     return cast(Function, _Kernel(function))
+
+
+def compiled_short(function: Function) -> Function:
+    """Compile a function that runs for microseconds and keeps the GIL: to get it back could take a turn of others."""
+    return cast(Function, _Kernel(function, keeps_gil=True))

@@ -13,12 +13,15 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
 from fraud.detectors.calibration import Calibrator
-from fraud.detectors.lightgbm.booster import FEW_ROWS
 from fraud.detectors.lightgbm.model import Model
+from fraud.detectors.lightgbm.text import read_text
+from fraud.detectors.trees.scores import FEW_ROWS, TreeScores
 from fraud.errors import BundleError
 from tests.test_treeshap import KINDS, QUIET, chain_of, edited, hard_rows, table, train
 from tests.tiny import write_tiny_bundle
@@ -220,3 +223,25 @@ def test_a_loaded_scorer_compiles_nothing_for_a_request(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), leaves=st.integers(2, 40), rounds=st.integers(1, 40), rows=st.integers(1, 40))
+def test_scores_have_the_bits_of_lightgbm_for_any_trees_and_rows(
+    seed: int, leaves: int, rounds: int, rows: int
+) -> None:
+    """Numbers, categories and missing values of each kind; trees of one leaf, deep ones, more and fewer than eight."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(300, 5)).round(rng.integers(0, 4))
+    X[:, 3] = rng.integers(0, 40, 300)
+    X[rng.random(X.shape) < 0.1] = np.nan
+    y = np.nan_to_num(X[:, 0]) * np.nan_to_num(X[:, 1]) + rng.normal(size=300) > 1
+    options = {**QUIET, "num_leaves": leaves, "min_data_in_leaf": 1, "zero_as_missing": bool(seed % 2)}
+    data = lgb.Dataset(X, y, categorical_feature=[3], params=options)
+    booster = lgb.train({"objective": "binary", **options}, data, rounds)
+    sent = np.concatenate([X, -X, rng.choice([0.0, -0.0, 1e-36, np.inf, -np.inf, np.nan, 39.0], (20, 5))])
+    sent = sent[rng.permutation(len(sent))[:rows]]
+    scores = TreeScores(read_text(booster.model_to_string()))
+    expected = np.asarray(booster.predict(sent, raw_score=True, num_threads=1))
+    assert scores.raw_scores(sent).tobytes() == expected.tobytes()
+    assert np.concatenate([scores.raw_scores(sent[i : i + 1]) for i in range(rows)]).tobytes() == expected.tobytes()

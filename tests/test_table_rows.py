@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from fraud.columns.times import TimeForm, time_of
 from fraud.errors import InvalidRequest
 from fraud.models.bundle import canonical_json
 from fraud.models.specification import expect_specification
@@ -384,3 +385,13 @@ def test_any_table_sent_row_by_row_is_what_training_read(tmp_path: Path, data: s
     if is_german and "unit" in time:  # a count is a number of the file too
         columns[names["event_time"]] = [text.replace(".", ",") for text in columns[names["event_time"]]]
     read(tmp_path, suffix, options, columns, may_be_own=names is SAME_NAMES)
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00", "9999-12-31T23:59:59", "0001-01-01", "9999-12-31"])
+def test_a_time_at_an_end_of_the_calendar_is_out_of_range(text: str, zone: str | None) -> None:
+    """Where no zone can move it: as a placeholder for none, or from a hostile caller."""
+    texts = [text] if zone else [f"{text[:10]}T{text[11:] or '00:00:00'}{offset}" for offset in ("+14:00", "-14:00")]
+    for one in texts:
+        with pytest.raises(ValueError, match="must be a time from 1970 to 2199"):
+            time_of(one, TimeForm(timezone=zone))

@@ -21,6 +21,8 @@ from fraud.forms import Value
 UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 END_MS = 7_258_118_400_000
 """2200-01-01: numbers beyond it count something else than their unit says."""
+FIRST_YEAR, LAST_YEAR = 1900, 2300
+"""Between them every time can be moved between zones; all that count lie well within."""
 NO_MONTH = "must be a whole number of months"
 MAX_TEXT = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -216,7 +218,7 @@ def instant_ms(naive: datetime, form: TimeForm, *, is_date: bool, day_end: bool 
     ValueError
         The local time comes twice or never, and the form does not say what it means then.
     """
-    zone = _zone(form.timezone or "UTC")
+    zone, naive = _zone(form.timezone or "UTC"), _with_room(naive)
     if is_date:
         day = datetime(naive.year, naive.month, naive.day)
         return _first_instant(day + _DAY, zone) - 1 if day_end else _first_instant(day, zone)
@@ -253,7 +255,14 @@ def _end_of_gap(naive: datetime, zone: ZoneInfo) -> int:
 
 def since_epoch(moment: datetime) -> int:
     """Return ms since the epoch; the difference of two times of one zone would ignore its offsets."""
-    return (moment.astimezone(UTC) - _EPOCH) // _MILLISECOND
+    return (_with_room(moment).astimezone(UTC) - _EPOCH) // _MILLISECOND
+
+
+def _with_room(moment: datetime) -> datetime:
+    """Return a time that can be moved between zones: one far out of range becomes another that is."""
+    if FIRST_YEAR <= moment.year <= LAST_YEAR:
+        return moment
+    return datetime(FIRST_YEAR if moment.year < FIRST_YEAR else LAST_YEAR, 1, 1, tzinfo=moment.tzinfo)
 
 
 _zone = cache(ZoneInfo)

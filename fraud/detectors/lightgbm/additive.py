@@ -1,4 +1,4 @@
-"""Trees whose leaves add up to a raw score: LightGBM's prediction, and exact contributions proven against its own."""
+"""Trees whose leaves add up to a raw score: scores and exact contributions, proven against LightGBM's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fraud.detectors.lightgbm.booster import FEW_ROWS, Booster
+from fraud.detectors.lightgbm.booster import Booster
 from fraud.detectors.trees.structure import MAX_CONTRIBUTION_WORK, Forest, UnsupportedModel
 from fraud.errors import BundleError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fraud.detectors.trees.treeshap import TreeShap
 
 TOLERANCE = 1e-9  # in the unit of the raw score
-WARM_UP_ROWS = FEW_ROWS + 1  # one more than the booster takes row by row
+WARM_UP_ROWS = 17  # one more than a row at a time is scored
 MAX_GOLDEN_ROWS = 32  # compared with LightGBM's own contributions, which take a millisecond a row
 PROOF_WORK = 2 * MAX_CONTRIBUTION_WORK  # for all rows compared: a few seconds
 
@@ -51,8 +51,10 @@ class AdditiveTrees:
     def __init__(self, forest: Forest, n_features: int | None = None) -> None:
         if n_features not in (None, forest.n_features):
             raise BundleError(f"the trees are of {forest.n_features} features, the specification of {n_features}")
+        from fraud.detectors.trees.scores import TreeScores
         from fraud.detectors.trees.treeshap import TreeShap  # imports numba, which what only reads bundles does without
 
+        self._scores = TreeScores(forest)
         self._shap: TreeShap | None = None
         self.contributions_fallback = None
         try:
@@ -71,7 +73,7 @@ class AdditiveTrees:
         X : ndarray of shape (n, n_features)
             Read as float64; NaN is missing, a categorical feature holds its code.
         """
-        return self._booster.raw_margin(self._matrix(X))
+        return self._scores.raw_scores(self._matrix(X))
 
     def contributions(self, X: Matrix) -> Matrix:
         """Return SHAP values (n, n_features + 1) float64, the base value last; rows sum to the margin."""
@@ -81,7 +83,7 @@ class AdditiveTrees:
         return self._shap.contributions(X)
 
     def verify_contributions(self, X_golden: Matrix) -> None:
-        """Compare the fast contributions with LightGBM's; after any difference, use LightGBM's from then on.
+        """Compare scores and the fast contributions with LightGBM's; use its contributions from then on if they differ.
 
         Takes up to 32 golden rows (fewer of a very large model) and one variant of each: missing values, zeros,
         infinities, and the exact thresholds of the model's splits.
@@ -89,11 +91,15 @@ class AdditiveTrees:
         Raises
         ------
         BundleError
-            Base value and contributions in use don't sum to the margin within 1e-9.
+            A score has other bits than LightGBM's, or base value and contributions miss the margin by more than 1e-9.
         """
         X = self._matrix(X_golden)[: self._proven_rows]
         if self._shap is not None:
             X = np.concatenate([X, _variants(X, self._shap.thresholds)])
+        own_scores = np.concatenate([self.raw_margin(X), *(self.raw_margin(row[np.newaxis]) for row in X)])
+        if not np.array_equal(own_scores, np.tile(self._booster.raw_margin(X), 2)):
+            raise BundleError("the trees do not score as LightGBM scores them")
+        if self._shap is not None:
             fast, own = self._shap.contributions(X), self._booster.contributions(X)
             difference = np.abs(fast - own).max(initial=0.0)
             if not difference <= TOLERANCE:

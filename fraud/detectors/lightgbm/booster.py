@@ -1,7 +1,7 @@
 """LightGBM's booster over its C API: the library's own numbers, without its Python package.
 
-Importing ``lightgbm`` brings in pandas and scikit-learn where they are installed (2 s, 170 MB), and its ``predict``
-costs more than the prediction of one row; the shared library needs neither.
+They prove what the project's own kernels score and explain, and explain what those cannot. Importing ``lightgbm`` would
+bring in pandas and scikit-learn where they are installed (2 s, 170 MB); the shared library needs neither.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import ctypes
 import importlib.util
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -24,14 +26,14 @@ FLOAT64 = 1  # C_API_DTYPE_FLOAT64
 RAW_SCORE, CONTRIBUTIONS = 1, 3  # C_API_PREDICT_RAW_SCORE, C_API_PREDICT_CONTRIB
 ALL_ITERATIONS = (0, -1)  # a saved model holds only the iterations that `predict` uses
 PARAMETERS = b"num_threads=1 verbosity=-1"
-FEW_ROWS = 16  # up to here single-row calls beat one call for all, which first parses its parameters (15 µs)
 
 Matrix = NDArray[np.float64]
+_limiting = threading.Lock()
 
 
 @cache
-def _libraries() -> tuple[ctypes.CDLL, ctypes.PyDLL]:
-    """Return LightGBM's shared library twice: calls that release the interpreter lock, and calls that keep it."""
+def _library() -> ctypes.CDLL:
+    """Return LightGBM's shared library; its calls release the interpreter lock."""
     spec = importlib.util.find_spec("lightgbm")
     if spec is None or not spec.submodule_search_locations:
         raise BundleError("LightGBM is not installed; install the serve dependencies")
@@ -39,22 +41,31 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.PyDLL]:
     found = sorted(package.glob("*/lib_lightgbm.*"))
     if not found:
         raise BundleError("the installed LightGBM has no shared library lib_lightgbm; reinstall it")
-    library, holding = ctypes.CDLL(str(found[0])), ctypes.PyDLL(str(found[0]))
-    for handle in (library, holding):
-        handle.LGBM_GetLastError.restype = ctypes.c_char_p
-    holding.LGBM_BoosterPredictForMatSingleRowFast.argtypes = [ctypes.c_void_p] * 4
-    return library, holding
+    library = ctypes.CDLL(str(found[0]))
+    library.LGBM_GetLastError.restype = ctypes.c_char_p
+    return library
+
+
+@contextmanager
+def _one_thread(library: ctypes.CDLL) -> Iterator[None]:
+    """Let the library start no threads: a worker has no use for them, and a process that forks would lose them."""
+    most = ctypes.c_int()
+    with _limiting:
+        _check(library.LGBM_GetMaxThreads(ctypes.byref(most)))
+        _check(library.LGBM_SetMaxThreads(ctypes.c_int(1)))
+        try:
+            yield
+        finally:
+            _check(library.LGBM_SetMaxThreads(most))
 
 
 def _check(code: int) -> None:
     if code:
-        raise BundleError(f"LightGBM: {_libraries()[0].LGBM_GetLastError().decode(errors='replace')}")
+        raise BundleError(f"LightGBM: {_library().LGBM_GetLastError().decode(errors='replace')}")
 
 
-def _free(row_config: ctypes.c_void_p, booster: ctypes.c_void_p) -> None:
-    library, _ = _libraries()
-    library.LGBM_FastConfigFree(row_config)
-    library.LGBM_BoosterFree(booster)
+def _free(booster: ctypes.c_void_p) -> None:
+    _library().LGBM_BoosterFree(booster)
 
 
 class Booster:
@@ -73,15 +84,15 @@ class Booster:
     """
 
     def __init__(self, forest: Forest) -> None:
-        library, holding = _libraries()
-        self._handle, self._row_config = ctypes.c_void_p(), ctypes.c_void_p()
+        library = _library()
+        self._handle = ctypes.c_void_p()
         n_iterations, n_features = ctypes.c_int(), ctypes.c_int()
-        _check(
-            library.LGBM_BoosterLoadModelFromString(
-                ctypes.c_char_p(write_text(forest).encode()), ctypes.byref(n_iterations), ctypes.byref(self._handle)
+        text = ctypes.c_char_p(write_text(forest).encode())
+        with _one_thread(library):
+            _check(
+                library.LGBM_BoosterLoadModelFromString(text, ctypes.byref(n_iterations), ctypes.byref(self._handle))
             )
-        )
-        weakref.finalize(self, _free, self._row_config, self._handle)
+        weakref.finalize(self, _free, self._handle)
         _check(library.LGBM_BoosterGetNumFeature(self._handle, ctypes.byref(n_features)))
         self.n_features = n_features.value
         if (self.n_features, n_iterations.value) != (forest.n_features, len(forest.trees)):
@@ -89,34 +100,12 @@ class Booster:
                 f"LightGBM read {n_iterations.value} trees of {self.n_features} features where "
                 f"{len(forest.trees)} of {forest.n_features} were written"
             )
-        _check(
-            library.LGBM_BoosterPredictForMatSingleRowFastInit(
-                self._handle,
-                ctypes.c_int(RAW_SCORE),
-                *map(ctypes.c_int, ALL_ITERATIONS),
-                ctypes.c_int(FLOAT64),
-                ctypes.c_int32(self.n_features),
-                ctypes.c_char_p(PARAMETERS),
-                ctypes.byref(self._row_config),
-            )
-        )
-        self._predict_row = holding.LGBM_BoosterPredictForMatSingleRowFast
-        self._written = ctypes.c_int64()
-        self._written_at = ctypes.addressof(self._written)
         self._contributions_lock = threading.Lock()
 
     def raw_margin(self, X: Matrix) -> NDArray[np.float64]:
-        """Return the raw scores (n,) of a C-contiguous float64 matrix (n, n_features)."""
+        """Return LightGBM's own raw scores (n,) of a C-contiguous float64 matrix (n, n_features)."""
         margins = np.empty(len(X))
-        if len(X) > FEW_ROWS:
-            self._predict(X, RAW_SCORE, margins)
-            return margins
-        # The interpreter lock stays held for these microseconds: releasing it could cost a turn of 5 ms.
-        row, out = X.ctypes.data, margins.ctypes.data
-        for _ in range(len(X)):
-            _check(self._predict_row(self._row_config, row, self._written_at, out))
-            row += 8 * self.n_features
-            out += 8
+        self._predict(X, RAW_SCORE, margins)
         return margins
 
     def contributions(self, X: Matrix) -> Matrix:
@@ -129,7 +118,7 @@ class Booster:
     def _predict(self, X: Matrix, kind: int, out: NDArray[np.float64]) -> None:
         written = ctypes.c_int64()
         _check(
-            _libraries()[0].LGBM_BoosterPredictForMat(
+            _library().LGBM_BoosterPredictForMat(
                 self._handle,
                 ctypes.c_void_p(X.ctypes.data),
                 ctypes.c_int(FLOAT64),

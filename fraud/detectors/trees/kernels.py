@@ -1,7 +1,7 @@
-"""The two numba kernels of TreeSHAP: one row with lanes over quadrature points, eight rows with lanes over rows.
+"""The numba kernels of trees: scores, and TreeSHAP for one row with lanes over points, or eight with lanes over rows.
 
-Both do the same floating-point operations in the same order for each (row, point), so a row's contributions have the
-same bits whether it comes alone or in a batch. All indices were checked when the model was packed.
+TreeSHAP's two do the same floating-point operations in the same order for each (row, point), so a row's contributions
+have the same bits whether it comes alone or in a batch. All indices were checked when the model was packed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fraud.compiling import compiled
+from fraud.compiling import compiled, compiled_short
 from fraud.detectors.trees.lanes import WIDTH, aligned, at_most, fma, load, mul, splat, store, sub
+from fraud.detectors.trees.structure import Split
 
 PLAIN, NAN_LEFT, NAN_RIGHT, ZERO_LEFT, ZERO_RIGHT, CATEGORIES = range(6)  # how an operand treats its feature's value
 LARGEST = np.finfo(np.float64).max
@@ -30,9 +31,17 @@ SPLIT = np.dtype(
         ("feature", "u4"),
     ]
 )
+NODE = np.dtype([("threshold", "f8"), ("operand", "u4"), ("left", "u4"), ("right", "u4")])
+"""A split, or a leaf, which is its own child."""
+ROOT = np.dtype([("first_node", "i8"), ("depth", "i8")])
 TREE = np.dtype(
     [("first_split", "i8"), ("n_splits", "i8"), ("first_leaf", "i8"), ("n_points", "i8"), ("weights", "i8")]
 )
+
+
+def threshold_of(split: Split) -> float:
+    """Return what a split's operand is compared with: one that holds categories is 0 where it goes left."""
+    return 0.5 if split.categories is not None else min(max(split.threshold, -LARGEST), LARGEST)
 
 
 @compiled
@@ -59,6 +68,71 @@ def _operands(row: Any, operands: Any, words: Any, values: Any, lane: int, strid
             missing = -np.inf if operand.kind == ZERO_LEFT else np.inf
             value = missing if np.isnan(value) or value == 0.0 else min(max(value, -LARGEST), LARGEST)
         values[j * stride + lane] = value
+
+
+@compiled
+def _next(node: Any, value: Any) -> Any:
+    """Return the child of a node for the value of its operand, without a branch."""
+    left, right = np.int64(node.left), np.int64(node.right)
+    return right + (left - right) * np.int64(value <= node.threshold)
+
+
+@compiled_short
+def scores_by_tree(X: Any, operands: Any, words: Any, nodes: Any, values: Any, trees: Any, out: Any) -> None:
+    """Write the raw scores (n,) of rows (n, n_features): a row walks eight trees at a time."""
+    at = np.empty(WIDTH, np.int64)
+    x = np.empty(len(operands))
+    for i in range(len(X)):
+        _operands(X[i], operands, words, x, 0, 1)
+        score = 0.0
+        for start in range(0, len(trees), WIDTH):
+            n = min(WIDTH, len(trees) - start)
+            depth = 0
+            for lane in range(WIDTH):
+                tree = trees[np.uint64(start + min(lane, n - 1))]
+                at[lane] = tree.first_node
+                depth = max(depth, tree.depth)
+            for _ in range(depth):
+                moved = 0
+                for lane in range(WIDTH):
+                    node = nodes[np.uint64(at[lane])]
+                    child = _next(node, x[np.uint64(node.operand)])
+                    moved |= child ^ at[lane]
+                    at[lane] = child
+                if moved == 0:
+                    break
+            for lane in range(n):
+                score += values[np.uint64(at[lane])]
+        out[i] = score
+
+
+@compiled
+def scores_by_row(X: Any, operands: Any, words: Any, nodes: Any, values: Any, trees: Any, out: Any) -> None:
+    """Write the raw scores (n,) of rows (n, n_features): eight rows walk a tree, all rows one tree after another."""
+    n_rows, n_operands = len(X), len(operands)
+    x = np.empty(n_rows * n_operands)
+    for i in range(n_rows):
+        _operands(X[i], operands, words, x, i * n_operands, 1)
+    at = np.empty(WIDTH, np.int64)
+    out[:] = 0.0
+    for t in range(len(trees)):
+        tree = trees[t]
+        for start in range(0, n_rows, WIDTH):
+            n = min(WIDTH, n_rows - start)
+            for lane in range(WIDTH):
+                at[lane] = tree.first_node
+            for _ in range(tree.depth):
+                moved = 0
+                for lane in range(WIDTH):
+                    node = nodes[np.uint64(at[lane])]
+                    row = start + min(lane, n - 1)
+                    child = _next(node, x[np.uint64(row * n_operands + np.int64(node.operand))])
+                    moved |= child ^ at[lane]
+                    at[lane] = child
+                if moved == 0:
+                    break
+            for lane in range(n):
+                out[start + lane] += values[np.uint64(at[lane])]
 
 
 @compiled

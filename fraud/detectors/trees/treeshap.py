@@ -22,18 +22,11 @@ from numpy.typing import NDArray
 
 from fraud.detectors.trees import kernels
 from fraud.detectors.trees.lanes import WIDTH
-from fraud.detectors.trees.structure import Forest, Split, Tree, UnsupportedModel
+from fraud.detectors.trees.operands import Operands
+from fraud.detectors.trees.structure import Forest, Tree, UnsupportedModel
 
 Array = NDArray[Any]
 MAX_FEATURES_ON_A_PATH = 32
-KINDS = {
-    ("none", False): kernels.PLAIN,
-    ("none", True): kernels.PLAIN,
-    ("zero", False): kernels.ZERO_RIGHT,
-    ("zero", True): kernels.ZERO_LEFT,
-    ("nan", False): kernels.NAN_RIGHT,
-    ("nan", True): kernels.NAN_LEFT,
-}
 FEW_ROWS = 4  # up to here the one-row kernel is cheaper than a block of eight
 
 
@@ -105,7 +98,7 @@ class _Packer:
     def __init__(self, n_features: int) -> None:
         self.n_features = n_features
         self.base_value = 0.0
-        self._operands: dict[tuple[int, int, tuple[int, ...]], int] = {}
+        self._operands = Operands()
         self._coefficients: dict[tuple[float, int], int] = {}
         self._weights: dict[int, int] = {}
         self._points: list[NDArray[np.float64]] = []
@@ -142,11 +135,9 @@ class _Packer:
             share, earlier = paths[i].get(split.feature, (1.0, 2 * n))
             self._splits.append(
                 (
-                    float(np.clip(split.threshold, -kernels.LARGEST, kernels.LARGEST))
-                    if split.categories is None
-                    else 0.5,
+                    kernels.threshold_of(split),
                     shares[i],
-                    self._operand_of(split),
+                    self._operands.place(split),
                     *(child if child >= 0 else n + ~child for child in (split.left, split.right)),
                     earlier,
                     self._coefficients_at(share, n_points),
@@ -156,13 +147,6 @@ class _Packer:
         self._leaves += tree.leaf_values
         n_rows = tree.splits[0].n_rows
         self.base_value += sum(v * rows / n_rows for v, rows in zip(tree.leaf_values, tree.leaf_rows, strict=True))
-
-    def _operand_of(self, split: Split) -> int:
-        if split.categories is not None:
-            key = (split.feature, kernels.CATEGORIES, split.categories)
-        else:
-            key = (split.feature, KINDS[split.missing, split.default_left], ())
-        return self._operands.setdefault(key, len(self._operands))
 
     def _append(self, values: NDArray[np.float64]) -> int:
         start = self._n_points
@@ -187,13 +171,8 @@ class _Packer:
 
     def arrays(self) -> tuple[Array, Array, Array, Array, Array, Array]:
         """Return operands, category words, splits, trees, leaves and points, as the kernels take them."""
-        operands, words = [], [0]
-        for feature, kind, category_words in self._operands:
-            operands.append((feature, kind, len(words), len(category_words)))
-            words += category_words
         return (
-            np.array(operands, kernels.OPERAND),
-            np.array(words, np.uint32),
+            *self._operands.arrays(),
             np.array(self._splits, kernels.SPLIT),
             np.array(self._trees, kernels.TREE),
             np.array(self._leaves, np.float64),
