@@ -150,13 +150,17 @@ def ask(scorer: Scorer, folder: Path, instances: list[dict[str, Any]], *, explai
 def test_its_answers_have_an_anomaly_in_place_of_a_probability(scorer: Scorer, tmp_path: Path) -> None:
     rows = ask(scorer, tmp_path, golden(scorer), explain=True)
     plain = ask(scorer, tmp_path, golden(scorer), explain=False)
+    seen: set[bool] = set()
     for row, again, told in zip(rows, plain, scorer.bundle.golden, strict=True):
         assert row["fraud_probability"] is None
         assert row["raw_margin"] == told.raw_margin
         assert row["anomaly"] == again["anomaly"]
         assert row["anomaly"]["score"] == pytest.approx(2**told.raw_margin, rel=1e-15)
         assert row["anomaly"]["severity"] is None, "150 customers are too few for any"
-        assert row["anomaly"]["explanation"] == row["explanation"]
+        is_usual = row["anomaly"]["score"] < 0.5
+        expected = "Nothing about it is unusual." if is_usual else row["explanation"]
+        assert row["anomaly"]["explanation"] == expected
+        seen.add(is_usual)
         total = row["base_value"] + sum(row["contributions"].values())
         assert total == pytest.approx(row["raw_margin"], abs=1e-9)
         assert row["unit"] == "log2 of the anomaly score"
@@ -165,6 +169,7 @@ def test_its_answers_have_an_anomaly_in_place_of_a_probability(scorer: Scorer, t
             "makes it more unusual",
             "makes it more usual",
         }
+    assert seen == {True, False}
 
 
 def test_a_bundle_of_another_forest_fails_its_golden_rows(forest_run: Run, scorer: Scorer) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from fraud.decisions.anomaly import Anomaly, Severity
-from fraud.detectors.explain import Explainer
+from fraud.detectors.explain import NOTHING, Explainer
 from fraud.detectors.protocol import Detector
 from fraud.errors import BundleError, RequestError
 from fraud.features.featurizer import Featurizer, Histories, Matrix
@@ -24,6 +24,8 @@ from fraud.schema import Row, RowDecoder
 logger = logging.getLogger(__name__)
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+AVERAGE_SCORE = 0.5
+"""The anomaly score of a row whose path is as long as that of an average row."""
 
 
 class ModelName(msgspec.Struct, frozen=True):
@@ -187,6 +189,7 @@ class Scorer:
         """Return how unusual rows are, in words; None from a detector that does not measure it.
 
         Only rows above the lowest severity are explained by their contributions: these take longer than the score.
+        Where no severity is offered, a score below that of an average row counts as usual (0.5, Liu et al. 2008).
 
         Parameters
         ----------
@@ -199,7 +202,11 @@ class Scorer:
             return None
         scale = self.detector.severity
         severities = scores.severity or [None] * len(rows)
-        texts = [scale.usual if scale is not None and severity == "LOW" else "" for severity in severities]
+        low = "" if scale is None else scale.usual
+        texts = [
+            low if severity == "LOW" else f"{NOTHING}." if severity is None and score < AVERAGE_SCORE else ""
+            for severity, score in zip(severities, scores.anomaly.tolist(), strict=True)
+        ]
         rare = [i for i, text in enumerate(texts) if not text]
         if rare:
             some = X[rare]

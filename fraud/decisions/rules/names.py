@@ -177,7 +177,7 @@ def _number(name: str) -> _Reader:
         case "weekday":
             return lambda row, x, lists: float((row.event_time_ms // DAY_MS + 3) % 7)  # 1970 began on a Thursday
         case _:
-            return lambda row, x, lists: MISSING if (value := row.text_role(name)) is None else float(value)
+            return lambda row, x, lists: MISSING if (value := row.roles.get(name)) is None else float(value)
 
 
 def _coded(text: _TextReader, codes: Mapping[str, float]) -> _Reader:
