@@ -19,6 +19,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                         figures.setdefault((server.name, endpoint_name, load_name), []).append(measured)
                         console.print(f"[dim]{turn + 1} {server.name} /{endpoint_name} {load_name}: {measured}[/dim]")
                 starts[server.name].append({"start_to_ready_s": process.start_to_ready_s, **process.memory_mb()})
-    with ProcessPoolExecutor(1) as process_:
+    spawned = get_context("spawn")  # this process has OpenMP's threads, which a fork would lose
+    with ProcessPoolExecutor(1, spawned) as process_:
         booster_us = process_.submit(booster_us_per_row, cores[0]).result()
     results = [
         {"server": server, "endpoint": endpoint, "load": load, **medians(several)}
