@@ -42,7 +42,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three models: of transactions, of ready features, and of the merchant's form."""
     home = tmp_path_factory.mktemp("home")
     environment = store_of_tiny_models(home)
-    bank = {"FRAUD_BANK_HIGH_ABOVE": "0.6", "FRAUD_BANK_MEDIUM_ABOVE": "0.3", "FRAUD_BANK_FRAUD_ABOVE": "0.45"}
+    bank = {"FRAUD_BANK_HIGH_ABOVE": "0.5", "FRAUD_BANK_MEDIUM_ABOVE": "0.3", "FRAUD_BANK_FRAUD_ABOVE": "0.45"}
     keys = " ".join(key.line() for key in (KEY, SLOW_KEY, READER_KEY))
     return {
         **environment,
@@ -178,11 +178,12 @@ def test_a_banks_answer(url: str, client: requests.Session) -> None:
     for i, row in enumerate(banking(60, 31)):
         row["amount"] *= 1 + i
         named = {"amount": "transaction_amount", "category": "merchant_category"}
-        body = {named.get(name, name): value for name, value in row.items() if name != "event_time"}
+        left_out = "event_time" if i % 2 else ""  # the time is now; the others have one, and so a score of their own
+        body = {named.get(name, name): value for name, value in row.items() if name != left_out}
         answer = client.post(f"{url}/predict", json=body)
         said = answer.json()
         p = said["fraud_probability"]
-        level = "High" if p > 0.6 else "Medium" if p > 0.3 else "Low"
+        level = "High" if p > 0.5 else "Medium" if p > 0.3 else "Low"
         assert said == {
             "fraud_probability": p,
             "risk_level": level,
@@ -190,8 +191,9 @@ def test_a_banks_answer(url: str, client: requests.Session) -> None:
             "transaction_id": row["transaction_id"],
         }
         assert answer.headers["x-fraud-decision"] in ("approve", "review", "decline")
-        levels.add(level)
-        assert client.post(f"{url}/predict", json=body).json() == said  # again, at another time
+        if not left_out:
+            levels.add(level)
+        assert client.post(f"{url}/predict", json=body).json() == said  # again, at another time if it has none
     assert levels == {"High", "Medium", "Low"}
 
 

@@ -180,7 +180,7 @@ def test_labels_resets_and_profiles_follow_what_is_not_merged_yet(tmp_path: Path
 def test_a_merge_that_fails_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(_: sqlite3.Connection) -> None:
+    def fails(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
     async def run() -> None:
@@ -191,6 +191,7 @@ def test_a_merge_that_fails_is_made_up_for(
             for i in range(3):
                 assert all(await record(store, named("t", range(i * 6, i * 6 + 6))))
                 await until(lambda: "states and search rows wait: the store" in caplog.text)
+            broken.setattr(sqlite, "index_decisions", fails)
             with pytest.raises(StoreDown, match="disk I/O error"):  # an incomplete answer is none
                 await store.find(DecisionQuery())
             assert store.breaker.outage is None
@@ -331,6 +332,7 @@ def test_the_write_ahead_log_begins_anew_while_decisions_are_recorded(
 ) -> None:
     """Four writers and a reader without a pause: the log would have 40 times the size if it were only appended to."""
     monkeypatch.setattr(sqlite, "CATCH_UP_ROWS", 64)
+    monkeypatch.setattr(sqlite, "LOG_PAGES", 256)
     written = 0
     largest = 0
 
@@ -352,3 +354,21 @@ def test_the_write_ahead_log_begins_anew_while_decisions_are_recorded(
     asyncio.run(run())
     assert written == 9600
     assert largest < 8_000_000, largest
+
+
+def test_what_has_no_search_row_yet_stays_bounded_under_bulk_requests(tmp_path: Path) -> None:
+    """Each commit of 1,000 decisions is followed by one of search rows; 128 of them would leave ever more behind."""
+
+    async def run() -> list[int]:
+        store = opened(tmp_path)
+        behind = []
+        for start in range(0, 60_000, 1000):
+            await record(store, named("w", range(start, start + 1000)))
+            behind.append(sqlite.unindexed(store._searcher))
+        query = DecisionQuery(limit=1)
+        assert (await store.find(query)).found[0].record.transaction_id == "w-59999"
+        await store.close()
+        return behind
+
+    behind = asyncio.run(run())
+    assert max(behind) < 20_000, behind

@@ -97,7 +97,11 @@ class Router:
                 raise SettingsError(f"{route.method} {route.path} is declared twice")
             others.append(route)
         self._whole = {path: Resource(group) for path, group in by_path.items() if "{}" not in path}
-        self._patterns = [(_pattern(group[0].path), Resource(group)) for path, group in by_path.items() if "{}" in path]
+        self._patterns: dict[int, list[tuple[re.Pattern[str], Resource]]] = {}
+        for path, group in by_path.items():
+            if "{}" in path:  # no parameter holds a slash
+                named = self._patterns.setdefault(path.count("/"), [])
+                named.append((_pattern(group[0].path), Resource(group)))
         mounts = list(mounts)
         for path in (*by_path, *[mount.prefix for mount in mounts]):
             if root_path and _is_under(path, root_path):
@@ -125,7 +129,7 @@ class Router:
     def _search(self, scope: Connection) -> tuple[Route, Mapping[str, str]]:
         path = scope["path"]
         raw = (scope.get("raw_path") or path.encode()).decode("latin-1")  # where %2F is no slash
-        for pattern, resource in self._patterns:
+        for pattern, resource in self._patterns.get(raw.count("/"), ()):
             match = pattern.fullmatch(raw)
             if match is not None:
                 return resource.methods.get(scope["method"], resource.refusal), match.groupdict()

@@ -54,10 +54,10 @@ WAIT_S = 2.0
 CLOSE_S = 5.0
 CATCH_UP_ROWS = 256
 """Decisions after which states and search rows catch up: more write fewer pages, and keep decisions waiting."""
-CHECKPOINT_EVERY = 4
-"""Groups that catch up before the write-ahead log is copied into the file."""
-INDEX_AT_ONCE = 128
-"""Search rows of one commit, after which waiting decisions get their turn."""
+LOG_PAGES = 4096
+"""Pages of the write-ahead log, of 4 KiB, beyond which the last of them are copied into the file between decisions."""
+INDEX_AT_ONCE, MOST_AT_ONCE = 128, 4096
+"""Search rows of one commit, after which decisions get their turn: an eighth of what waits, which so stays bounded."""
 T = TypeVar("T")
 
 
@@ -88,19 +88,20 @@ class SqliteStore:
         self._seen = Anchor()
         self._durable = durable
         self._latest = LatestStates()
-        self._groups = 0
         self._catching_up: asyncio.Task[None] | None = None
         try:
             self._file = StoreFile(path)
             self._writer = self._connect()
             self._reader = self._connect()
             self._searcher = self._connect()
+            self._copier = self._connect()
             self._file.remember()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the store {path} cannot be opened: {error}") from error
         self._write_thread = ThreadPoolExecutor(1, "store-write")
         self._read_thread = ThreadPoolExecutor(1, "store-read")
         self._search_thread = ThreadPoolExecutor(1, "store-search")
+        self._copy_thread = ThreadPoolExecutor(1, "store-copy")
         self.breaker = CircuitBreaker(_Probe(self), WAIT_S, _nothing)
 
     def _connect(self) -> sqlite3.Connection:
@@ -134,13 +135,10 @@ class SqliteStore:
         """Bring states and search rows up to the latest decision, in steps between which decisions are recorded."""
         try:
             await self._run(self._write_thread, self._merge, PATIENT_S)
-            while await self._run(self._write_thread, self._index_some, PATIENT_S) == INDEX_AT_ONCE:
+            while await self._run(self._write_thread, self._index_some, PATIENT_S) >= INDEX_AT_ONCE:
                 pass
-            self._groups += 1
-            if self._groups % CHECKPOINT_EVERY == 0:
-                # most of it beside decisions, then the rest between two: the log begins anew once all is copied
-                await self._run(self._search_thread, lambda: checkpoint(self._searcher), PATIENT_S)
-                await self._run(self._write_thread, lambda: checkpoint(self._writer), PATIENT_S)
+            if await self._run(self._copy_thread, lambda: checkpoint(self._copier), PATIENT_S) > LOG_PAGES:
+                await self._run(self._write_thread, lambda: checkpoint(self._writer), PATIENT_S)  # it begins anew
         except StoreError as error:  # tried again after the next decision
             logger.warning("states and search rows wait: %s", error.message)
 
@@ -152,8 +150,9 @@ class SqliteStore:
 
     async def find(self, query: DecisionQuery) -> Page:
         """Answer from search rows; a query that fails is no sign of an outage."""
-        if await self._run(self._search_thread, lambda: unindexed(self._searcher), PATIENT_S):
-            await self._run(self._write_thread, self._catch_up, PATIENT_S)
+        behind = await self._run(self._search_thread, lambda: unindexed(self._searcher), PATIENT_S)
+        while behind > 0 and (indexed := await self._run(self._write_thread, self._index_some, PATIENT_S)):
+            behind -= indexed
         return await self._run(self._search_thread, lambda: find_decisions(self._searcher, query), PATIENT_S)
 
     async def profile(self, customer_id: str) -> Profile | None:
@@ -197,6 +196,7 @@ class SqliteStore:
             (self._write_thread, self._writer),
             (self._read_thread, self._reader),
             (self._search_thread, self._searcher),
+            (self._copy_thread, self._copier),
         ):
             await asyncio.wait([self._run(thread, connection.close, CLOSE_S)], timeout=CLOSE_S)
             thread.shutdown(wait=False, cancel_futures=True)  # it may wait for a lock that another process keeps
@@ -255,17 +255,13 @@ class SqliteStore:
         self._seen = end
         return Recorded([before.get(d.key, d) for d in decided]), behind
 
-    def _catch_up(self) -> None:
-        with self._caught_up(durable=False):
-            pass
-
     def _merge(self) -> None:
         with self._writing(durable=False) as db:
             merge_recent(db)
 
     def _index_some(self) -> int:
         with self._writing(durable=False) as db:
-            return index_decisions(db, INDEX_AT_ONCE)
+            return index_decisions(db, min(max(unindexed(db) // 8, INDEX_AT_ONCE), MOST_AT_ONCE))
 
     def _log(self, db: sqlite3.Connection, head: Anchor, decided: Sequence[DecisionRecord]) -> Anchor:
         """Chain decisions behind the head and write them; return where the chain ends now."""

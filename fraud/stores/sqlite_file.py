@@ -108,9 +108,13 @@ def configure(connection: sqlite3.Connection, *, durable: bool) -> None:
         connection.execute(f"PRAGMA {setting}")
 
 
-def checkpoint(connection: sqlite3.Connection) -> None:
-    """Copy what it can of the write-ahead log into the file, and sync it; nobody waits for it, and it for nobody."""
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+def checkpoint(connection: sqlite3.Connection) -> int:
+    """Copy what it can of the write-ahead log into the file, and sync it; nobody waits for it, and it for nobody.
+
+    Returns the pages of the log, which begins anew once all of them are copied.
+    """
+    _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return int(pages)
 
 
 def translated(path: Path, error: sqlite3.Error) -> StoreError:

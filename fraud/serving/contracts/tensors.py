@@ -37,7 +37,7 @@ class TensorParameters(msgspec.Struct, omit_defaults=True):
     binary_data: bool = False
 
 
-class InputTensor(msgspec.Struct, kw_only=True):
+class InputTensor(msgspec.Struct, kw_only=True, gc=False):
     """One field of all rows."""
 
     name: str
@@ -54,7 +54,7 @@ class WantedOutput(msgspec.Struct):
     parameters: TensorParameters = msgspec.field(default_factory=TensorParameters)
 
 
-class OutputTensor(msgspec.Struct, omit_defaults=True):
+class OutputTensor(msgspec.Struct, omit_defaults=True, gc=False):
     """One result of all rows."""
 
     name: str
@@ -82,6 +82,8 @@ def rows_of(inputs: Sequence[InputTensor], tail: bytes) -> list[bytes]:
     if not inputs:
         raise InvalidRequest("0 tensors arrived; send one for each field of a row, by its name", "$.inputs")
     n_rows = _n_rows(inputs)
+    if n_rows == 1 and not tail and (row := _plain_row(inputs)) is not None:
+        return [row]
     columns: dict[str, Sequence[object]] = {}
     begin = 0
     for i, tensor in enumerate(inputs):
@@ -105,6 +107,17 @@ def rows_of(inputs: Sequence[InputTensor], tail: bytes) -> list[bytes]:
         return [_encode(dict(zip(columns, row, strict=True))) for row in rows]
     except (UnicodeEncodeError, OverflowError):
         raise InvalidRequest("a tensor holds text that is not Unicode, or an integer of more than 64 bits") from None
+
+
+def _plain_row(inputs: Sequence[InputTensor]) -> bytes | None:
+    """Return one row whose tensors hold a value each, as most do; None where one has to be looked at further."""
+    row = {tensor.name: tensor.data[0] for tensor in inputs if tensor.data and tensor.parameters is None}
+    if len(row) < len(inputs) or list in map(type, row.values()) or any(len(t.data or ()) != 1 for t in inputs):
+        return None
+    try:
+        return _encode(row)
+    except (UnicodeEncodeError, OverflowError):
+        return None
 
 
 def _n_rows(inputs: Sequence[InputTensor]) -> int:
