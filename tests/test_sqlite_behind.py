@@ -30,6 +30,7 @@ from fraud.stores import sqlite, sqlite_states
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
+from fraud.stores.sqlite_search import unindexed
 from fraud.stores.states import Change
 from tests.tiny import START_MS
 
@@ -364,7 +365,7 @@ def test_what_has_no_search_row_yet_stays_bounded_under_bulk_requests(tmp_path: 
         behind = []
         for start in range(0, 60_000, 1000):
             await record(store, named("w", range(start, start + 1000)))
-            behind.append(sqlite.unindexed(store._searcher))
+            behind.append(unindexed(store._searcher))
         query = DecisionQuery(limit=1)
         assert (await store.find(query)).found[0].record.transaction_id == "w-59999"
         await store.close()
