@@ -27,8 +27,9 @@ def parameters(call: Call, kind: type[T]) -> T:
         One is missing, unknown, given twice, not UTF-8, or not of the type and limits in `kind`.
     """
     try:
-        given = {name: unquote(value, errors="strict") for name, value in call.names.items()}
-        query = parse_qsl(call.scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, errors="strict")
+        given = {n: unquote(value, errors="strict") if "%" in value else value for n, value in call.names.items()}
+        said = call.scope.get("query_string", b"").decode("ascii")
+        query = parse_qsl(said, keep_blank_values=True, errors="strict") if said else []
     except UnicodeDecodeError:
         raise InvalidRequest("the path and the query must be percent-encoded UTF-8") from None
     fields = kind.__struct_fields__

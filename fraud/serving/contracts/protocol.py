@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -233,5 +234,9 @@ def decided_headers(outcomes: Sequence[Outcome]) -> Headers:
     """
     if len(outcomes) > MAX_DECISIONS_SHOWN:
         return JSON
-    said = ", ".join("refused" if isinstance(outcome, Rejection) else outcome.verdict.decision for outcome in outcomes)
-    return (*JSON, (b"x-fraud-decision", said.encode("ascii")))
+    return _headers(tuple(["refused" if isinstance(o, Rejection) else o.verdict.decision for o in outcomes]))
+
+
+@lru_cache(64)
+def _headers(decisions: tuple[str, ...]) -> Headers:
+    return (*JSON, (b"x-fraud-decision", ", ".join(decisions).encode("ascii")))
