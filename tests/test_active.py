@@ -70,11 +70,15 @@ class Home:
         self.registry.move(NAME, self.digests[version], "production", who="test", why="")
 
 
-@pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory) -> Home:
+@pytest.fixture(
+    scope="module",
+    params=[(LIGHTGBM, ISOLATION_FOREST, LIGHTGBM), (ISOLATION_FOREST,) * 3],
+    ids=["both algorithms", "isolation forests alone"],
+)
+def stocked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Home:
     path = tmp_path_factory.mktemp("home")
     home = Home(path, Registry(path / "fraud" / "registry.db"))
-    for seed, algorithm in ((1, LIGHTGBM), (2, ISOLATION_FOREST), (3, LIGHTGBM)):
+    for seed, algorithm in enumerate(request.param, start=1):
         bundle = write_tiny_bundle(path / f"bundle{seed}", "features", seed=seed, algorithm=algorithm)
         digest, manifest = read_manifest(bundle)
         home.tags.append(BentoStore(path).import_bundle(bundle, {}))
@@ -540,7 +544,8 @@ async def test_a_service_does_not_start_without_the_anomaly_model_that_it_is_to_
     with pytest.raises(RegistryError, match="no version of 'unusual'"):
         await models.load()
     await models.close()
-    pinned = ActiveModels(home.settings(anomaly_model=home.tags[2]))
+    boosted = BentoStore(home.path).import_bundle(write_tiny_bundle(home.path / "boosted", "features", seed=4), {})
+    pinned = ActiveModels(home.settings(anomaly_model=boosted))
     with pytest.raises(BundleError, match="measures no anomaly"):
         await pinned.load()
     await pinned.close()

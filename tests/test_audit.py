@@ -279,13 +279,17 @@ def test_export_says_all(log: SqliteLog) -> None:
     orjson.dumps(rows)
 
 
-@pytest.fixture(scope="module")
-def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
-    """Versions of two algorithms."""
+@pytest.fixture(
+    scope="module",
+    params=[(LIGHTGBM, ISOLATION_FOREST), (ISOLATION_FOREST, ISOLATION_FOREST)],
+    ids=["both algorithms", "isolation forests alone"],
+)
+def scorers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
+    """Versions of two algorithms, or of one."""
     folder = tmp_path_factory.mktemp("bundles")
     return [
-        Scorer.load(write_tiny_bundle(folder / algorithm.name, "transaction", algorithm=algorithm))
-        for algorithm in (LIGHTGBM, ISOLATION_FOREST)
+        Scorer.load(write_tiny_bundle(folder / str(seed), "transaction", algorithm=algorithm, seed=seed))
+        for seed, algorithm in enumerate(request.param)
     ]
 
 
@@ -321,9 +325,10 @@ def test_replay_gives_the_same_bits_under_both_versions(scorers: list[Scorer], r
 def test_replay_says_which_field_differs(scorers: list[Scorer], recorded: Path) -> None:
     """Scored again by the other version, which stands for a library that computes otherwise."""
     first, second = scorers
+    scores = {"anomaly"} if first.measures_anomaly else {"fraud_probability"}
     wrong = {first.name.digest: second, second.name.digest: first}
     result = replay(SqliteLog(recorded), lambda _, digest: wrong[digest], no_rules)
-    assert {d.field for d in result.differences} >= {"raw_margin", "fraud_probability"}
+    assert {d.field for d in result.differences} >= {"raw_margin", *scores}
     assert len(result.differences) == 100
     assert result.differences[0].transaction_id is not None
 

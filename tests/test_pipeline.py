@@ -18,6 +18,7 @@ import pytest
 
 from fraud.decisions.record import DecisionRecord
 from fraud.decisions.verdict import verdict_of
+from fraud.detectors.registered import ALGORITHMS
 from fraud.errors import FraudError, PastVersion, RegistryError, StoreError, UnknownModel
 from fraud.features.featurizer import Histories, Records, transactions_of
 from fraud.models.scorer import Scorer
@@ -35,18 +36,16 @@ from fraud.serving.scoring import decode_request
 from fraud.stores.protocol import Recalled, Recorded
 from fraud.stores.sqlite import SqliteStore
 from tests.asking import answers, ask
-from tests.tiny import ready_rows, rfc3339, transactions, write_tiny_bundle
+from tests.tiny import KINDS, ready_rows, rfc3339, transactions, write_tiny_bundle
 
 FEATURES = "fraud-features"
 
 
-@pytest.fixture(scope="module")
-def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
+@pytest.fixture(scope="module", params=list(ALGORITHMS.values()), ids=list(ALGORITHMS))
+def scorers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
+    """A model of each kind, of one algorithm."""
     folder = tmp_path_factory.mktemp("bundles")
-    loaded = [
-        Scorer.load(write_tiny_bundle(folder / "transaction", "transaction")),
-        Scorer.load(write_tiny_bundle(folder / "features", "features")),
-    ]
+    loaded = [Scorer.load(write_tiny_bundle(folder / kind, kind, algorithm=request.param)) for kind in KINDS]
     return {scorer.name.name: scorer for scorer in loaded}
 
 
@@ -110,7 +109,8 @@ def test_a_batch_of_callers_equals_one_at_a_time(call: Caller, scorers: dict[str
 
 
 def test_the_answer_has_the_fields_of_the_contract(call: Caller, scorers: dict[str, Scorer]) -> None:
-    name = scorers["fraud-transaction"].name
+    scorer = scorers["fraud-transaction"]
+    name, measured = scorer.name, ["anomaly"] if scorer.measures_anomaly else []
     instance = transactions(1, 1)[0]
     row = call(instance)[0]
     assert list(row) == [
@@ -123,6 +123,7 @@ def test_the_answer_has_the_fields_of_the_contract(call: Caller, scorers: dict[s
         "degraded",
         "decided_by",
         "rules_hit",
+        *measured,
     ]
     assert row["transaction_id"] == instance["transaction_id"]
     assert row["model"] == {"name": name.name, "version": name.version, "digest": name.digest}
@@ -443,11 +444,12 @@ def test_a_store_that_fails_is_an_error_of_the_request_not_of_the_service(call: 
     assert call(*transactions(1, 18))[0]["degraded"] == []
 
 
-def test_stages_are_timed(call: Caller) -> None:
+def test_stages_are_timed(call: Caller, scorers: dict[str, Scorer]) -> None:
     seconds: dict[str, float] = {}
     call.pipeline.on_stage = seconds.__setitem__
     call(*transactions(3, 19), explain=True)
-    assert set(seconds) == {"recall", "featurize", "score", "record", "explain"}
+    worded = {"anomaly"} if scorers["fraud-transaction"].measures_anomaly else set()
+    assert set(seconds) == {"recall", "featurize", "score", "record", "explain", *worded}
     assert np.all(np.array(list(seconds.values())) > 0)
 
 

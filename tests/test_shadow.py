@@ -32,13 +32,17 @@ from tests.tiny import transactions, write_tiny_bundle
 NAME = "fraud-transaction"
 
 
-@pytest.fixture(scope="module")
-def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
-    """A champion and a challenger of another algorithm."""
+@pytest.fixture(
+    scope="module",
+    params=[(LIGHTGBM, ISOLATION_FOREST), (ISOLATION_FOREST, ISOLATION_FOREST)],
+    ids=["both algorithms", "isolation forests alone"],
+)
+def scorers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
+    """A champion and a challenger, of two algorithms or of one."""
     folder = tmp_path_factory.mktemp("bundles")
     return [
-        Scorer.load(write_tiny_bundle(folder / algorithm.name, "transaction", algorithm=algorithm))
-        for algorithm in (LIGHTGBM, ISOLATION_FOREST)
+        Scorer.load(write_tiny_bundle(folder / str(seed), "transaction", algorithm=algorithm, seed=seed))
+        for seed, algorithm in enumerate(request.param)
     ]
 
 

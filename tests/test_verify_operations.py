@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -19,14 +20,17 @@ from fraud.checks.log import Kept
 from fraud.checks.sandbox import fresh, harsher, sandbox
 from fraud.checks.swap import made_by, measure_swaps
 from fraud.decisions.verdict import verdict_of
+from fraud.detectors.registered import ALGORITHMS
 from fraud.features.featurizer import Histories
-from fraud.models.bundle import read_bundle
+from fraud.models.bundle import read_bundle, read_manifest
 from fraud.models.scorer import Scorer
+from tests.tiny import write_tiny_bundle
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> str:
-    return str(tiny_bundle)
+@pytest.fixture(scope="module", params=list(ALGORITHMS.values()), ids=list(ALGORITHMS))
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("verified") / "bundle"
+    return str(write_tiny_bundle(folder, "transaction", algorithm=request.param))
 
 
 def test_swap_under_load(bundle: str) -> None:
@@ -39,7 +43,7 @@ def test_swap_under_load(bundle: str) -> None:
     assert result.refused_broken
     assert len(result.during.by_digest) == 2
     assert result.slowest_swap_s < 10
-    assert "booster.txt is changed or truncated" in log
+    assert f"{read_manifest(Path(bundle))[1].detector.files[0]} is changed or truncated" in log
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,8 @@ def test_mixed_versions_would_be_seen(bundle: str) -> None:
     row = explained(one, instance)
     assert made_by(one, row)
     assert not made_by(other, row)
-    assert not made_by(one, {**row, "fraud_probability": explained(other, instance)["fraud_probability"]})
+    scores = {name: explained(other, instance)[name] for name in ("fraud_probability", "anomaly")}
+    assert not made_by(one, {**row, **scores})
     assert not made_by(one, {**row, "decision": "decline" if row["decision"] != "decline" else "approve"})
 
 
@@ -79,12 +84,14 @@ def explained(scorer: Scorer, instance: dict[str, Any]) -> dict[str, Any]:
     X = scorer.featurizer.advance(rows, Histories.new(rows))
     (score,) = scorer.score(X).rows()
     (explained_row,) = scorer.explainer.explained(X, scorer.contributions(X), rows)
-    prediction, risk_level, decision = verdict_of(scorer.policy, score.decision_score)
+    severity = None if score.anomaly is None else score.anomaly.severity
+    prediction, risk_level, decision = verdict_of(scorer.policy, score.decision_score, severity)
     return {
         "raw_margin": score.raw_margin,
         "base_value": explained_row.base_value,
         "contributions": explained_row.contributions,
         "fraud_probability": score.fraud_probability,
+        "anomaly": msgspec.to_builtins(score.anomaly),
         "prediction": prediction,
         "risk_level": risk_level,
         "decision": decision,

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+import numpy as np
+import pytest
 
+from fraud.detectors.protocol import Algorithm
+from fraud.detectors.registered import ALGORITHMS
 from fraud.models.bundle import short
+from fraud.models.scorer import Scorer
 from tests.servers import bentoml_serve
 from tests.wandb_machine import Machine
 from tests.wandb_runs import NAME, digest_of, golden, make_run
@@ -34,11 +39,12 @@ def predict(client: bentoml.SyncHTTPClient, rows: list[dict[str, Any]]) -> list[
     return predictions
 
 
-def test_pulled_elsewhere_it_predicts_the_golden_rows_and_rolls_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_pulled_elsewhere_it_predicts_the_golden_rows_and_rolls_back(algorithm: Algorithm, tmp_path: Path) -> None:
     trainer_home, other_home = tmp_path / "trainer", tmp_path / "other"
     with WandbServer() as server:
         trainer, other = Machine(trainer_home, server), Machine(other_home, server)
-        runs = [make_run(trainer_home / "runs", 1), make_run(trainer_home / "runs", 2)]
+        runs = [make_run(trainer_home / "runs", seed, algorithm=algorithm) for seed in (1, 2)]
         models = trainer.models
         for run in runs:
             models.publish(run)
@@ -58,6 +64,9 @@ def test_pulled_elsewhere_it_predicts_the_golden_rows_and_rolls_back(tmp_path: P
     with service(other) as client:
         predictions = predict(client, rows)
         assert [p["fraud_probability"] for p in predictions] == [row["fraud_probability"] for row in rows]
+        pulled = Scorer.load(runs[1] / "bundle")
+        anomaly = pulled.detector.anomaly_score(np.array([row["raw_margin"] for row in rows]))
+        assert [p["anomaly"]["score"] for p in predictions if "anomaly" in p] == ([] if anomaly is None else [*anomaly])
         assert {p["model"]["digest"] for p in predictions} == {digest_of(runs[1])}
 
         started = time.perf_counter()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
+from fraud.detectors.lightgbm.algorithm import LIGHTGBM
+from fraud.detectors.protocol import Algorithm
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import short
 from fraud.models.scorer import Scorer
@@ -21,19 +23,31 @@ from tests.wandb_server import WandbServer
 from tests.wandb_server.state import ENTITY
 
 
+@pytest.fixture(
+    scope="module",
+    params=[(LIGHTGBM, ISOLATION_FOREST), (ISOLATION_FOREST, ISOLATION_FOREST)],
+    ids=["both algorithms", "isolation forests alone"],
+)
+def algorithms(request: pytest.FixtureRequest) -> tuple[Algorithm, Algorithm]:
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[WandbServer]:
+def server(algorithms: tuple[Algorithm, Algorithm]) -> Iterator[WandbServer]:
     with WandbServer() as server:
         yield server
         assert server.errors == []
 
 
 @pytest.fixture(scope="module")
-def pushed(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, list[Path]]:
-    """Two runs of different algorithms pushed by the command, v0 then v1; v0 and then v1 promoted."""
+def pushed(
+    server: WandbServer, algorithms: tuple[Algorithm, Algorithm], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Machine, list[Path]]:
+    """Two runs pushed by the command, v0 then v1; v0 and then v1 promoted."""
     root = tmp_path_factory.mktemp("trainer")
     trainer = Machine(root, server)
-    runs = [make_run(root / "runs", 1, 0.80), make_run(root / "runs", 2, 0.84, algorithm=ISOLATION_FOREST)]
+    first, second = algorithms
+    runs = [make_run(root / "runs", 1, 0.80, algorithm=first), make_run(root / "runs", 2, 0.84, algorithm=second)]
     for run in runs:
         done = trainer.run("push", run)
         assert done.returncode == 0, done.stdout

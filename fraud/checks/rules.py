@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -129,7 +130,7 @@ async def recorded(path: Path, scorer: Scorer, decisions: int, seed: int) -> Non
         X[:, ~np.array(categorical)] *= rng.lognormal(0.0, 0.5, (n, len(categorical) - sum(categorical)))
         records = []
         for i, (x, score) in enumerate(zip(X, scorer.score(X).rows(), strict=True), start):
-            verdict = verdict_of(scorer.policy, score.decision_score)
+            verdict = verdict_of(scorer.policy, score.decision_score, score.severity)
             time_ms = 1_767_225_600_000 + 90 * DAY_MS * i // decisions
             records.append(
                 DecisionRecord(
@@ -148,6 +149,7 @@ async def recorded(path: Path, scorer: Scorer, decisions: int, seed: int) -> Non
                     customer_id=f"c{i % 9973}" * has_history,
                     merchant_id=f"m{i % 997}" if has_history else None,
                     amount=float(i % 500 + 1),
+                    anomaly=msgspec.UNSET if score.anomaly is None else score.anomaly,
                 )
             )
         await store.record(records, None)
@@ -193,7 +195,8 @@ def different(log: SqliteLog, past: PastDecisions, checked: Rules, scorer: Score
         record = decode_record(logged.record)
         x = np.frombuffer(record.features).tolist()
         columns = [*x, *outputs_of(record.fraud_probability, record.anomaly)]
-        verdict, ruling = ruled(scorer.policy, record.decision_score, checked, columns, checked.fired(columns))
+        fired = checked.fired(columns)
+        verdict, ruling = ruled(scorer.policy, record.decision_score, checked, columns, fired, severity=record.severity)
         decided_by = MODEL if now.first[i] == NONE else checked.rules[now.first[i]].id
         compared += 1
         differences += (verdict.decision, ruling.decided_by) != (ACTIONS[now.action[i]], decided_by)

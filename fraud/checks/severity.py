@@ -86,7 +86,9 @@ class Again(NamedTuple):
 
     def keeps(self, confidence: float) -> bool:
         """Return whether no more are above than the confidence allows, by an exact interval of their share."""
-        surely = float(beta.ppf((1 - CONFIDENCE) / 2, self.above, self.calibrations - self.above + 1)) if self.above else 0.0
+        surely = (
+            float(beta.ppf((1 - CONFIDENCE) / 2, self.above, self.calibrations - self.above + 1)) if self.above else 0.0
+        )
         return surely <= 1 - confidence
 
 

@@ -121,17 +121,17 @@ async def measure_swaps(box: Sandbox, cycles: int, rate: float, connections: int
 
 
 def break_bundle(box: Sandbox) -> str:
-    """Register a version whose booster has one byte changed, and return its digest."""
+    """Register a version whose trees have one byte changed, and return its digest."""
     bundle = box.folder / "broken"
     shutil.copytree(box.folder / "bundle0", bundle)
     manifest = bundle / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"seed"', b'"seed" ', 1))  # another digest
     digest, facts = read_manifest(bundle)
     box.store.import_bundle(bundle, {})
-    booster = box.folder / "models" / box.name / short(digest) / "booster.txt"
-    content = bytearray(booster.read_bytes())
+    trees = box.folder / "models" / box.name / short(digest) / facts.detector.files[0]
+    content = bytearray(trees.read_bytes())
     content[len(content) // 2] ^= 1
-    booster.write_bytes(content)
+    trees.write_bytes(content)
     box.registry.register(box.name, digest, facts.preprocessor_digest, who="fraud verify")
     return digest
 
@@ -191,9 +191,10 @@ def made_by(scorer: Scorer, row: dict[str, Any]) -> bool:
         abs(row["base_value"] - base) <= 1e-9
         and abs(row["base_value"] + sum(row["contributions"].values()) - margin) <= 1e-9
         and row["fraud_probability"] == score.fraud_probability
+        and (score.anomaly is None or row["anomaly"]["severity"] == score.anomaly.severity)
         and answered_score(row) == score.decision_score
         and (row["prediction"], row["risk_level"], row["decision"])
-        == verdict_of(scorer.policy, score.decision_score, row.get("anomaly", {}).get("severity"))
+        == verdict_of(scorer.policy, score.decision_score, (row.get("anomaly") or {}).get("severity"))
     )
 
 
