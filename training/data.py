@@ -193,7 +193,10 @@ def _expect_kind(mapping: Mapping, kind: str) -> None:
 def _open(given: Given, mapping: Mapping, labelled: bool) -> Reader:
     files = Files.find(given)
     if labelled and mapping.label is None:
-        raise DataError("role 'label' is missing from the mapping; training and evaluation need it, except with --detector isolation-forest")
+        raise DataError(
+            "role 'label' is missing from the mapping; training and evaluation need it, "
+            "except with --detector isolation-forest"
+        )
     wanted = [column for columns in mapping.columns().values() for column in columns]
     dialect = Dialect(mapping.delimiter, mapping.encoding, mapping.escape)
     table, counts = files.read(
