@@ -17,6 +17,8 @@ BEYOND = 1.0
 """Log-odds by which the map rises beyond the outermost blocks, up to a window's range of margins away from it."""
 LEAST_FRAUDS = 5
 """Of a block: fewer say little, and one fraud alone at the top would be certain."""
+FRAUDS_A_CORNER = 10
+"""A block of more frauds has several corners at its height: the more of them say that it is flat, the flatter it is."""
 ROUNDS = 5
 LEAST_RISE = 1e-6
 
@@ -24,10 +26,11 @@ LEAST_RISE = 1e-6
 def fit_calibrator(raw_margin: Vector, y: NDArray[np.int8]) -> Calibrator:
     """Return a strictly increasing map from raw margins to probabilities.
 
-    Isotonic regression is flat in blocks, in which it ties what the margins rank. Here the centres of its blocks are
-    joined by lines in log-odds, which go on with a small slope beyond the outermost ones. The heights at the centres
-    are moved until the mean probability of each block is nearly its share of frauds. From the top on, blocks are put
-    together until they have `LEAST_FRAUDS`; one of frauds alone, or without any, counts half a row of the other kind.
+    Isotonic regression is flat in blocks, in which it ties what the margins rank. Here each block has a corner in its
+    centre, or several where it has many frauds, and corners are joined by lines in log-odds, which go on with a small
+    slope beyond the outermost ones. The corners are moved until the mean probability around each is nearly the block's
+    share of frauds. From the top on, blocks are put together until they have `LEAST_FRAUDS`; one of frauds alone, or
+    without any, counts half a row of the other kind.
 
     Parameters
     ----------
@@ -45,20 +48,34 @@ def fit_calibrator(raw_margin: Vector, y: NDArray[np.int8]) -> Calibrator:
     margins, labels = raw_margin[known], y[known]
     if not 0 < labels.sum() < len(labels):
         raise DataError("the calibration window needs frauds and legitimate transactions; give more data")
-    block = _blocks(margins, labels)
-    rows, frauds = np.bincount(block), np.bincount(block, labels)
-    share = np.where((frauds > 0) & (frauds < rows), frauds / rows, (frauds + 0.5) / (rows + 1))
+    part, share = _parts(margins, labels)
+    rows = np.bincount(part)
 
     def mean(of_rows: Vector) -> Vector:
-        return np.bincount(block, of_rows) / rows
+        return np.bincount(part, of_rows) / rows
 
-    centres, heights = mean(margins), logit(share)
+    centres, wanted = mean(margins), logit(share)
+    heights = _rising(centres, wanted)
     for _ in range(ROUNDS):
         x, log_odds = _knots(centres, heights, margins)
         now = logit(mean(np.interp(margins, x, expit(log_odds))))
-        heights = _rising(centres, heights + (logit(share) - now) / 2)
+        heights = _rising(centres, heights + (wanted - now) / 2)
     x, log_odds = _knots(centres, heights, margins)
     return Calibrator(x.tolist(), expit(log_odds).tolist())
+
+
+def _parts(margins: Vector, labels: NDArray[np.int8]) -> tuple[NDArray[np.int64], Vector]:
+    """Return the part of each row, one a corner and rising with the margin, and the share of frauds in its block."""
+    block = _blocks(margins, labels)
+    rows, frauds = np.bincount(block), np.bincount(block, labels)
+    share = np.where((frauds > 0) & (frauds < rows), frauds / rows, (frauds + 0.5) / (rows + 1))
+    within = np.zeros(len(block), np.int64)
+    for i, corners in enumerate(np.maximum(frauds // FRAUDS_A_CORNER, 1).astype(np.int64).tolist()):
+        some = block == i
+        cuts = np.quantile(margins[some], np.arange(1, corners) / corners)
+        within[some] = np.searchsorted(cuts, margins[some])
+    parts, part = np.unique(block * (1 + within.max()) + within, return_inverse=True)
+    return part, share[parts // (1 + within.max())]
 
 
 def _blocks(margins: Vector, labels: NDArray[np.int8]) -> NDArray[np.int64]:
