@@ -82,11 +82,20 @@ def test_contributions_of_one_habit_are_added_up() -> None:
     )
     text = text_of(x, row, **money, customer_amount_log_zscore=0.21, customer_hour_deviation=0.5)
     assert text == (
-        "Amount is 36.1 standard deviations above this customer's average, both on a log scale; "
-        "at 03:10 UTC, an hour this customer has never used."
+        "Amount is 37 times this customer's average of 30 days; at 03:10 UTC, an hour this customer has never used."
     )
     lowered = text_of(x, row, **money, customer_amount_mean_30d=-0.9, customer_hour_deviation=0.5)
     assert lowered == "At 03:10 UTC, an hour this customer has never used."
+
+
+@pytest.mark.parametrize("feature", ["customer_amount_zscore", "customer_amount_log_zscore"])
+def test_deviations_are_said_as_a_multiple_of_the_average_where_that_is_unusual(feature: str) -> None:
+    x, row = habitual(30, **ODD)
+    assert text_of(x, row, **{feature: 0.9}) == "Amount is 37 times this customer's average of 30 days."
+    ratio = EXPLAINER._names.index("customer_amount_ratio_30d")
+    for usual in (1.2, math.nan):
+        x[ratio] = usual
+        assert "standard deviations above this customer's average" in text_of(x, row, **{feature: 0.9})
 
 
 def test_a_value_that_raises_the_score_but_is_usual_is_not_called_unusual() -> None:

@@ -64,6 +64,7 @@ class Explainer:
         self._effects = (f", which {unit.lowers}", f", which {unit.raises}")
         habits = {habit: i for i, habit in enumerate(dict.fromkeys(clause.habit for clause in self._clauses))}
         at = {feature.name: i for i, feature in enumerate(spec.features) if feature.source == "history"}
+        self._plainly = [at.get(clause.plainly, i) for i, clause in enumerate(self._clauses)]
         self._count_at = at.get("customer_count_lifetime", -1)
         self._new_at = at.get("customer_is_new", -1)
         self._habits = (
@@ -167,7 +168,7 @@ class Explainer:
 
     def _text(self, x: list[float], columns: list[int], row: Row, is_new: bool) -> str:
         """Return the sentence on the habits of one row; `columns` are those of `telling`."""
-        said = [self._clauses[i].say(x[i], row, self._currencies) for i in columns if i >= 0]
+        said = [self._said(x, i, row) for i in columns if i >= 0]
         if not said:
             said.append(UNUSUAL_TOGETHER if columns[0] == SOMETHING else NOTHING)
         elif self.features[columns[0]].source == "history":
@@ -175,6 +176,12 @@ class Explainer:
         if is_new:
             said.append(self._newness(x))
         return "; ".join(said) + "."
+
+    def _said(self, x: list[float], column: int, row: Row) -> str:
+        """Return the clause of a column's value, or of the one that says the same plainly."""
+        plain = self._plainly[column]
+        told = plain if x[plain] > self._clauses[plain].above else column
+        return self._clauses[told].say(x[told], row, self._currencies)
 
     def _is_new(self, x: list[float]) -> bool:
         return (self._new_at >= 0 and x[self._new_at] > 0) or (

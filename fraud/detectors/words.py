@@ -38,6 +38,8 @@ class Clause(NamedTuple):
         Values beyond these are unusual, and may be named in the explanation.
     by_custom : bool
         Whether it compares with what the customer usually does, which is not known of a new customer.
+    plainly : str
+        A history feature that says the same in plain words where its own value is unusual too; empty if there is none.
     """
 
     say: Say
@@ -45,6 +47,7 @@ class Clause(NamedTuple):
     above: float = math.inf
     below: float = -math.inf
     by_custom: bool = False
+    plainly: str = ""
 
 
 def readable(feature: Feature, number: float) -> float | bool | str | None:
@@ -187,11 +190,11 @@ def _amount_of(what: str) -> Clause:
     return Clause(lambda v, row, currencies: f"{what} is {_money(v, row, currencies)}", "money")
 
 
-def _deviations(of: str, *, by_custom: bool = True) -> Clause:
+def _deviations(of: str, *, by_custom: bool = True, plainly: str = "") -> Clause:
     def say(v: float, row: Row, currencies: Currencies) -> str:
         return f"amount is {number_text(round(abs(v), 1))} standard deviations {'above' if v >= 0 else 'below'} {of}"
 
-    return Clause(say, "money", 2.0, by_custom=by_custom)
+    return Clause(say, "money", 2.0, by_custom=by_custom, plainly=plainly)
 
 
 def _days(text: str, habit: Habit, below: float = -math.inf) -> Clause:
@@ -318,8 +321,10 @@ HISTORY_CLAUSES: dict[str, Clause] = {
     "customer_amount_max_7d": _amount_of("this customer's largest amount of 7 days"),
     "customer_amount_max_30d": _amount_of("this customer's largest amount of 30 days"),
     "customer_amount_mean_lifetime": _amount_of("this customer's average"),
-    "customer_amount_zscore": _deviations("this customer's average"),
-    "customer_amount_log_zscore": _deviations("this customer's average, both on a log scale"),
+    "customer_amount_zscore": _deviations("this customer's average", plainly="customer_amount_ratio_30d"),
+    "customer_amount_log_zscore": _deviations(
+        "this customer's average, both on a log scale", plainly="customer_amount_ratio_30d"
+    ),
     "customer_amount_percentile": Clause(_percentile, "money", 0.95, by_custom=True),
     "customer_amount_ratio_30d": _ratio("this customer's average of 30 days", "money", 1.5),
     "customer_amount_ratio_max_30d": _ratio("this customer's largest amount of 30 days", "money", 1.0),
