@@ -124,8 +124,8 @@ def measure(
 ) -> Samples:
     """Measure scores against labels on the sample and on resamples of its customers.
 
-    Ranking measures use `raw_margin`, which ranks a model of an earlier release without ties too; the others use
-    `y_prob`.
+    Ranking measures use `raw_margin`, so that the plateaus of an isotonic calibrator make no ties; the others
+    use `y_prob`.
 
     ``roc_auc``, ``average_precision``
         As scikit-learn's `roc_auc_score` and `average_precision_score`.
