@@ -16,6 +16,7 @@ from fraud.errors import FraudError
 from fraud.models.served import Packed, Served, pack
 from fraud.serving import scoring
 from fraud.serving.app import FrontedService, declared
+from fraud.serving.case_process import run_beside
 from fraud.serving.connections import ConnectionLimits, install
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, ScoreBody
 from fraud.serving.descriptors import descriptor
@@ -69,6 +70,7 @@ class FraudBento:
             sys.exit(f"error: {error}")
         served.hand_down()
         end_unless_a_worker_starts()
+        run_beside(settings)
 
     @bentoml.on_startup
     async def start(self) -> None:

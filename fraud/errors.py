@@ -14,6 +14,8 @@ FraudError
 │   ├── RuleError                422  a rule or a rule set cannot be used
 │   ├── UnknownCustomer          404  nothing is known of a customer
 │   ├── UnknownTransaction       404  no decision on a transaction is on record
+│   ├── UnknownCase              404  there is no such case
+│   ├── CaseConflict             409  a case is not in the state that a change needs
 │   ├── UnknownPath              404  no route is declared for the path
 │   ├── PayloadTooLarge          413  the body is larger than allowed
 │   ├── MethodNotAllowed         405  the path does not answer this method
@@ -169,6 +171,22 @@ class UnknownTransaction(RequestError):
 
     def __init__(self) -> None:
         super().__init__("no decision on this transaction is on record", "$.transaction_id")
+
+
+class UnknownCase(RequestError):
+    http_status = 404
+    code = "unknown_case"
+
+    def __init__(self, case_id: int) -> None:
+        super().__init__(f"there is no case {case_id}", "$.id")
+
+
+class CaseConflict(RequestError):
+    http_status = 409
+    code = "case_conflict"
+
+    def __init__(self, case_id: int, reason: str) -> None:
+        super().__init__(f"case {case_id} stays as it is: {reason}")
 
 
 class UnknownPath(RequestError):

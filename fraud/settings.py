@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 
+from fraud.case_settings import CaseSettings
 from fraud.environment import Group, expect_none_refused, hand_down, variable_of
 from fraud.errors import SettingsError
 
@@ -352,6 +353,7 @@ class Settings:
     scoring: ScoringSettings = field(default_factory=ScoringSettings.read)
     contracts: ContractSettings = field(default_factory=ContractSettings.read)
     rules: RulesSettings = field(default_factory=RulesSettings.read)
+    cases: CaseSettings = field(default_factory=CaseSettings.read)
     store: StoreSettings = field(default_factory=StoreSettings.read)
     privacy: PrivacySettings = field(default_factory=PrivacySettings.read)
     log: LogSettings = field(default_factory=LogSettings.read)

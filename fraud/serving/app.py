@@ -21,6 +21,7 @@ from fraud.serving import scoring
 from fraud.serving.api_pages import api_pages
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.bodies import takes_gzip
+from fraud.serving.cases import case_routes
 from fraud.serving.contract import ExplainAnswer, PredictAnswer, Readiness, ScoreBody
 from fraud.serving.contracts.protocol import ContractModel
 from fraud.serving.contracts.registered import closed_by, contract_routes, contracts_of, other_bodies, other_of
@@ -67,6 +68,7 @@ def service_routes(engine: Engine, settings: Settings, contracts: Sequence[Contr
         *profile_routes(lambda: engine.pipeline.store),
         *decision_routes(lambda: engine.pipeline.store),
         *list_routes(lambda: engine.lists),
+        *case_routes(lambda: engine.cases),
         *rule_routes(RuleSets(settings.models.bentoml_home, settings.models.alias_order)),
         *admin_routes(engine, contracts),
         *[route for contract in contracts for route in contract_routes(contract, settings)],

@@ -7,12 +7,13 @@ from typing import Protocol
 
 import msgspec
 
-from fraud.errors import NotReady, Overloaded, PastVersion
+from fraud.errors import NotReady, Overloaded, PastVersion, StoreError
 from fraud.models.turns import set_usual_turns
 from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import ScoreRequest
 from fraud.pipeline.rows import Outcome, PendingRow, Rejection
+from fraud.stores.cases import NO_CASES, CaseStore
 from fraud.stores.followed_lists import FollowedLists
 from fraud.stores.protocol import described
 
@@ -41,6 +42,7 @@ class Engine:
         self._batcher: MicroBatcher[ScoreRequest, list[Outcome]] | None = None
         self._models: Follows | None = None
         self._lists: FollowedLists | None = None
+        self._cases: CaseStore | None = None
 
     def start(
         self,
@@ -48,6 +50,7 @@ class Engine:
         batcher: MicroBatcher[ScoreRequest, list[Outcome]],
         models: Follows | None = None,
         lists: FollowedLists | None = None,
+        cases: CaseStore | None = None,
     ) -> None:
         """Start serving a loaded and warm pipeline on the running event loop.
 
@@ -57,6 +60,7 @@ class Engine:
         loop less.
         """
         self._pipeline, self._batcher, self._models, self._lists = pipeline, batcher, models, lists
+        self._cases = cases
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         gc.enable()
@@ -80,6 +84,15 @@ class Engine:
         if self._lists is None:
             raise NotReady("no lists are read yet")
         return self._lists
+
+    @property
+    def cases(self) -> CaseStore:
+        """The cases; raises `StoreError` where the store keeps none, and `NotReady` before the start."""
+        if self._pipeline is None:
+            raise NotReady("no model is loaded yet")
+        if self._cases is None:
+            raise StoreError(NO_CASES)
+        return self._cases
 
     def stop(self) -> None:
         """Stop being ready; the owner of the batcher and the pipeline closes them."""

@@ -14,7 +14,7 @@ SCOPES: dict[Scope, str] = {
     "read": "see decisions, profiles, metrics and the API's document",
     "analyst": "work cases",
     "rules": "change rules and lists",
-    "supervisor": "assign cases and review the work of analysts",
+    "supervisor": "reopen cases that were resolved",
     "admin": "look after models, and have a customer forgotten",
 }
 """Every scope and what it is for, in the order in which a key lists them."""

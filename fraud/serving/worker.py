@@ -26,6 +26,7 @@ from fraud.serving.http import Call
 from fraud.serving.security import AccessControl
 from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings
+from fraud.stores.cases import NO_CASES, CaseStore, keeps_cases, open_cases
 from fraud.stores.followed_lists import FollowedLists
 from fraud.stores.lists import open_lists
 from fraud.stores.opening import StoreOptions, open_store
@@ -104,9 +105,12 @@ class Worker:
             lists = self._lists()
             await lists.start()
             starting.push_async_callback(lists.close)
+            cases = self._cases()
+            if cases is not None:
+                starting.callback(cases.close)
             self._show(pipeline, batcher)
             starting.callback(self.telemetry.stop)
-            self.engine.start(pipeline, batcher, self.models, lists)
+            self.engine.start(pipeline, batcher, self.models, lists, cases)
             starting.callback(self.engine.stop)
             self._running = starting.pop_all()
 
@@ -131,6 +135,12 @@ class Worker:
     def _lists(self) -> FollowedLists:
         store = open_lists(self._settings.store.url, StoreOptions.of(self._settings))
         return FollowedLists(store, self.models.rules.lists)
+
+    def _cases(self) -> CaseStore | None:
+        if keeps_cases(self._settings.store.url, StoreOptions.of(self._settings)):
+            return open_cases(self._settings)
+        logger.warning("%s", NO_CASES)
+        return None
 
     def _batcher(self, pipeline: Pipeline) -> MicroBatcher[ScoreRequest, list[Outcome]]:
         decide: DecideRequests = pipeline.decide_requests
