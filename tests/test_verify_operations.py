@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fraud.checks import batching as verify_batching
+from fraud.checks import cases as verify_cases
 from fraud.checks import log as verify_log
 from fraud.checks import rules as verify_rules
 from fraud.checks.batching import Batched
@@ -56,6 +57,11 @@ def test_swap_under_load(bundle: str) -> None:
             verify_rules,
             ["--decisions", "5000", "--changes", "8"],
             r"(?s)one by one: differences 0.*failed 0, answered by two sets 0.*replayed: differences 0, .*found 0",
+        ),
+        (
+            verify_cases,
+            ["--cases", "200", "--clients", "6"],
+            r"(?s)200 of 200 cases resolved .*worked twice 0, .*labels other than resolutions 0, trails incomplete 0",
         ),
         (verify_log, ["chaos", "--kills", "2"], r"missing 0, other than answered 0, twice 0;.*chain whole"),
     ],

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import fraud
+from fraud.environment import with_sources
 from fraud.settings import Settings
 from fraud.stores.cases import keeps_cases
 from fraud.stores.opening import StoreOptions
@@ -40,12 +41,10 @@ class _Beside:
 
     def keep(self) -> None:
         """Run the process until the end, again after each failure."""
-        root = str(Path(fraud.__file__).parent.parent)
-        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         while not self._over.is_set():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(os.getpid())],
-                env={**os.environ, "PYTHONPATH": paths},
+                env=with_sources(Path(fraud.__file__).parent.parent),
                 stdin=subprocess.DEVNULL,
             )
             status = self._process.wait()
