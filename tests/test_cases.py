@@ -333,6 +333,7 @@ def test_another_log_is_refused(tmp_path: Path) -> None:
     asyncio.run(place.record(record("t3", "c1", 1.0, 0.5)))
     with pytest.raises(StoreError, match="derived up to row 2 of a decision log that ends at row 1"):
         cases.derive()
+    cases.close()
     (tmp_path / "cases.db").write_bytes(b"no database" * 1000)
     with pytest.raises(StoreDown, match="cannot be used"):
         cases.find()

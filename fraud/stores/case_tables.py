@@ -82,11 +82,16 @@ class SqliteTables:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._open: sqlite3.Connection | None = None
+        """Kept open and unused: the last connection of all would copy the write-ahead log into the file as it closes."""
 
     @contextmanager
     def writing(self) -> Iterator[Execute]:
         with self._translated(), self._locked(), closing(self._connected()) as db:
             self._migrate(db)
+            if self._open is None:
+                self._open = self._connected()
+                self._open.execute("SELECT seq FROM case_cursor").fetchone()  # which opens the log
             db.execute("BEGIN IMMEDIATE")
             with db:  # commits, or rolls back after an error
                 yield _sqlite(db)
@@ -102,7 +107,9 @@ class SqliteTables:
                 yield _sqlite(db)
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -120,7 +127,7 @@ class SqliteTables:
             yield
 
     def _connected(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
+        db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA synchronous = FULL")
         return db
 
