@@ -83,7 +83,7 @@ class SqliteTables:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._open: sqlite3.Connection | None = None
-        """Kept open and unused: the last connection of all would copy the write-ahead log into the file as it closes."""
+        """Kept open and unused: the last connection of all copies the write-ahead log into the file as it closes."""
 
     @contextmanager
     def writing(self) -> Iterator[Execute]:
