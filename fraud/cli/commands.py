@@ -8,7 +8,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fraud.cli import audit, decisions, history, inspecting, keys, lists, registry, rules, scoring, serving, training
+from fraud.cli import (
+    audit,
+    decisions,
+    history,
+    inspecting,
+    keys,
+    lists,
+    monitoring,
+    registry,
+    rules,
+    scoring,
+    serving,
+    training,
+)
 
 
 class Verify(TyperGroup):
@@ -48,6 +61,7 @@ app.add_typer(history.app, name="history", help="Who moved an alias, when and wh
 app.add_typer(decisions.app, name="decisions", help="Decisions on record: show one, list or export them.")
 app.add_typer(rules.app, name="rules", help="Rule sets: check one, save it, put it in force, take it back.")
 app.add_typer(lists.app, name="lists", help="Lists that rules look into: add, remove, import, show; snooze a rule.")
+app.add_typer(monitoring.app, name="monitor", help="Watch a model in production: how right it was, week by week.")
 app.add_typer(keys.app, name="keys", help="API keys of the service.")
 app.add_typer(audit.app, name="audit", help="Verify, export and trim the decision log.")
 app.add_typer(

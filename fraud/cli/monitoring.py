@@ -1,0 +1,123 @@
+"""`fraud monitor`: how right the decisions were, from the decision log and its labels, beside the running service."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fraud.cli.audit import log_of
+from fraud.decisions.rules.effect import FRAUD
+from fraud.errors import FraudError
+from fraud.models.bundle import short
+from fraud.models.served import Served
+from fraud.monitoring.measures import DAY_MS
+from fraud.monitoring.page import report_page
+from fraud.monitoring.performance import ALL, Costs, Performance, action_costs, weekly_performance
+from fraud.monitoring.traffic import Traffic, read_traffic
+from fraud.settings import ModelSettings, Settings
+from training.policy import decision_costs
+
+app = typer.Typer(no_args_is_help=True, callback=lambda: None)
+out = Console(soft_wrap=True, highlight=False, markup=False)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The name of the model whose decisions are judged.")]
+Days = Annotated[str, typer.Option("--last", help="Events of the last so many days, such as 90d.")]
+LegitimateAfter = Annotated[
+    str,
+    typer.Option(help="A transaction let through without a label is legitimate once it is this old, such as 30d."),
+]
+AsOf = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only what was known at this time, UTC; else now."),
+]
+Segment = Annotated[
+    list[str] | None,
+    typer.Option(help="A field of the transaction, as it was sent, whose values are judged apart; may be repeated."),
+]
+
+
+@app.command()
+def report(
+    model: Model,
+    file: Annotated[Path, typer.Option("--out", "-o", help="The page, .html; or .json for the figures.")] = Path(
+        "monitoring.html"
+    ),
+    last: Days = "90d",
+    legitimate_after: LegitimateAfter = "30d",
+    as_of: AsOf = None,
+    segment: Segment = None,
+) -> None:
+    """Write precision, recall, AUC, calibration, cost and more by week, version and segment, with intervals.
+
+    Reads the decision log and the labels of the service's store beside the running service; nothing is changed.
+    """
+    if file.suffix not in (".html", ".json"):
+        raise typer.BadParameter(f"--out {str(file)!r}; allowed: a name that ends with .html or .json")
+    as_of_ms = time.time_ns() // 1_000_000 if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp() * 1000)
+    delay_ms = _days_ms(legitimate_after, "--legitimate-after")
+    traffic = read_traffic(
+        log_of(Settings.read()),
+        model,
+        since_ms=as_of_ms - _days_ms(last, "--last"),
+        as_of_ms=as_of_ms,
+        legitimate_after_ms=delay_ms,
+        segment_fields=segment or (),
+    )
+    weeks = weekly_performance(traffic, _costs(traffic, model), delay_ms)
+    if file.suffix == ".json":
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(weeks)))
+    else:
+        made = datetime.fromtimestamp(as_of_ms / 1000, UTC).isoformat(timespec="seconds")
+        rules = [
+            f"A transaction that was let through and has no label counts as legitimate after {legitimate_after}. "
+            "A declined one without a label is left out: nobody saw what it would have become.",
+            "Intervals of 95%: resampled customers, for shares at least Wilson's. Weeks begin on Monday, UTC, and "
+            "hold the events of that week. An open circle is a week whose labels are still coming.",
+        ]
+        file.write_text(report_page(model, made, weeks, rules), encoding="utf-8")
+    _show(weeks)
+    out.print(f"wrote {file}")
+
+
+def _show(weeks: list[Performance]) -> None:
+    table = Table("week", "decisions", "frauds", "labels in", "precision", "recall", "auc", "remarks", box=None)
+    for one in weeks:
+        if one.version == ALL and one.segment == ALL:
+            figures = [one.measures[name].value for name in ("precision", "recall", "auc")]
+            table.add_row(
+                *(one.week, f"{one.decisions:,}", f"{one.frauds:,}", f"{one.labelled_share:.1%}"),
+                *("–" if figure is None else f"{figure:.3f}" for figure in figures),
+                "; ".join(one.remarks),
+            )
+    Console(width=max(out.width, 150), highlight=False, markup=False).print(table)
+
+
+def _costs(traffic: Traffic, model: str) -> Costs:
+    """Return what each action would have cost, for the versions that are in the store and have costs."""
+    served, found = Served(ModelSettings.read()), {}
+    for digest in traffic.versions:
+        try:
+            policy = served.read(f"{model}:{short(digest)}", digest).policy
+        except FraudError as error:
+            out.print(f"no costs of {short(digest)}: {error.message}", style="yellow")
+            continue
+        if policy.costs:
+            found[digest] = action_costs(
+                decision_costs((traffic.label == FRAUD).astype(np.int64), traffic.amount, policy.costs)
+            )
+    return found
+
+
+def _days_ms(text: str, option: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}d", text):
+        raise typer.BadParameter(f"{option} {text!r}; allowed: a number of days from 1d to 99999d, such as 30d")
+    return int(text[:-1]) * DAY_MS
