@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "detectors",
         "decisions",
     },
-    "monitoring": {"errors", "decisions", "stores"},
+    "monitoring": {"compiling", "errors", "schema", "decisions", "stores"},
     "pipeline": {"errors", "forms", "schema", "features", "detectors", "decisions", "stores", "models"},
     "serving": {*CORE, "stores", "models", "pipeline"},
     "simulation": {"errors"},
