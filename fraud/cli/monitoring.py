@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +17,19 @@ from rich.table import Table
 
 from fraud.cli.audit import log_of
 from fraud.decisions.rules.effect import FRAUD
-from fraud.errors import FraudError
+from fraud.errors import DataError, FraudError
 from fraud.models.bundle import short
+from fraud.models.find import load_bundle
 from fraud.models.served import Served
+from fraud.monitoring.counts import BINS, keep_counting, layout_of, series_of
+from fraud.monitoring.drift import Drift, judge, reference_weeks_of
+from fraud.monitoring.hours import HOUR_MS
 from fraud.monitoring.measures import DAY_MS
 from fraud.monitoring.page import report_page
 from fraud.monitoring.performance import ALL, Costs, Performance, action_costs, weekly_performance
 from fraud.monitoring.traffic import Traffic, read_traffic
 from fraud.settings import ModelSettings, Settings
+from fraud.stores.hourly_counts import SqliteHourlyCounts
 from training.policy import decision_costs
 
 app = typer.Typer(no_args_is_help=True, callback=lambda: None)
@@ -62,7 +68,7 @@ def report(
     """
     if file.suffix not in (".html", ".json"):
         raise typer.BadParameter(f"--out {str(file)!r}; allowed: a name that ends with .html or .json")
-    as_of_ms = time.time_ns() // 1_000_000 if as_of is None else int(as_of.replace(tzinfo=UTC).timestamp() * 1000)
+    as_of_ms = time.time_ns() // 1_000_000 if as_of is None else _at_ms(as_of)
     delay_ms = _days_ms(legitimate_after, "--legitimate-after")
     traffic = read_traffic(
         log_of(Settings.read()),
@@ -86,6 +92,84 @@ def report(
         file.write_text(report_page(model, made, weeks, rules), encoding="utf-8")
     _show(weeks)
     out.print(f"wrote {file}")
+
+
+@app.command()
+def drift(
+    model: Model,
+    holidays: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A text file of days such as 2026-12-25, one a line."),
+    ] = None,
+    as_of: AsOf = None,
+    file: Annotated[Path | None, typer.Option("--out", "-o", help="Write everything here as JSON.")] = None,
+) -> None:
+    """Count the decisions made since the last time, and say what has drifted; exit 1 if the last day had an alarm.
+
+    Run it every hour: one false alarm a quarter over all features together is the budget, however often it looks.
+    Counts are kept in `monitoring.db` in the state directory, by the layout of the version in force.
+    """
+    settings = Settings.read()
+    bundle = load_bundle(model)
+    name = bundle.manifest.name
+    layout = layout_of(name, bundle.spec, bundle.reference)
+    served = Served(settings.models)
+
+    @lru_cache
+    def reads_alike(digest: str) -> bool:
+        try:
+            return served.read(f"{name}:{short(digest)}", digest).spec.features == bundle.spec.features
+        except FraudError as error:
+            out.print(f"not counted, decisions of {short(digest)}: {error.message}", style="yellow")
+            return False
+
+    store = SqliteHourlyCounts(settings.process.state_dir / "monitoring.db", (len(layout.names), BINS))
+    counted = keep_counting(log_of(settings), store, layout, name, reads_alike)
+    counts = store.read(layout.key)
+    store.close()
+    out.print(f"{counted:,} decisions counted; {len(counts):,} hours are known")
+    until = (time.time_ns() // 1_000_000 if as_of is None else _at_ms(as_of)) // HOUR_MS
+    weeks = reference_weeks_of(min(counts, default=until), until)
+    found = judge(layout, counts, series_of(layout, counts, weeks, until), weeks, _holidays(holidays))
+    if file is not None:
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+    _show_drift(found)
+    day_before = datetime.fromtimestamp((until - 24) * 3600, UTC).isoformat(timespec="minutes")
+    if any(event.last >= day_before for event in found.events):
+        raise typer.Exit(1)
+
+
+def _show_drift(found: Drift) -> None:
+    out.print(
+        f"reference from {found.reference_from}, watched from {found.watched_from} until {found.until}: "
+        f"{found.channels - len(found.not_watched)} of {found.channels} channels"
+    )
+    for remark in found.remarks:
+        out.print(remark, style="yellow")
+    for event in found.events:
+        more = f" and {len(event.channels) - 5} more" if len(event.channels) > 5 else ""
+        out.print(f"{event.first} to {event.last} ({', '.join(event.tests)}): {', '.join(event.channels[:5])}{more}")
+    if not found.events:
+        out.print("no drift")
+    highest = sorted(found.psi.items(), key=lambda one: -one[1])[:5]
+    if highest:
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in highest)
+        out.print(f"highest PSI of the last seven days (shown, raises no alarm): {shown}")
+
+
+def _holidays(file: Path | None) -> set[date]:
+    days = set()
+    for i, line in enumerate([] if file is None else file.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.partition("#")[0].strip()
+        try:
+            days |= {date.fromisoformat(text)} if text else set()
+        except ValueError:
+            raise DataError(f"{file}:{i}: {text!r} is no day; allowed: days such as 2026-12-25, one a line") from None
+    return days
+
+
+def _at_ms(when: datetime) -> int:
+    return int(when.replace(tzinfo=UTC).timestamp() * 1000)
 
 
 def _show(weeks: list[Performance]) -> None:
