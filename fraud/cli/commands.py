@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from fraud.cli import (
     audit,
+    comparing,
     decisions,
     history,
     inspecting,
@@ -52,10 +53,11 @@ A first model: [bold]simulate[/bold] data, [bold]train[/bold] on it, [bold]impor
 [bold]promote[/bold] it, then [bold]bentoml serve[/bold] and [bold]fraud try[/bold].
 
 Exit codes: 0 done; 1 an input, a setting or a file is refused, and the message says which; 2 a wrong option; 70 a \
-defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B.
+defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B; \
+[bold]compare[/bold] also 3: it is open which version is better.
 """,
 )
-for part in (training.app, scoring.app, inspecting.app, registry.app, serving.app, audit.replaying):
+for part in (training.app, scoring.app, inspecting.app, registry.app, serving.app, audit.replaying, comparing.app):
     app.registered_commands += part.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
 app.add_typer(decisions.app, name="decisions", help="Decisions on record: show one, list or export them.")
