@@ -202,7 +202,7 @@ def test_the_report_command(
     assert html.count("<svg") >= 5
     assert "category=fuel" in html
     assert "http" not in html
-    made: list[dict[str, Any]] = json.loads(figures.read_text())
+    made: list[dict[str, Any]] = json.loads(figures.read_text())["weeks"]
     assert {"week", "version", "segment", "measures", "remarks"} <= made[0].keys()
     assert all(math.isfinite(v) for w in made for e in w["measures"].values() for v in e if v is not None)
 

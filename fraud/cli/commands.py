@@ -28,7 +28,19 @@ from fraud.cli import (
 class Verify(TyperGroup):
     """`fraud verify`: its checks import both training and serving, so they are imported on first use."""
 
-    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz", "severity", "rules", "drift")
+    ROOMS = (
+        "history",
+        "explain",
+        "swap",
+        "batching",
+        "log",
+        "hostile",
+        "fuzz",
+        "severity",
+        "rules",
+        "drift",
+        "nowcast",
+    )
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._read()

@@ -26,7 +26,7 @@ from fraud.monitoring.drift import Drift, judge, reference_weeks_of
 from fraud.monitoring.hours import HOUR_MS
 from fraud.monitoring.measures import DAY_MS
 from fraud.monitoring.page import report_page
-from fraud.monitoring.performance import ALL, Costs, Performance, action_costs, weekly_performance
+from fraud.monitoring.performance import ALL, Costs, Performance, action_costs, recent_nowcasts, weekly_performance
 from fraud.monitoring.traffic import Traffic, read_traffic
 from fraud.settings import ModelSettings, Settings
 from fraud.stores.hourly_counts import SqliteHourlyCounts
@@ -57,12 +57,14 @@ def report(
     file: Annotated[Path, typer.Option("--out", "-o", help="The page, .html; or .json for the figures.")] = Path(
         "monitoring.html"
     ),
-    last: Days = "90d",
+    last: Days = "300d",
     legitimate_after: LegitimateAfter = "30d",
     as_of: AsOf = None,
     segment: Segment = None,
 ) -> None:
     """Write precision, recall, AUC, calibration, cost and more by week, version and segment, with intervals.
+
+    For the weeks whose labels are still coming: what precision, recall and losses will be once they are in.
 
     Reads the decision log and the labels of the service's store beside the running service; nothing is changed.
     """
@@ -79,8 +81,9 @@ def report(
         segment_fields=segment or (),
     )
     weeks = weekly_performance(traffic, _costs(traffic, model), delay_ms)
+    nowcasts = recent_nowcasts(traffic)
     if file.suffix == ".json":
-        file.write_bytes(msgspec.json.format(msgspec.json.encode(weeks)))
+        file.write_bytes(msgspec.json.format(msgspec.json.encode({"weeks": weeks, "nowcasts": nowcasts})))
     else:
         made = datetime.fromtimestamp(as_of_ms / 1000, UTC).isoformat(timespec="seconds")
         rules = [
@@ -89,8 +92,15 @@ def report(
             "Intervals of 95%: resampled customers, for shares at least Wilson's. Weeks begin on Monday, UTC, and "
             "hold the events of that week. An open circle is a week whose labels are still coming.",
         ]
-        file.write_text(report_page(model, made, weeks, rules), encoding="utf-8")
+        file.write_text(report_page(model, made, weeks, nowcasts, rules), encoding="utf-8")
     _show(weeks)
+    for one in nowcasts:
+        said = [
+            f"{name.replace('_', ' ')} {e.value:.3g} [{e.low:.3g}, {e.high:.3g}]"
+            for name, e in one.measures.items()
+            if e.value is not None
+        ]
+        out.print(f"once the labels of {one.week} ({one.days} days) are in: {', '.join(said)}")
     out.print(f"wrote {file}")
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from fraud.monitoring.measures import MEASURES, Estimate
-from fraud.monitoring.performance import ALL, Performance
+from fraud.monitoring.nowcast import NOWCAST
+from fraud.monitoring.performance import ALL, Nowcast, Performance
 
 PLOTTED = (
     "precision",
@@ -29,7 +30,9 @@ svg{background:#f6f8fa;border-radius:6px}
 """
 
 
-def report_page(model: str, made: str, performance: Sequence[Performance], rules: Sequence[str]) -> str:
+def report_page(
+    model: str, made: str, performance: Sequence[Performance], nowcasts: Sequence[Nowcast], rules: Sequence[str]
+) -> str:
     """Return the page as HTML.
 
     Parameters
@@ -39,6 +42,7 @@ def report_page(model: str, made: str, performance: Sequence[Performance], rules
         As of when, ISO 8601.
     performance : sequence of Performance
         By week, as `weekly_performance` returns them.
+    nowcasts : sequence of Nowcast
     rules : sequence of str
         Sentences on how labels were counted.
     """
@@ -51,6 +55,8 @@ def report_page(model: str, made: str, performance: Sequence[Performance], rules
         "<h2>Performance by week</h2><div class=plots>",
         *(_plot(name, whole) for name in PLOTTED),
         f"</div>{_table(whole)}",
+        "<h2>Nowcast</h2>",
+        _nowcasts(nowcasts),
         f"<h2>By version</h2>{_table(versions)}",
         f"<h2>By segment</h2>{_table(segments)}" if segments else "",
     ]
@@ -75,6 +81,17 @@ def _table(performance: Sequence[Performance]) -> str:
         remarks = escape("; ".join(one.remarks))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + f"<td class=t>{remarks}</td></tr>")
     return f"<div class=wide><table>{''.join(rows)}</table></div>"
+
+
+def _nowcasts(nowcasts: Sequence[Nowcast]) -> str:
+    if not nowcasts:
+        return "<p>None: it needs probabilities, and eight weeks whose labels are in.</p>"
+    heads = ("week", "days over", *(f"{name.replace('_', ' ')}, once labels are in" for name in NOWCAST))
+    rows = ["<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
+    for one in nowcasts:
+        cells = one.week, str(one.days), *(_cell(one.measures[name]) for name in NOWCAST)
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _cell(estimate: Estimate) -> str:

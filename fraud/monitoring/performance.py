@@ -11,6 +11,7 @@ import numpy as np
 from fraud.decisions.rules.effect import FRAUD, UNKNOWN
 from fraud.decisions.verdict import ACTIONS
 from fraud.monitoring.measures import DAY_MS, Bools, Estimate, Floats, Ints, Labelled, measure
+from fraud.monitoring.nowcast import LONGEST_DELAY, Days, nowcast
 from fraud.monitoring.traffic import APPROVE, DECLINE, Traffic
 
 WEEK_MS = 7 * DAY_MS
@@ -73,6 +74,48 @@ def weekly_performance(
         is_complete = until_ms + legitimate_after_ms <= traffic.as_of_ms
         for version, segment, rows in _groups(traffic, in_week):
             found.append(_performance(traffic, costs, number, (version, segment), rows, is_complete, n_bootstrap))
+    return found
+
+
+class Nowcast(msgspec.Struct, frozen=True):
+    """What a week's figures will be once its labels are in; `week` is its Monday, `days` those that are over."""
+
+    week: str
+    days: int
+    measures: dict[str, Estimate]
+
+
+def recent_nowcasts(traffic: Traffic, seed: int = 0) -> list[Nowcast]:
+    """Return nowcasts of the weeks whose labels are still coming, the earliest first.
+
+    Empty where no probabilities decided, where fewer than eight weeks are complete, or where no day of a week is over.
+    A decline without a label counts as what its label will most likely say, which is nothing: the figures are those
+    that the weekly performance will show.
+    """
+    if not len(traffic.label) or not traffic.is_calibrated.all():
+        return []
+    first_ms = (int(traffic.event_time_ms.min()) - MONDAY_MS) // WEEK_MS * WEEK_MS + MONDAY_MS
+    today = (traffic.as_of_ms - first_ms) // DAY_MS
+    day = (traffic.event_time_ms - first_ms) // DAY_MS
+    group = (traffic.action != APPROVE).astype(np.int64)
+    fraud = traffic.label == FRAUD
+    expected = np.bincount(2 * day + group, weights=traffic.score, minlength=2 * (today + 1))
+    days = Days(
+        expected.astype(np.float64).reshape(-1, 2),
+        np.bincount(day[group == 1], minlength=today + 1),
+        day[fraud],
+        group[fraud],
+        traffic.label_delay_ms[fraud] // DAY_MS,
+        traffic.amount[fraud],
+    )
+    rng = np.random.default_rng(seed)
+    found = []
+    for week in range(max(0, (today - LONGEST_DELAY) // 7), -(-today // 7)):
+        last = min(7 * week + 7, today)
+        measures = nowcast(days, 7 * week, last, today, rng)
+        if measures["recall"].value is not None:
+            monday = datetime.fromtimestamp((first_ms + week * WEEK_MS) / 1000, UTC).date().isoformat()
+            found.append(Nowcast(monday, last - 7 * week, measures))
     return found
 
 
