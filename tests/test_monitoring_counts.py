@@ -212,3 +212,21 @@ def with_reference(bundle: Path, folder: Path, reference: dict[str, Any]) -> Pat
         git_commit=manifest.git_commit,
     )
     return folder
+
+
+def test_a_trained_bundle_has_the_reference_that_counting_needs(transaction_bundle: Path) -> None:
+    bundle = read_bundle(transaction_bundle)
+    layout = layout_of(bundle.manifest.name, bundle.spec, bundle.reference)
+    assert layout.names == [*bundle.spec.names, "(score)", "(decision)"]
+    rng = np.random.default_rng(1)
+    rows = [msgspec.json.decode(golden.instance) for golden in bundle.golden]
+    X = np.array([[np.nan if v is None else v for v in golden.features] for golden in bundle.golden])
+    records = [
+        DecisionRecord(
+            f"t{i}", b"", bundle.manifest.name, bundle.digest, X[i % len(rows)].astype("<f8").tobytes(), 0.0,
+            0.5, False, "low", "approve", [], 0, int(rng.integers(HOUR_MS)), "r",
+        )
+        for i in range(500)
+    ]  # fmt: skip
+    (found,) = count(layout, records).values()
+    assert (found.sum(axis=1) == 500).all()

@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 
+from fraud.decisions.costs import decision_costs
 from fraud.decisions.labels import Label, label_in_effect
 from fraud.decisions.record import DecisionRecord
 from fraud.decisions.rules.effect import FRAUD, LEGITIMATE, UNKNOWN
@@ -19,7 +20,6 @@ from fraud.monitoring.measures import Ints
 from fraud.monitoring.performance import MONDAY_MS, WEEK_MS
 from fraud.stores.log import DecisionLog
 from fraud.stores.rows import decode_label, decode_record
-from training.policy import decision_costs
 
 AT_ONCE = 16_384
 
