@@ -179,7 +179,7 @@ def test_the_command(recorded: Path, priced: tuple[Path, Path], monkeypatch: pyt
     options = ["--since", "2026-01-05", "--cap", "100", "--settled-after", "45", "--as-of", "2026-12-01"]
     file = recorded / "compared.json"
     done = run(app, ["compare", champion, challenger, *options, "--out", str(file)])
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 4, done.output
     assert "verdict: worse since the week of" in done.output
     assert json.loads(file.read_bytes())["verdict"] == "worse"
     assert run(app, ["compare", champion, champion, *options]).exit_code == 3

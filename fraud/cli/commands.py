@@ -65,8 +65,8 @@ A first model: [bold]simulate[/bold] data, [bold]train[/bold] on it, [bold]impor
 [bold]promote[/bold] it, then [bold]bentoml serve[/bold] and [bold]fraud try[/bold].
 
 Exit codes: 0 done; 1 an input, a setting or a file is refused, and the message says which; 2 a wrong option; 70 a \
-defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B; \
-[bold]compare[/bold] also 3: it is open which version is better.
+defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B. \
+3 and 4 are verdicts: [bold]monitor drift[/bold] had an alarm; [bold]compare[/bold] is open, or the challenger is worse.
 """,
 )
 for part in (training.app, scoring.app, inspecting.app, registry.app, serving.app, audit.replaying, comparing.app):

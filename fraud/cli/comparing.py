@@ -45,7 +45,7 @@ def compare(
     """Decide the champion's recorded transactions again by both versions, and say which one costs less.
 
     May be looked at as often as one likes: a challenger that is no better is called better with a probability of at
-    most 5%. Exit code 0 when the challenger is better, 1 when it is worse, 3 while that is open.
+    most 5%. Exit code 0 when the challenger is better, 3 while that is open, 4 when it is worse.
     """
     from fraud.checks.comparison import compare_versions  # takes a second to import
 
@@ -68,7 +68,7 @@ def compare(
     out.print(f"evidence that it is better: {last.better:.3g}; that it is worse: {last.worse:.3g}; 20 decides")
     verdict = f"{found.verdict} since the week of {found.since}" if found.since else "open"
     out.print(f"verdict: {verdict} (wrong with at most {found.confidence})")
-    raise typer.Exit({"better": 0, "worse": 1, "open": 3}[found.verdict])
+    raise typer.Exit({"better": 0, "open": 3, "worse": 4}[found.verdict])
 
 
 def _ms(day: datetime) -> int:

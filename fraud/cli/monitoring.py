@@ -32,6 +32,9 @@ from fraud.monitoring.traffic import Traffic, read_traffic
 from fraud.settings import ModelSettings, Settings
 from fraud.stores.hourly_counts import SqliteHourlyCounts
 
+ALARM = 3
+"""Exit code of `drift` after an alarm."""
+
 app = typer.Typer(no_args_is_help=True, callback=lambda: None)
 out = Console(soft_wrap=True, highlight=False, markup=False)
 
@@ -117,7 +120,7 @@ def drift(
     as_of: AsOf = None,
     file: Annotated[Path | None, typer.Option("--out", "-o", help="Write everything here as JSON.")] = None,
 ) -> None:
-    """Count the decisions made since the last time, and say what has drifted; exit 1 if the last day had an alarm.
+    """Count the decisions made since the last time, and say what has drifted; exit 3 if the last day had an alarm.
 
     Run it every hour: one false alarm a quarter over all features together is the budget, however often it looks.
     Counts are kept in `monitoring.db` in the state directory, by the layout of the version in force.
@@ -149,7 +152,7 @@ def drift(
     _show_drift(found)
     day_before = datetime.fromtimestamp((until - 24) * 3600, UTC).isoformat(timespec="minutes")
     if any(event.last >= day_before for event in found.events):
-        raise typer.Exit(1)
+        raise typer.Exit(ALARM)
 
 
 def _show_drift(found: Drift) -> None:
