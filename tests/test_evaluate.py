@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from fraud.decisions.anomaly import SEVERITIES
+from fraud.decisions.costs import DEFAULT_COSTS, decision_costs
 from fraud.decisions.policy import Policy
 from fraud.decisions.verdict import POLICY_ACTIONS, verdict_of
 from fraud.errors import DataError
@@ -29,7 +30,7 @@ from training.measures import (
     Sums,
     equal_mass_bins,
 )
-from training.policy import DEFAULT_COSTS, choose_policy, decision_costs, decisions
+from training.policy import choose_policy, decisions
 
 Window = dict[str, Any]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fraud.decisions.costs import DEFAULT_COSTS
 from fraud.decisions.policy import Policy
 from fraud.decisions.verdict import verdict_of
 from fraud.errors import DataError
@@ -19,7 +20,7 @@ from tests.conftest import EXAMPLES, TINY
 from tests.test_evaluate import make_window, naive_cost
 from training.config import Config
 from training.data import Mapping, load_features
-from training.policy import DEFAULT_COSTS, choose_policy, declines_too_many, review_the_riskiest
+from training.policy import choose_policy, declines_too_many, review_the_riskiest
 from training.train import Run, train
 
 sizes = st.tuples(

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fraud.decisions.costs import DEFAULT_COSTS
 from fraud.schema import Feature, FeatureSpec
 from training import plots, tables
 from training.evaluate import Interval, Outcomes, Scored, measure, no_skill, reliability
-from training.policy import DEFAULT_COSTS, choose_policy
+from training.policy import choose_policy
 from training.report import MEASURES, ModelFacts, limits, model_card, write_report
 from training.tables import ExplainedRows, Window
 

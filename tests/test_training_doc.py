@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fraud.decisions.costs import DEFAULT_COSTS
 from training.config import BoosterOptions, Config, ForestOptions, SeverityOptions
-from training.policy import DEFAULT_COSTS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
 

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fraud.decisions.anomaly import Severity
+from fraud.decisions.costs import DEFAULT_COSTS, check_costs
 from fraud.decisions.policy import SEVERITY_ACTIONS, PolicyAction
 from fraud.errors import DataError
-from training.policy import DEFAULT_COSTS, check_costs
 
 
 class BoosterOptions(BaseModel):

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from fraud.decisions.anomaly import Severity
+from fraud.decisions.costs import decision_costs
 from fraud.errors import DataError
 from training.measures import (
     DAY_MS,
@@ -25,7 +26,7 @@ from training.measures import (
     Sums,
     equal_mass_bins,
 )
-from training.policy import decision_costs, decisions
+from training.policy import decisions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

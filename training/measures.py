@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.policy import decision_costs
+from fraud.decisions.costs import decision_costs
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

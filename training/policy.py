@@ -1,4 +1,4 @@
-"""The costs of decisions and the cheapest thresholds; or, without known money, a share to review.
+"""The cheapest thresholds by the costs of decisions; or, without known money, a share to review.
 
 In every policy decision, risk level and prediction agree: ``approve`` is risk level low or medium and prediction false,
 ``review`` is high and true, ``decline`` is critical and true.
@@ -13,21 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fraud.decisions.anomaly import Severity
+from fraud.decisions.costs import DEFAULT_COSTS, decision_costs
 from fraud.decisions.verdict import actions_at
-from fraud.errors import DataError
 
 DECLINES_TOO_MANY = 10.0
 """Declining more than so many times the fraud rate is worth a warning: at least nine of ten are good customers."""
 
 Floats = NDArray[np.float64]
-
-# Starting values, in units of money of a typical card portfolio; give your own in the configuration.
-DEFAULT_COSTS: dict[str, float] = {
-    "review": 4.0,  # an analyst's five minutes
-    "review_recall": 0.95,  # share of the reviewed frauds that the analyst recognises
-    "false_decline_rate": 0.15,  # share of a good transaction's amount lost in margin and goodwill
-    "chargeback_fee": 20.0,  # the scheme's fee for each fraud that was paid out
-}
 
 
 def decisions(
@@ -37,59 +29,6 @@ def decisions(
     return actions_at(
         y_prob, policy["review_threshold"], policy["decline_threshold"], severity, policy.get("severity_actions", {})
     )
-
-
-def decision_costs(y_true: ArrayLike, amount: ArrayLike, costs: Mapping[str, float]) -> Floats:
-    """Return what each decision would cost on each transaction.
-
-    ========  ==================================================  ===============================
-    decision  fraud                                               legitimate
-    ========  ==================================================  ===============================
-    approve   amount + chargeback_fee                             0
-    review    review + (1 - review_recall) * (amount + fee)       review
-    decline   0                                                   false_decline_rate * amount
-    ========  ==================================================  ===============================
-
-    Parameters
-    ----------
-    y_true : array, shape (n_transactions,)
-        1 fraud, 0 legitimate.
-    amount : array, shape (n_transactions,), float64
-        Money; the costs `review` and `chargeback_fee` are in the same unit.
-    costs : mapping
-        With the keys of DEFAULT_COSTS.
-
-    Returns
-    -------
-    ndarray, shape (3, n_transactions), float64
-        One row each for approve, review and decline.
-
-    Raises
-    ------
-    DataError
-        When a cost is missing, unknown, negative or, for a share, above 1.
-    """
-    check_costs(costs)
-    fraud = np.asarray(y_true, dtype=np.float64)
-    money = np.asarray(amount, dtype=np.float64)
-    paid_out = fraud * (money + costs["chargeback_fee"])
-    return np.stack(
-        [
-            paid_out,
-            costs["review"] + (1.0 - costs["review_recall"]) * paid_out,
-            (1.0 - fraud) * costs["false_decline_rate"] * money,
-        ]
-    )
-
-
-def check_costs(costs: Mapping[str, float]) -> None:
-    """Raise a DataError unless exactly the costs of DEFAULT_COSTS are given, each within its range."""
-    if costs.keys() != DEFAULT_COSTS.keys():
-        raise DataError(f"costs are {sorted(costs)}; needed are exactly {sorted(DEFAULT_COSTS)}")
-    for name, value in costs.items():
-        highest = 1.0 if name in ("review_recall", "false_decline_rate") else np.inf
-        if not (np.isfinite(value) and 0.0 <= value <= highest):
-            raise DataError(f"cost {name!r} is {value}; allowed: 0 to {highest:g}")
 
 
 def choose_policy(

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fraud.decisions.costs import decision_costs
 from fraud.decisions.verdict import POLICY_ACTIONS
 from fraud.features.featurizer import HISTORY_FEATURES
 from fraud.schema import Feature
 from training.evaluate import Interval, Outcomes, Scored, reliability
 from training.measures import DAY_MS
-from training.policy import decision_costs
 
 Floats = NDArray[np.float64]
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from fraud.decisions.costs import decision_costs
 from fraud.decisions.labels import Label, label_in_effect
 from fraud.decisions.record import DecisionRecord
 from fraud.decisions.rules.effect import (
@@ -36,7 +37,6 @@ from fraud.models.bundle import Bundle
 from fraud.schema import Row, RowDecoder, Said
 from fraud.stores.log import DecisionLog
 from fraud.stores.rows import decode_label, decode_record
-from training.policy import decision_costs
 
 AT_ONCE = 16_384
 DAY_MS = 86_400_000
