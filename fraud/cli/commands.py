@@ -8,7 +8,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fraud.cli import audit, decisions, history, inspecting, keys, lists, registry, rules, scoring, serving, training
+from fraud.cli import (
+    audit,
+    decisions,
+    history,
+    inspecting,
+    keys,
+    lists,
+    registry,
+    rules,
+    scoring,
+    serving,
+    streaming,
+    training,
+)
 
 
 class Verify(TyperGroup):
@@ -42,7 +55,7 @@ Exit codes: 0 done; 1 an input, a setting or a file is refused, and the message 
 defect of this program, whose traceback is in a file that the message names; 75 something waits for W&B.
 """,
 )
-for part in (training.app, scoring.app, inspecting.app, registry.app, serving.app, audit.replaying):
+for part in (training.app, scoring.app, inspecting.app, registry.app, serving.app, streaming.app, audit.replaying):
     app.registered_commands += part.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
 app.add_typer(decisions.app, name="decisions", help="Decisions on record: show one, list or export them.")
