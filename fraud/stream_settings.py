@@ -28,7 +28,7 @@ class KafkaSettings(Group):
     ca: str = Field(
         "",
         validation_alias="FRAUD_KAFKA_CA",
-        description="Certificates of the authorities that the brokers' are checked against, PEM; the system's if empty.",
+        description="Certificates of the authorities that the brokers' are checked against, PEM; empty: the system's.",
     )
     cert: str = Field("", validation_alias="FRAUD_KAFKA_CERT", description="Certificate of this client, PEM.")
     key: SecretStr = Field(

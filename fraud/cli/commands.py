@@ -27,7 +27,7 @@ from fraud.cli import (
 class Verify(TyperGroup):
     """`fraud verify`: its checks import both training and serving, so they are imported on first use."""
 
-    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz", "severity", "rules")
+    ROOMS = ("history", "explain", "swap", "batching", "log", "hostile", "fuzz", "severity", "rules", "stream")
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._read()
