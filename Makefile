@@ -1,6 +1,6 @@
 # Everything here sets itself up: only Python 3.11, 3.12 or 3.13 and make need to be there.
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lock image image-check load bench bench-compare
+.PHONY: help serve test check format lock image image-check load kafka bench bench-compare
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ help:  ## say what can be made
 serve: $(VENV)/wandb.done  ## serve the model in production on PORT, after training a first one if there is none
 	@exec env BIN=$(BIN) PORT=$(PORT) WORK=$(WORK) sh scripts/serve.sh
 
-test: $(VENV)/dev.done $(VENV)/clients.done  ## run every test, against real servers of Redis and PostgreSQL
+test: $(VENV)/dev.done $(VENV)/clients.done $(if $(shell command -v mvn),$(VENV)/kafka.done)  ## run every test, against real servers of Redis and PostgreSQL
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev.done  ## lint, format and types
@@ -32,6 +32,10 @@ SCENARIO ?= smoke
 URL ?= http://127.0.0.1:$(PORT)
 load: $(VENV)/load.done  ## offer SCENARIO to URL and judge it: smoke, steady, ramp, spike, soak, swap (OPTIONS; docs/load.md)
 	$(BIN)/python -m load_tests --scenario $(SCENARIO) --host $(URL) $(OPTIONS)
+
+KAFKA_PORT ?= 9092
+kafka: $(VENV)/kafka.done  ## run one real Apache Kafka for development on KAFKA_PORT; it needs Java 17 and Maven
+	@exec sh scripts/kafka/start.sh $(VENV)/kafka $(WORK)/.kafka $(KAFKA_PORT) $$(($(KAFKA_PORT) + 1))
 
 bench: $(VENV)/dev.done  ## run every benchmark, or those NAMES; results go to bench/results
 	$(BIN)/python -m bench.run $(NAMES)
@@ -59,6 +63,10 @@ $(VENV)/uv.done:
 $(VENV)/clients.done: requirements/clients.txt $(VENV)/uv.done  # what tests run as clients, in an environment of its own
 	$(PYTHON) -m venv $(VENV)/clients
 	$(BIN)/uv pip install -q --python $(VENV)/clients/bin/python --require-hashes -r $<
+	@touch $@
+
+$(VENV)/kafka.done: scripts/kafka/pom.xml  # its published jars
+	mvn -q -B -f scripts/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath $(VENV))/kafka
 	@touch $@
 
 $(VENV)/%.done: requirements/%.txt pyproject.toml $(VENV)/uv.done

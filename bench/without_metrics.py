@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import fraud.serving.telemetry
+import fraud.telemetry.recorder
 
 
-class Silent(fraud.serving.telemetry.Telemetry):
+class Silent(fraud.telemetry.recorder.Telemetry):
     """Shows the models it serves, and no more."""
 
     def stage(self, name: str, seconds: float) -> None: ...
@@ -21,6 +21,6 @@ class Silent(fraud.serving.telemetry.Telemetry):
         return run
 
 
-fraud.serving.telemetry.Telemetry = Silent  # type: ignore[misc]
+fraud.telemetry.recorder.Telemetry = Silent  # type: ignore[misc]
 
 from service import FraudBento  # noqa: E402, F401

@@ -153,6 +153,7 @@ ALTERNATIVES: dict[str, Alternative] = {
         _version,
         "`v3` or `3`, or a digest; `latest` pins nothing; another name is an alias, `FRAUD_MODEL_ALIASES`",
     ),
+    "KAFKA_BOOTSTRAP_SERVERS": Alternative("FRAUD_KAFKA_BOOTSTRAP_SERVERS", _list, "with commas or as a JSON list"),
     "ANOMALY_THRESHOLD": Alternative("FRAUD_ANOMALY_THRESHOLD", _as_it_is, "the same"),
 }
 """In the order in which they are read: of two that stand for one variable, the first counts."""

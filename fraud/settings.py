@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from fraud.case_settings import CaseSettings
 from fraud.environment import Group, expect_none_refused, hand_down, variable_of
 from fraud.errors import SettingsError
+from fraud.stream_settings import KafkaSettings, StreamSettings
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 _REFERENCE = re.compile(r"v\d+|[0-9a-f]{12,64}")
@@ -356,6 +357,8 @@ class Settings:
     cases: CaseSettings = field(default_factory=CaseSettings.read)
     store: StoreSettings = field(default_factory=StoreSettings.read)
     privacy: PrivacySettings = field(default_factory=PrivacySettings.read)
+    kafka: KafkaSettings = field(default_factory=KafkaSettings.read)
+    stream: StreamSettings = field(default_factory=StreamSettings.read)
     log: LogSettings = field(default_factory=LogSettings.read)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings.read)
 

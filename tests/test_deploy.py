@@ -22,8 +22,8 @@ import yaml
 
 from fraud.models.bento_store import BentoStore
 from fraud.models.lifecycle import who_am_i
-from fraud.serving.metrics import METRICS
 from fraud.settings import variables
+from fraud.telemetry.metrics import METRICS
 from tests.servers import free_port
 from tests.tiny import write_tiny_bundle
 
@@ -38,6 +38,7 @@ MAY_BE_EMPTY = (
     *("fraud_errors_total", "fraud_degraded_rows_total", "fraud:score_drift", "fraud_failed_swaps"),
     *("fraud_store_outages_total", "fraud_store_late_calls_total", "fraud_store_off"),
     *("fraud_labels_total", "fraud_shadow_"),
+    "fraud_stream_",  # no stream process runs
     *("fraud_following_failed", "fraud_following_look_timestamp_seconds"),
 )
 

@@ -25,8 +25,8 @@ from fraud.cli.history import read_labels
 from fraud.cli.main import main
 from fraud.features.featurizer import Featurizer, Matrix
 from fraud.models.scorer import Scorer
+from fraud.pipeline.labels import AT_ONCE
 from fraud.schema import TRANSACTION_FIELDS
-from fraud.serving.labels import AT_ONCE
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Store
 from tests.conftest import PATIENT

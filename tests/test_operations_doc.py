@@ -14,9 +14,9 @@ from fraud.serving.app import document_route, service_routes
 from fraud.serving.bento_pages import bento_routes
 from fraud.serving.contracts.registered import contracts_of
 from fraud.serving.engine import Engine
-from fraud.serving.metrics import METRICS
 from fraud.serving.scopes import SCOPES
 from fraud.settings import Settings, variables
+from fraud.telemetry.metrics import METRICS
 
 ROUTES = [
     *service_routes(Engine(), Settings(), contracts_of(Engine(), Settings())),

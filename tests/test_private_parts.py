@@ -19,7 +19,7 @@ from fraud.compiling import compiled
 from fraud.detectors.trees import lanes
 from fraud.models.bento_files import write_model
 from fraud.serving.app import FrontedService
-from fraud.serving.telemetry import _Histogram
+from fraud.telemetry.recorder import _Histogram
 from wandb_sync.sdk import quiet
 from wandb_sync.settings import WandbSettings
 

@@ -12,11 +12,11 @@ import pytest
 
 from fraud.errors import InvalidRequest, RequestError, UnknownModel
 from fraud.forms import MAX_FIELDS, MAX_OBJECT_BYTES
+from fraud.pipeline.labels import read_label
 from fraud.pipeline.requests import CHUNK_BYTES, transaction_id_of
 from fraud.refusals import closest, listed, shown_json
 from fraud.schema import Feature, FeatureSpec, RowDecoder
 from fraud.serving.bodies import decode_body
-from fraud.serving.labels import read_label
 from fraud.serving.scoring import decode_envelope
 
 FEATURES = tuple(Feature(f"customer_index_{i}", "request", missing=i > 300) for i in range(390))

@@ -28,11 +28,12 @@ from fraud.decisions.verdict import verdict_of
 from fraud.models.active import Swap
 from fraud.models.scorer import ModelName
 from fraud.pipeline.rows import Decision, Outcome
-from fraud.serving import logs, telemetry
 from fraud.serving.http import Answer
-from fraud.serving.metrics import METRICS, PROBABILITIES, SECONDS
-from fraud.serving.telemetry import Telemetry, resident_bytes
 from fraud.serving.tracing import Tracing
+from fraud.telemetry import logs
+from fraud.telemetry import recorder as telemetry
+from fraud.telemetry.metrics import METRICS, PROBABILITIES, SECONDS
+from fraud.telemetry.recorder import Telemetry, resident_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -177,7 +178,7 @@ def _seconds(work: Any, times: int) -> float:
 
 WORKER = """
 import sys, time
-from fraud.serving.telemetry import Telemetry
+from fraud.telemetry.recorder import Telemetry
 t = Telemetry()
 t.stage("score", 0.5)
 t.watch(lambda: 3, dict)
@@ -210,7 +211,7 @@ def test_workers_add_up_and_the_dead_are_forgotten(tmp_path: Path) -> None:
 
 def scrape(environment: dict[str, str]) -> dict[str, float]:
     script = (
-        "from fraud.serving.telemetry import forget_dead_workers; forget_dead_workers()\n"
+        "from fraud.telemetry.recorder import forget_dead_workers; forget_dead_workers()\n"
         "from bentoml._internal.server.metrics.prometheus import PrometheusClient\n"
         "print(PrometheusClient().generate_latest().decode())"
     )

@@ -22,6 +22,7 @@ from fraud.cli import (
     rules,
     scoring,
     serving,
+    streaming,
     training,
 )
 
@@ -40,6 +41,7 @@ class Verify(TyperGroup):
         "severity",
         "rules",
         "cases",
+        "stream",
         "drift",
         "nowcast",
     )
@@ -71,7 +73,16 @@ defect of this program, whose traceback is in a file that the message names; 75 
 3 and 4 are verdicts: [bold]monitor drift[/bold] had an alarm; [bold]compare[/bold] is open, or the challenger is worse.
 """,
 )
-for part in (training.app, scoring.app, inspecting.app, registry.app, serving.app, audit.replaying, comparing.app):
+for part in (
+    training.app,
+    scoring.app,
+    inspecting.app,
+    registry.app,
+    serving.app,
+    streaming.app,
+    audit.replaying,
+    comparing.app,
+):
     app.registered_commands += part.registered_commands
 app.add_typer(history.app, name="history", help="Who moved an alias, when and why; and the store of customers.")
 app.add_typer(decisions.app, name="decisions", help="Decisions on record: show one, list or export them.")

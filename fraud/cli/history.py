@@ -102,7 +102,7 @@ def label(
 
     Labelling with the same file again changes nothing.
     """
-    from fraud.serving.labels import apply_labels
+    from fraud.pipeline.labels import apply_labels
 
     labels = read_labels(data)
     outcomes: list[LabelOutcome] = []
@@ -134,7 +134,7 @@ IS_FRAUD: dict[str | None, bool | None] = {"1": True, "true": True, "0": False, 
 def read_labels(data: Path) -> list[Label]:
     """Return the labels of a file, or say of each row what is wrong with it."""
     from fraud.models.lifecycle import user_name
-    from fraud.serving.labels import read_label
+    from fraud.pipeline.labels import read_label
     from training.csv_files import CsvFile, Dialect
 
     now_ms, max_ahead_ms = time.time_ns() // 1_000_000, round(Settings.read().scoring.max_clock_ahead_s * 1000)

@@ -19,18 +19,18 @@ from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import DecideRequests, ScoreRequest
 from fraud.pipeline.rows import Outcome
 from fraud.pipeline.shadow import Shadow
-from fraud.serving import logs
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import Observer, RequestCheck
 from fraud.serving.http import Call
 from fraud.serving.security import AccessControl
-from fraud.serving.telemetry import Telemetry
 from fraud.settings import Settings
 from fraud.stores.cases import NO_CASES, CaseStore, keeps_cases, open_cases
 from fraud.stores.followed_lists import FollowedLists
 from fraud.stores.lists import open_lists
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.personal import hash_of
+from fraud.telemetry import logs
+from fraud.telemetry.recorder import Telemetry
 
 logger = logging.getLogger("fraud.serving.worker")
 

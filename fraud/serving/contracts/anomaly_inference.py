@@ -13,11 +13,10 @@ from msgspec import Meta
 
 from fraud.decisions.anomaly import Severity
 from fraud.errors import IdempotencyConflict, InvalidRequest, NotMeasured, NotReady
-from fraud.forms import fields_of
 from fraud.models.scorer import Scorer
+from fraud.pipeline.envelope import InferenceBody, in_contract, row_of
 from fraud.pipeline.requests import transaction_id_of
 from fraud.pipeline.rows import Decision, Rejection
-from fraud.schema import MAX_ID_LENGTH
 from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.fastapi import fastapi_errors
 from fraud.serving.contracts.protocol import Contract, ContractModel, decided_headers, decision_of
@@ -25,43 +24,8 @@ from fraud.serving.decisions import readable_time
 from fraud.serving.http import Answer, Call, Route
 from fraud.settings import Settings
 
-NAMES = {"tx_id": "transaction_id", "merchant": "merchant_id", "time": "event_time"}
-"""Fields of the contract's transaction, and what they are in a row; others keep their names."""
-PLACES = {
-    **{own: f"$.transaction.{name}" for name, own in NAMES.items()},
-    "customer_id": "$.user_id",
-}
 SENT = {"merchant_id", "currency", "amount"}
 """What a client of the contract sends beside ids and time."""
-MISSING = "missing "
-"""How a refused row begins to say which fields it lacks."""
-ID = {"type": ["string", "integer"], "minLength": 1, "maxLength": MAX_ID_LENGTH}
-
-Transaction = Annotated[
-    msgspec.Raw,
-    Meta(
-        description="The transaction; a model may read further fields of it, by the names of its mapping.",
-        extra_json_schema={
-            "type": "object",
-            "required": ["tx_id", "amount"],
-            "properties": {
-                "tx_id": ID,
-                "amount": {"type": "number", "exclusiveMinimum": 0},
-                "currency": {"type": "string"},
-                "merchant": ID,
-                "time": {"type": "string", "description": "RFC 3339 with a zone; when it arrives, if left out"},
-            },
-            "additionalProperties": True,
-        },
-    ),
-]
-
-
-class InferenceBody(msgspec.Struct):
-    """One transaction of a user."""
-
-    user_id: Annotated[msgspec.Raw, Meta(extra_json_schema=ID)]
-    transaction: Transaction
 
 
 class AnomalyFeatures(msgspec.Struct):
@@ -124,7 +88,7 @@ def inference_routes(model: ContractModel, settings: Settings) -> list[Route]:
     threshold = settings.contracts.anomaly_threshold
 
     async def infer(call: Call) -> Answer:
-        row = row_of(await call.json_body())
+        row = row_of(decode_body(_decoder, await call.json_body(), EXAMPLE))
         decision = await _decided(model, call, row)
         if decision.anomaly is None:
             raise NotMeasured(decision.transaction_id) if decision.is_repeat else NotReady("anomalies are not measured")
@@ -171,22 +135,6 @@ ANOMALY_INFERENCE = Contract(
 )
 
 
-def row_of(body: bytes) -> dict[str, msgspec.Raw]:
-    """Return the fields of a row as `/predict` takes it, undecoded; without ``event_time`` if no time was sent.
-
-    Raises
-    ------
-    MalformedJson, InvalidRequest
-        The body is no JSON, or has no user or no transaction.
-    """
-    said = decode_body(_decoder, body, EXAMPLE)
-    fields = fields_of(bytes(said.transaction), "$.transaction", "a transaction")
-    row = {NAMES.get(name, name): value for name, value in fields.items()}
-    if "tx_id" not in fields:
-        raise InvalidRequest("Object missing required field `tx_id`", "$.transaction")
-    return {**row, "customer_id": said.user_id}
-
-
 async def _decided(model: ContractModel, call: Call, row: Mapping[str, msgspec.Raw]) -> Decision:
     """Decide on a row; one that was sent without a time is the same transaction when it is sent again."""
     if "event_time" in row:
@@ -210,16 +158,6 @@ async def _decided_at(model: ContractModel, call: Call, row: Mapping[str, msgspe
     if isinstance(outcome, Rejection) and isinstance(outcome.error, InvalidRequest):
         raise in_contract(outcome.error)
     return decision_of(outcome)
-
-
-def in_contract(error: InvalidRequest) -> InvalidRequest:
-    """Return the refusal of a row with the path that its field has in the contract."""
-    _, is_field, name = (error.path or "").rpartition("].")
-    if not is_field and error.message.startswith(MISSING):
-        first = error.message.removeprefix(MISSING).partition(",")[0]
-        place = PLACES.get(first, f"$.transaction.{first}")
-        return InvalidRequest(f"Object missing required field `{place.rpartition('.')[2]}`", "$.transaction")
-    return InvalidRequest(error.message, PLACES.get(name, f"$.transaction.{name}") if is_field else "$.transaction")
 
 
 def _known(model: ContractModel, decision: Decision) -> dict[str, float]:

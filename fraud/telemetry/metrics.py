@@ -1,7 +1,7 @@
 """The metrics of the service, as docs/operations.md lists them.
 
 They stand in one list because the parts know no Prometheus: each counts in plain attributes or calls a function that it
-was given, and `fraud.serving.telemetry` turns these into metrics.
+was given, and `fraud.telemetry.recorder` turns these into metrics.
 """
 
 from __future__ import annotations
@@ -96,5 +96,36 @@ METRICS = (
         (),
         "Memory of each worker without the files that it maps, bytes.",
         mode="liveall",
+    ),
+    Metric("fraud_stream_records_total", "counter", ("topic",), "Records read from a topic and committed."),
+    Metric("fraud_stream_batch_records", "histogram", (), "Records decided and committed together.", ROWS),
+    Metric("fraud_stream_commit_seconds", "histogram", (), "Time to write and commit one Kafka transaction, seconds."),
+    Metric(
+        "fraud_stream_latency_seconds",
+        "histogram",
+        (),
+        "From a transaction's timestamp in Kafka to the commit of its verdict, seconds.",
+    ),
+    Metric("fraud_stream_dead_letters_total", "counter", ("code",), "Dead letters written, by the code of the error."),
+    Metric(
+        "fraud_stream_rebalances_total",
+        "counter",
+        ("change",),
+        "Times the group gave a process partitions, took some back, or gave them away as the process was lost.",
+    ),
+    Metric(
+        "fraud_stream_aborted_total", "counter", (), "Kafka transactions that were aborted; their records come again."
+    ),
+    Metric(
+        "fraud_stream_lag_records",
+        "gauge",
+        ("topic", "partition"),
+        "Records of a partition that wait to be decided, seen by the process that reads it.",
+    ),
+    Metric(
+        "fraud_stream_waiting",
+        "gauge",
+        ("reason",),
+        "Stream processes that wait: for the broker or the store.",
     ),
 )

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
@@ -22,8 +22,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from fraud.decisions.verdict import ACTIONS
 from fraud.models.active import Swap
-from fraud.serving.metrics import METRICS
 from fraud.settings import TelemetrySettings
+from fraud.telemetry.metrics import METRICS
 
 if TYPE_CHECKING:
     from fraud.models.registry import FollowStatus
@@ -211,6 +211,25 @@ class Telemetry:
     def shadow_dropped(self, rows: int) -> None:
         with self._lock:
             self._tally("fraud_shadow_dropped_total").increase(rows)
+
+    # what any part reports, by the metric's name
+
+    def count(self, name: str, *labels: str, by: float = 1.0) -> None:
+        """Increase a counter."""
+        with self._lock:
+            self._tally(name, *labels).increase(by)
+
+    def observe(self, name: str, values: Iterable[float], *labels: str) -> None:
+        """Add values to a histogram."""
+        with self._lock:
+            tally = self._tally(name, *labels)
+            for value in values:
+                tally.observe(value)
+
+    def show(self, name: str, value: float, *labels: str) -> None:
+        """Set a gauge."""
+        metric = self._metrics[name]
+        (metric.labels(*labels) if labels else metric).set(value)
 
     # what is asked of the parts of the service, at each flush
 
