@@ -52,7 +52,7 @@ def make_material(kind: str, seed: int = 0, n: int = 3_000) -> Material:
         booster = lgb.train(parameters, lgb.Dataset(X[:half, columns], y[:half]), 30)
         margin = np.asarray(booster.predict(X[:, columns], raw_score=True))
         probability = 1 / (1 + np.exp(-margin))
-        policy = choose_policy(y[:half], probability[:half], amount[:half], DEFAULT_COSTS)
+        policy = choose_policy(probability[:half], amount[:half], DEFAULT_COSTS)
         scores.append(Scored(margin[half:], probability[half:], policy))
         if len(columns) == 6:
             contributions = np.asarray(booster.predict(X[half : half + 200], pred_contrib=True))
