@@ -226,10 +226,10 @@ def test_difference_of_two_models_is_paired() -> None:
     noise = np.random.default_rng(0).normal(scale=0.1, size=2_000)
     model = measure(**window, policy=POLICY, n_bootstrap=100)
     other = measure(**{**window, "raw_margin": window["raw_margin"] + noise}, policy=POLICY, n_bootstrap=100)
-    gain, own = model.minus(other)["roc_auc"], model.intervals()["roc_auc"]
+    gain, own = model.minus(other).intervals()["roc_auc"], model.intervals()["roc_auc"]
     assert gain.value == pytest.approx(own.value - other.intervals()["roc_auc"].value)
     assert gain.high - gain.low < (own.high - own.low) / 2
-    assert set(model.minus(model).values()) == {Interval(0.0, 0.0, 0.0)}
+    assert set(model.minus(model).intervals().values()) == {Interval(0.0, 0.0, 0.0)}
     with pytest.raises(ValueError, match="not measured on the same resamples"):
         model.minus(measure(**window, policy=POLICY, n_bootstrap=3))
 

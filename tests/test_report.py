@@ -77,7 +77,7 @@ def make_material(kind: str, seed: int = 0, n: int = 3_000) -> Material:
         policy=scores[0].policy,
         metrics=samples[0].intervals(),
         baseline=samples[1].intervals(),
-        difference=samples[0].minus(samples[1]),
+        difference=samples[0].minus(samples[1]).intervals(),
         no_skill=no_skill(outcomes.y_true, policy=scores[0].policy, **known),
     )
     explained = ExplainedRows(X[half : half + 200], contributions, gain)

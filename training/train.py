@@ -216,7 +216,7 @@ def train(
             severity=trained.detector.severity,
             metrics=assessed.samples.intervals(),
             baseline=assessed.plain_samples.intervals(),
-            difference=assessed.samples.minus(assessed.plain_samples),
+            difference=assessed.samples.minus(assessed.plain_samples).intervals(),
             no_skill=assessed.no_skill,
         )
         progress("evaluate", 1, 1)
