@@ -73,6 +73,25 @@ def test_a_table_of_ready_features_from_a_file_to_reasons(
             ),
             "error: 'soon' is no moment; give 2025-08-01 (midnight UTC) or 2025-08-01T12:00:00+02:00",
         ),
+        (
+            ("backtest", "--mapping", EXAMPLES / "simulated.yaml", "--out", "scores.csv", "--skip-defrauded", "14d"),
+            "error: --against and --skip-defrauded are for --weeks; add for example --weeks 4",
+        ),
+        (
+            ("backtest", "--mapping", EXAMPLES / "simulated.yaml", "--out", "scores.csv", "--test-from", "2025-03-01"),
+            "error: give --train-until, --test-from and --test-until, or --weeks such as --weeks 4",
+        ),
+        (
+            (
+                *("backtest", "--mapping", EXAMPLES / "simulated.yaml", "--out", "scores.csv"),
+                *("--weeks", "2", "--train-until", "2025-03-01"),
+            ),
+            "error: --weeks trains as of the beginning of each week; leave out --train-until and --test-from",
+        ),
+        (
+            ("backtest", "--mapping", EXAMPLES / "simulated.yaml", "--out", "scores.csv", "--weeks", "20"),
+            "days with known labels lie before",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_1(

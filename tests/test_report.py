@@ -53,7 +53,7 @@ def make_material(kind: str, seed: int = 0, n: int = 3_000) -> Material:
         booster = lgb.train(parameters, lgb.Dataset(X[:half, columns], y[:half]), 30)
         margin = np.asarray(booster.predict(X[:, columns], raw_score=True))
         probability = 1 / (1 + np.exp(-margin))
-        policy = choose_policy(y[:half], probability[:half], amount[:half], DEFAULT_COSTS)
+        policy = choose_policy(probability[:half], amount[:half], DEFAULT_COSTS)
         scores.append(Scored(margin[half:], probability[half:], policy))
         if len(columns) == 6:
             contributions = np.asarray(booster.predict(X[half : half + 200], pred_contrib=True))
@@ -78,7 +78,7 @@ def make_material(kind: str, seed: int = 0, n: int = 3_000) -> Material:
         policy=scores[0].policy,
         metrics=samples[0].intervals(),
         baseline=samples[1].intervals(),
-        difference=samples[0].minus(samples[1]),
+        difference=samples[0].minus(samples[1]).intervals(),
         no_skill=no_skill(outcomes.y_true, policy=scores[0].policy, **known),
     )
     explained = ExplainedRows(X[half : half + 200], contributions, gain)

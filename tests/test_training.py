@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import average_precision_score
 
 from fraud.errors import BundleError, DataError, InvalidRequest
 from fraud.features.featurizer import Featurizer, Histories
@@ -301,6 +304,9 @@ def test_a_backtest_knows_nothing_of_the_future(table: pd.DataFrame) -> None:
         > 0.98
     )
     assert scores["fraud_probability"].between(0, 1).all()
+    assert scores["fraud_probability"].nunique() == scores["raw_margin"].nunique() > 100
+    ranks = scores[["fraud_probability", "raw_margin"]].rank()
+    assert (ranks["fraud_probability"] == ranks["raw_margin"]).all()
 
 
 def test_calibration_needs_both_labels() -> None:
@@ -308,16 +314,49 @@ def test_calibration_needs_both_labels() -> None:
         fit_calibrator(np.arange(4.0), np.zeros(4, np.int8))
 
 
-def test_the_calibrator_is_scikit_learns() -> None:
-    from sklearn.isotonic import IsotonicRegression
+def window_of(n: int, n_frauds: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    """Margins and labels of a window."""
+    y = np.zeros(n, np.int8)
+    y[:n_frauds] = 1
+    return np.random.default_rng(n_frauds).normal(-6.0, 1.5, n) + 3.0 * y, y
 
-    rng = np.random.default_rng(1)
-    margin = rng.normal(size=500)
-    y = (rng.random(500) < 1 / (1 + np.exp(-margin))).astype(np.int8)
+
+@pytest.mark.parametrize("n_frauds", [1, 40, 2_000])
+def test_the_calibrator_ranks_as_margins_do(n_frauds: int) -> None:
+    margin, y = window_of(20_000, n_frauds)
     knots = fit_calibrator(margin, y)
-    oracle = IsotonicRegression(y_min=1 / 502, y_max=1 - 1 / 502, out_of_bounds="clip").fit(margin, y)
-    asked = np.linspace(-5, 5, 1001)
-    np.testing.assert_allclose(np.interp(asked, knots.x, knots.y), oracle.predict(asked), rtol=0, atol=1e-15)
+    beyond = np.linspace(margin.min() - 5, margin.max() + 5, 1001)
+    asked = np.unique(np.concatenate([margin, beyond]))
+    assert (np.diff(np.interp(asked, knots.x, knots.y)) > 0).all()
+    assert average_precision_score(y, np.interp(margin, knots.x, knots.y)) == average_precision_score(y, margin)
+    assert 0 < min(knots.y) < max(knots.y) < 1
+
+
+@pytest.mark.parametrize("n_frauds", [1, 40, 2_000])
+def test_the_calibrator_is_scikit_learns_within_two_percent(n_frauds: int) -> None:
+    margin, y = window_of(20_000, n_frauds)
+    knots = fit_calibrator(margin, y)
+    oracle = IsotonicRegression(y_min=1 / 20_002, y_max=1 - 1 / 20_002, out_of_bounds="clip").fit(margin, y)
+    asked = np.linspace(margin.min(), margin.max(), 1001)
+    odds = [p / (1 - p) for p in (np.interp(asked, knots.x, knots.y), oracle.predict(asked))]
+    np.testing.assert_allclose(odds[0], odds[1], rtol=0.021)
+
+
+@pytest.mark.parametrize(
+    ("margin", "y"),
+    [
+        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 0]),
+        ([1.0, 2.0, 3.0, 4.0], [1, 1, 0, 0]),
+        ([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1]),
+        ([1.0, np.nextafter(1.0, 2.0)], [0, 1]),
+        ([-1e6, 1e6, 2e6], [0, 1, 1]),
+    ],
+    ids=["one margin", "the wrong order", "separable", "neighbours", "far apart"],
+)
+def test_calibration_of_hard_windows_rises_strictly(margin: list[float], y: list[int]) -> None:
+    x, probability = fit_calibrator(np.array(margin), np.array(y, np.int8)).knots()
+    assert len(x) >= 3
+    assert (np.diff(probability) > 0).all()
 
 
 def test_a_search_tries_as_often_as_it_may(simulated_features: Path) -> None:

@@ -98,16 +98,21 @@ class Samples:
         kept = [i for i, name in enumerate(self.names) if name not in names]
         return Samples(tuple(self.names[i] for i in kept), self.values[kept], self.resampled[:, kept])
 
-    def minus(self, other: Samples) -> dict[str, Interval]:
-        """Return the gain of this set of scores over another one, on the same resamples.
+    def minus(self, other: Samples) -> Samples:
+        """Return the gains of this set of scores over another one, on the same resamples.
 
         Both must come from the same rows, customers, `n_bootstrap` and `seed`; then resample i of both holds
         the same customers, and the interval of the difference is far narrower than the two intervals suggest.
         """
         if self.names != other.names or self.resampled.shape != other.resampled.shape:
             raise ValueError("the two sets of scores were not measured on the same resamples")
-        paired = Samples(self.names, self.values - other.values, self.resampled - other.resampled)
-        return paired.intervals()
+        return Samples(self.names, self.values - other.values, self.resampled - other.resampled)
+
+    @classmethod
+    def mean(cls, parts: Sequence[Samples]) -> Samples:
+        """Return the mean over several windows, each with its own resamples, of equal number."""
+        values, resampled = ([getattr(part, name) for part in parts] for name in ("values", "resampled"))
+        return cls(parts[0].names, np.mean(values, axis=0), np.mean(resampled, axis=0))
 
 
 def measure(

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
@@ -62,6 +63,24 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; the file holds no date and no program version."""
     cut = "tight" if figure.get_layout_engine() is None else None  # which draws a figure twice; a layout needs no cut
     figure.savefig(path, format="png", bbox_inches=cut, metadata={"Software": None})
+
+
+@mpl.rc_context(STYLE)
+def weeks(table: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Each measure of `names` by week, with intervals; `table` is that of `training.weeks.table_of`."""
+    figure, panels = _figure(3.8 * len(names), 4.0, columns=len(names))
+    found = table[(table["week"] != "mean") & ~table["model"].str.contains(" minus ")]
+    begins = sorted(found["week"].unique())
+    for axes, name in zip(panels, names, strict=True):
+        axes.set(title=name.replace("_", " "), xlabel="week from", xticks=range(len(begins)), xticklabels=begins)
+        axes.tick_params(axis="x", rotation=30)
+        for i, (model, rows) in enumerate(found[found["measure"] == name].groupby("model", sort=False)):
+            at = rows["week"].map(begins.index).to_numpy() + 0.08 * i
+            reach = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            colour = (*COLOURS, QUIET)[i % 3]
+            axes.errorbar(at, rows["value"], np.abs(reach), fmt="o-", color=colour, capsize=3, label=str(model))
+    panels[-1].legend()
+    return figure
 
 
 @mpl.rc_context(STYLE)

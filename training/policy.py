@@ -32,15 +32,19 @@ def decisions(
 
 
 def choose_policy(
-    y_true: ArrayLike,
     y_prob: ArrayLike,
     amount: ArrayLike,
     costs: Mapping[str, float],
     review_capacity: float = 1.0,
 ) -> dict[str, Any]:
-    """Return the policy whose two thresholds cost least on these transactions.
+    """Return the policy whose two thresholds are expected to cost least on these transactions.
 
-    With t_r <= t_d the review and decline thresholds, and A, R, D the costs of `decision_costs`, the total is
+    A transaction of probability p counts as a fraud with weight p and as legitimate with 1 - p. The labels themselves
+    are not read: calibration has drawn from them what they say, and a threshold chosen by a few dozen frauds once more
+    lies where the last of them happened to fall.
+
+    With t_r <= t_d the review and decline thresholds, and A, R, D the costs of `decision_costs` expected so, the total
+    is
 
     ::
 
@@ -59,8 +63,8 @@ def choose_policy(
 
     Parameters
     ----------
-    y_true, y_prob, amount : arrays, shape (n_transactions,)
-        Label (1 fraud, 0 legitimate), calibrated probability in [0, 1], money.
+    y_prob, amount : arrays, shape (n_transactions,)
+        Calibrated probability in [0, 1], money.
     costs : mapping
         With the keys of DEFAULT_COSTS.
     review_capacity : float
@@ -72,7 +76,7 @@ def choose_policy(
         As policy.json: `review_threshold`, `decline_threshold`, `risk_levels`, `costs`.
     """
     p = np.asarray(y_prob, dtype=np.float64)
-    approve, review, decline = decision_costs(y_true, amount, costs)
+    approve, review, decline = decision_costs(p, amount, costs)
     order = np.argsort(-p, kind="stable")
     ranked = p[order]
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
@@ -91,11 +95,11 @@ def choose_policy(
     at_review = int(np.argmin(reviewed + declined[cheapest]))
     at_decline = cheapest[at_review]
     review_threshold, decline_threshold = float(candidates[at_review]), float(candidates[at_decline])
-    policy = _thresholds(review_threshold, decline_threshold, float(np.mean(np.asarray(y_true))))
+    policy = _thresholds(review_threshold, decline_threshold, float(p.mean()))
     return policy | {"costs": {name: float(costs[name]) for name in DEFAULT_COSTS}}
 
 
-def review_the_riskiest(y_true: ArrayLike, y_prob: ArrayLike, review_rate: float) -> dict[str, Any]:
+def review_the_riskiest(y_prob: ArrayLike, review_rate: float) -> dict[str, Any]:
     """Return the policy that reviews a share of the transactions and declines none: for tables without money.
 
     The cost of a wrong decline is unknown there, so a person decides. The threshold lies halfway between two
@@ -104,8 +108,8 @@ def review_the_riskiest(y_true: ArrayLike, y_prob: ArrayLike, review_rate: float
 
     Parameters
     ----------
-    y_true, y_prob : arrays, shape (n_transactions,)
-        Label (1 fraud, 0 legitimate) and calibrated probability on the calibration window.
+    y_prob : array, shape (n_transactions,)
+        Calibrated probability on the calibration window.
     review_rate : float
         Share of the transactions, within 0 and 1.
 
@@ -119,7 +123,7 @@ def review_the_riskiest(y_true: ArrayLike, y_prob: ArrayLike, review_rate: float
     candidates = np.append((below[:-1] + below[1:]) / 2, 1.0)
     shares = np.append(np.cumsum(counts[::-1])[::-1], 0) / counts.sum()
     nearest = len(shares) - 1 - int(np.argmin(np.abs(shares[::-1] - review_rate)))
-    policy = _thresholds(float(candidates[nearest]), 1.0, float(np.mean(np.asarray(y_true))))
+    policy = _thresholds(float(candidates[nearest]), 1.0, float(np.mean(np.asarray(y_prob))))
     return policy | {"costs": {}, "review_rate": review_rate}
 
 

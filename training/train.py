@@ -119,13 +119,12 @@ def _policy(prepared: PreparedData, detector: Detector, margins: Vector, config:
     """Return the policy that the calibration window asks for, whose raw scores are `margins`."""
     if not detector.is_calibrated:
         return review_the_most_unusual(detector.decision_score(margins), config.review_rate)
-    y = prepared.y[prepared.windows.within(prepared.windows.calibration)]
-    known = y >= 0
+    known = prepared.y[prepared.windows.within(prepared.windows.calibration)] >= 0
     probabilities = detector.decision_score(margins)[known]
     if prepared.stake is None:
-        return review_the_riskiest(y[known], probabilities, config.review_rate)
+        return review_the_riskiest(probabilities, config.review_rate)
     stake = prepared.stake[prepared.windows.calibration][known]
-    return choose_policy(y[known], probabilities, stake, config.costs, config.review_capacity)
+    return choose_policy(probabilities, stake, config.costs, config.review_capacity)
 
 
 def is_calibrated(algorithm: Algorithm, config: Config) -> bool:
@@ -217,7 +216,7 @@ def train(
             severity=trained.detector.severity,
             metrics=assessed.samples.intervals(),
             baseline=assessed.plain_samples.intervals(),
-            difference=assessed.samples.minus(assessed.plain_samples),
+            difference=assessed.samples.minus(assessed.plain_samples).intervals(),
             no_skill=assessed.no_skill,
         )
         progress("evaluate", 1, 1)

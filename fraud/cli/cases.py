@@ -33,7 +33,7 @@ def work(
 
     Runs until it is stopped. The service's start runs the same, unless FRAUD_CASES_WORK is false; several may run.
     """
-    from fraud.serving.logs import configure_logging
+    from fraud.telemetry.logs import configure_logging
     from fraud.stores.case_work import work_for, work_once  # takes a second to import
 
     settings = Settings.read()

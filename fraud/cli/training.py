@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 KINDS = f"[{'|'.join(get_args(Kind))}]"
 out = Console(soft_wrap=True)
+SHOWN_BY_WEEK = (
+    "roc_auc",
+    "average_precision",
+    "card_precision_at_100",
+    "recall_at_fpr_0.001",
+    "log_loss",
+    "expected_calibration_error",
+    "cost_per_1000",
+)
+"""Of several weeks, on the terminal; the first three are plotted."""
 DROPPED = ("dropped_zero_amounts", "dropped_negative_amounts")
 
 
@@ -154,10 +164,28 @@ def train(
 def backtest(
     data: Data,
     mapping: MappingFile,
-    train_until: Annotated[str, typer.Option(help="When the model is trained, such as 2025-08-01 (UTC) or RFC 3339.")],
-    test_from: Annotated[str, typer.Option(help="The first moment of the test days.")],
-    test_until: Annotated[str, typer.Option(help="The end of the test days, excluded.")],
     file: Annotated[Path, typer.Option("--out", "-o", help="Where the scores go; .parquet or .csv.")],
+    train_until: Annotated[
+        str | None, typer.Option(help="When the model is trained, such as 2025-08-01 (UTC) or RFC 3339.")
+    ] = None,
+    test_from: Annotated[str | None, typer.Option(help="The first moment of the test days.")] = None,
+    test_until: Annotated[
+        str | None, typer.Option(help="The end of the test days, excluded; with --weeks, of the data by default.")
+    ] = None,
+    weeks: Annotated[
+        int | None,
+        typer.Option(min=1, max=52, help="Test so many weeks, each with a model trained as of its beginning."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="With --weeks: another configuration, tested on the same weeks and resamples.")
+    ] = None,
+    skip_defrauded: Annotated[
+        str | None,
+        typer.Option(
+            help="With --weeks: leave out customers of whom a fraud was known by that day, if it happened at most "
+            "so long before the week, such as 14d."
+        ),
+    ] = None,
     label_delay: Annotated[
         str | None, typer.Option(help="After how long a label is known, such as 7d; the mapping's own by default.")
     ] = None,
@@ -168,7 +196,8 @@ def backtest(
     """Train as of a day with the labels known then, and score the following days in order of arrival.
 
     One row a transaction: transaction_id, event_time, customer_id, label, raw_margin, and fraud_probability or
-    anomaly_score.
+    anomaly_score. With --weeks, the measures go beside it: OUT.weeks.csv, one row for each week, model and measure with
+    their means, and OUT.weeks.png.
     """
     from training.backtest import backtest as run_backtest
     from training.data import Mapping, load_transactions, parse_duration_ms
@@ -177,8 +206,27 @@ def backtest(
     mapped, configured, algorithm = Mapping.from_yaml(mapping), _config(config, seed, None), _algorithm(detector)
     if mapped.kind != "transaction":
         raise DataError("the mapping is of kind features; a backtest walks histories, which only transactions have")
-    until, test = _moment(train_until), (_moment(test_from), _moment(test_until))
     delay = None if label_delay is None else parse_duration_ms(label_delay)
+    if weeks is not None:
+        if train_until or test_from:
+            raise DataError("--weeks trains as of the beginning of each week; leave out --train-until and --test-from")
+        _backtest_weeks(
+            data,
+            mapped,
+            {"model": configured} | ({} if against is None else {"against": _config(against, seed, None)}),
+            weeks,
+            None if test_until is None else _moment(test_until),
+            delay,
+            None if skip_defrauded is None else parse_duration_ms(skip_defrauded),
+            algorithm,
+            file,
+        )
+        return
+    if against or skip_defrauded:
+        raise DataError("--against and --skip-defrauded are for --weeks; add for example --weeks 4")
+    if not (train_until and test_from and test_until):
+        raise DataError("give --train-until, --test-from and --test-until, or --weeks such as --weeks 4")
+    until, test = _moment(train_until), (_moment(test_from), _moment(test_until))
     writable(file)
     clock = StageTimer()
     with stages() as progress:
@@ -204,6 +252,52 @@ def backtest(
         for name, measure in (("ROC AUC", roc_auc_score), ("average precision", average_precision_score)):
             out.print(f"{name:18} {measure(labelled['label'], labelled['raw_margin']):.4f}")
     out.print("  ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.timings_s.items()))
+
+
+def _backtest_weeks(
+    data: list[Path],
+    mapping: Mapping,
+    configs: dict[str, Config],
+    n_weeks: int,
+    until: int | None,
+    delay: int | None,
+    defrauded_within: int | None,
+    algorithm: Algorithm,
+    file: Path,
+) -> None:
+    """Backtest over several weeks, write scores, table and plot, and print the means."""
+    from training.data import load_transactions
+    from training.plots import save
+    from training.plots import weeks as plot_weeks
+    from training.weeks import backtest_weeks, table_of
+
+    writable(file)
+    with stages() as progress:
+        table = load_transactions(data, mapping, labelled=True)
+        weeks, scores = backtest_weeks(
+            table,
+            mapping,
+            configs,
+            n_weeks=n_weeks,
+            until=until,
+            label_delay_ms=delay,
+            defrauded_within_ms=defrauded_within,
+            progress=progress,
+            algorithm=algorithm,
+        )
+    measures = table_of(weeks)
+    write(scores, file)
+    beside = file.with_suffix("")
+    measures.to_csv(f"{beside}.weeks.csv", index=False)
+    save(plot_weeks(measures, SHOWN_BY_WEEK[:3]), Path(f"{beside}.weeks.png"))
+    shown = Table("measure", "", "mean", "95% interval", "± of weeks", title=f"{n_weeks} test weeks", box=None)
+    for name in SHOWN_BY_WEEK:
+        for row in measures[(measures["week"] == "mean") & (measures["measure"] == name)].to_dict("records"):
+            spread = "" if n_weeks == 1 else f"{row['spread']:.4f}"
+            interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
+            shown.add_row(name, row["model"], f"{row['value']:.4f}", interval, spread)
+    out.print(shown)
+    out.print(f"{len(scores):,} transactions scored, wrote {file}, {beside}.weeks.csv and {beside}.weeks.png")
 
 
 def expect_kind(mapping: Mapping, kind: Kind | None) -> None:

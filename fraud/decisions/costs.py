@@ -34,7 +34,7 @@ def decision_costs(y_true: ArrayLike, amount: ArrayLike, costs: Mapping[str, flo
     Parameters
     ----------
     y_true : array, shape (n_transactions,)
-        1 fraud, 0 legitimate.
+        1 fraud, 0 legitimate; a probability of fraud gives the expected costs.
     amount : array, shape (n_transactions,), float64
         Money; the costs `review` and `chargeback_fee` are in the same unit.
     costs : mapping

@@ -1,4 +1,4 @@
-"""From a raw score to a probability: the knots of an isotonic map, fitted by training, read from a bundle."""
+"""From a raw score to a probability: the knots of a rising map, fitted by training, read from a bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CALIBRATOR = "calibrator.json"
 
 
 class Calibrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Knots of the isotonic map from raw score `x` to probability `y`."""
+    """Knots of the map from raw score `x` to probability `y`."""
 
     x: list[float]
     y: list[float]

@@ -63,7 +63,7 @@ class _Beside:
 
 def main() -> None:
     """Work on cases until the process whose id is the argument is no longer the parent."""
-    from fraud.serving.logs import configure_logging
+    from fraud.telemetry.logs import configure_logging
     from fraud.stores.case_work import work_for
 
     parent = int(sys.argv[1])

@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 
 class Model(AdditiveTrees):
-    """LightGBM's booster, whose raw scores are log-odds, and its isotonic calibration.
+    """LightGBM's booster, whose raw scores are log-odds, and its calibration.
 
     Parameters
     ----------
