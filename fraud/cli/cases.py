@@ -33,8 +33,8 @@ def work(
 
     Runs until it is stopped. The service's start runs the same, unless FRAUD_CASES_WORK is false; several may run.
     """
-    from fraud.telemetry.logs import configure_logging
     from fraud.stores.case_work import work_for, work_once  # takes a second to import
+    from fraud.telemetry.logs import configure_logging
 
     settings = Settings.read()
     if once:

@@ -63,8 +63,8 @@ class _Beside:
 
 def main() -> None:
     """Work on cases until the process whose id is the argument is no longer the parent."""
-    from fraud.telemetry.logs import configure_logging
     from fraud.stores.case_work import work_for
+    from fraud.telemetry.logs import configure_logging
 
     parent = int(sys.argv[1])
     settings = Settings.read()
