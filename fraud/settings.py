@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
@@ -19,6 +19,7 @@ from fraud.case_settings import CaseSettings
 from fraud.environment import Group, expect_none_refused, hand_down, variable_of
 from fraud.errors import SettingsError
 from fraud.stream_settings import KafkaSettings, StreamSettings
+from fraud.telemetry_settings import LogSettings, TelemetrySettings
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 _REFERENCE = re.compile(r"v\d+|[0-9a-f]{12,64}")
@@ -308,38 +309,6 @@ class PrivacySettings(Group):
     )
     personal_key: SecretStr = Field(
         SecretStr(""), description="Key of those hashes; with it, guessed ids can be tested."
-    )
-
-
-class LogSettings(Group):
-    """What the service writes of itself."""
-
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", validation_alias="FRAUD_LOG_LEVEL", description="Of the service's own log."
-    )
-    format: Literal["json", "text"] = Field(
-        "json", validation_alias="FRAUD_LOG_FORMAT", description="One JSON object a line, or text for a person."
-    )
-    requests: Literal["all", "failed", "none"] = Field(
-        "failed",
-        validation_alias="FRAUD_LOG_REQUESTS",
-        description="Which requests get a line in the log; every decision is in the decision log anyway.",
-    )
-
-
-class TelemetrySettings(Group):
-    """Traces, and where metrics are gathered."""
-
-    otlp_endpoint: str = Field(
-        "", description="OpenTelemetry collector, OTLP over HTTP, such as http://collector:4318; empty: no traces."
-    )
-    trace_share: float = Field(
-        1.0, ge=0, le=1, description="Share of the traces begun here that are sent, 0 to 1; a caller's choice is kept."
-    )
-    metrics_dir: Path | None = Field(
-        None,
-        validation_alias="PROMETHEUS_MULTIPROC_DIR",
-        description="Folder in which workers add up their metrics; BentoML makes one and says so to its workers.",
     )
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,7 +28,7 @@ from training.backtest import backtest
 from training.calibrate import fit_calibrator
 from training.config import Config
 from training.data import Mapping, load_features, load_transactions
-from training.fit import fit_booster
+from training.fit import Fitted, fit_booster
 from training.prepare import prepare_features
 from training.replay import instances_of, replay, transaction_spec
 from training.splits import MS_PER_DAY, known_labels, split_by_order, split_by_time
@@ -357,6 +358,25 @@ def test_calibration_of_hard_windows_rises_strictly(margin: list[float], y: list
     x, probability = fit_calibrator(np.array(margin), np.array(y, np.int8)).knots()
     assert len(x) >= 3
     assert (np.diff(probability) > 0).all()
+
+
+def test_the_boosters_of_several_seeds_are_averaged_into_one(simulated_features: Path) -> None:
+    mapping = Mapping.from_yaml(EXAMPLES / "features.yaml")
+    prepared = prepare_features(load_features(simulated_features, mapping), mapping, TINY)
+
+    def fitted(**changed: int) -> Fitted:
+        config = TINY.model_copy(update={"rounds": 1} | changed)  # each stops early after as many trees
+        return fit_booster(prepared.X, prepared.y, prepared.windows, prepared.spec, config)
+
+    def margins(of: Fitted) -> NDArray[np.float64]:
+        return np.asarray(lgb.Booster(model_str=of.text).predict(prepared.X, raw_score=True))
+
+    whole = fitted(seeds=3)
+    refits = [fitted(seed=TINY.seed + i) for i in range(3)]
+    assert whole.n_trees == 3
+    assert all((margins(a) != margins(b)).any() for a, b in pairwise(refits))
+    np.testing.assert_allclose(margins(whole), np.mean([margins(one) for one in refits], axis=0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(whole.gain(), np.sum([one.gain() for one in refits], axis=0))
 
 
 def test_a_search_tries_as_often_as_it_may(simulated_features: Path) -> None:

@@ -86,6 +86,7 @@ class Config(BaseModel):
     validation_share: float = Field(0.12, gt=0, lt=0.5)
     calibration_share: float = Field(0.12, gt=0, lt=0.5)
     test_share: float = Field(0.2, gt=0, lt=0.5, description="Of the whole time, for the last window.")
+    seeds: int = Field(1, ge=1, le=20, description="Boosters of so many seeds, averaged into one.")
     search_trials: int = Field(0, ge=0, le=200, description="Trials of the hyperparameter search; 0 for none.")
     n_bootstrap: int = Field(200, ge=20, le=10_000)
     review_capacity: float = Field(0.05, ge=0, le=1, description="Most of the transactions that people can review.")

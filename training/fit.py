@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import lightgbm as lgb
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fraud.detectors.calibration import Calibrator
 from fraud.detectors.lightgbm.algorithm import detector_files
+from fraud.detectors.lightgbm.text import read_text, write_text
 from fraud.detectors.severity import SeverityScale
 from fraud.errors import DataError
 from fraud.features.featurizer import Matrix
@@ -53,10 +54,11 @@ class FittedDetector(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A booster's text, how many trees it has, and the search's table if there was one."""
+    """A booster's text, how many trees it has, each feature's gain, and the search's table if there was one."""
 
     text: str
     n_trees: int
+    gains: NDArray[np.float64]
     validation_average_precision: float
     parameters: BoosterOptions
     trials: list[dict[str, Any]]
@@ -67,7 +69,7 @@ class Fitted:
 
     def gain(self) -> NDArray[np.float64]:
         """Return the total gain of each feature, (n_features,)."""
-        return np.asarray(lgb.Booster(model_str=self.text).feature_importance("gain"), np.float64)
+        return self.gains
 
     def habits_of(self, spec: FeatureSpec) -> list[HabitFact]:
         """Return none: it learns from labels."""
@@ -120,8 +122,27 @@ def fit_booster(
     score = stopped.best_score["validation"][METRIC]
     del train_set, validation_set
     whole = _dataset(X, y, windows.within(windows.refit), spec, config, columns)
-    booster = _boost(whole, parameters, config, n_trees, progress, "refit")
-    return Fitted(booster.model_to_string(), n_trees, float(score), parameters, trials)
+    boosters = []
+    for i in range(config.seeds):
+        seeded = config.model_copy(update={"seed": (config.seed + i) % 2**31})
+        stage = "refit" if config.seeds == 1 else f"refit {i + 1}/{config.seeds}"
+        boosters.append(_boost(whole, parameters, seeded, n_trees, progress, stage))
+    gains = np.asarray([booster.feature_importance("gain") for booster in boosters], np.float64).sum(axis=0)
+    text = _averaged([booster.model_to_string() for booster in boosters])
+    return Fitted(text, n_trees * config.seeds, gains, float(score), parameters, trials)
+
+
+def _averaged(texts: list[str]) -> str:
+    """Return one booster whose margins are the means of those of several: all their trees, leaf values divided."""
+    if len(texts) == 1:
+        return texts[0]
+    forests = [read_text(text) for text in texts]
+    trees = (
+        replace(tree, leaf_values=tuple(value / len(texts) for value in tree.leaf_values))
+        for forest in forests
+        for tree in forest.trees
+    )
+    return write_text(replace(forests[0], trees=tuple(trees)))
 
 
 def _dataset(

@@ -34,6 +34,9 @@ from fraud.models.scorer import scores_of
 from fraud.settings import ModelSettings, ProcessSettings, Settings
 
 START_S = 120.0
+PORT_TAKEN = "Address already in use"
+PORT_TRIES = 3
+"""BentoML picks free ports and binds them later; under load another process may have taken one by then."""
 ROOT = Path(fraud.__file__).parent.parent
 
 
@@ -75,7 +78,24 @@ class Sandbox:
         )
 
     async def start(self) -> None:
-        """Start the server and wait until it is ready."""
+        """Start the server and wait until it is ready.
+
+        Raises
+        ------
+        NotReady
+            It ended or did not become ready in `START_S`; its last lines are in the message.
+        """
+        for _ in range(PORT_TRIES):
+            written = self._launch()
+            if await self._ready():
+                return
+            said = (self.folder / "server.log").read_bytes()[written:].decode(errors="replace")
+            if PORT_TAKEN not in said:
+                break
+        raise NotReady(f"the server did not start:\n{said[-3000:]}")
+
+    def _launch(self) -> int:
+        """Start the process of the server on a free port; return how long its log was before."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         changes = {
@@ -91,6 +111,7 @@ class Sandbox:
         }
         command = [sys.executable, "-m", "bentoml", "serve", "service:FraudBento", "--host", "127.0.0.1"]
         with (self.folder / "server.log").open("ab") as log:
+            written = log.tell()
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)],
                 cwd=ROOT,
@@ -99,17 +120,19 @@ class Sandbox:
                 stderr=log,
                 start_new_session=True,
             )
+        return written
+
+    async def _ready(self) -> bool:
+        """Wait until the server is ready; false if it ended, or is not ready in time."""
+        assert self.process is not None
         deadline = time.monotonic() + START_S
-        while True:
-            try:
+        while self.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
                 async with connected(self.port) as client:
                     if (await client.ask("GET", "/readyz"))[0] == 200:
-                        return
-            except OSError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise NotReady(f"the server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+                        return True
             await asyncio.sleep(0.1)
+        return False
 
     def worker_pids(self) -> list[int]:
         """Return the processes that answer requests."""

@@ -22,8 +22,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from fraud.decisions.verdict import ACTIONS
 from fraud.models.active import Swap
-from fraud.settings import TelemetrySettings
 from fraud.telemetry.metrics import METRICS
+from fraud.telemetry_settings import TelemetrySettings
 
 if TYPE_CHECKING:
     from fraud.models.registry import FollowStatus
