@@ -71,6 +71,9 @@ def producer_options(kafka: KafkaSettings, stream: StreamSettings, transactional
         **client_options(kafka),
         "logger": logger,
         "transactional.id": transactional_id,
+        # By default a client forgets all brokers when none answers, and librdkafka then waits for ever for a group
+        # coordinator that it forgot, whatever the timeout (its issues 5456 and 5511).
+        "metadata.recovery.strategy": "none",
         "transaction.timeout.ms": round(stream.transaction_timeout_s * 1000),
         "partitioner": "murmur2_random",
         "message.max.bytes": stream.max_message_bytes + 65_536,
