@@ -179,11 +179,11 @@ def test_sigterm_commits_what_was_read_and_leaves_at_once(
 
 
 def test_a_worker_that_stood_still_too_long_writes_nothing_twice(
-    kafka: Cluster, environment: dict[str, str], tmp_path: Path
+    kafka: Cluster, environment: dict[str, str], postgres_server: Server, tmp_path: Path
 ) -> None:
     """A frozen worker loses its partitions to another; thawed, its unfinished write is fenced."""
     names = kafka.create("frozen")
-    shared = {**environment, **names}
+    shared = {**environment, **names, "FRAUD_STORE": postgres_server.url}
     sent = transactions(900, 15)
     source = names["FRAUD_STREAM_TRANSACTIONS"]
     first = Stream(shared, tmp_path / "first").start().wait()
