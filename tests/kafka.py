@@ -84,11 +84,11 @@ class Cluster:
         self.server = server
         self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 1, "partitioner": "murmur2_random"})
 
-    def create(self, prefix: str, partitions: int = 2) -> dict[str, str]:
-        """Create the topics of one test; returns the settings that name them."""
+    def create(self, prefix: str, partitions: int = 2, config: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Create the topics of one test, with some configuration; returns the settings that name them."""
         names = [f"{prefix}.{name}" for name in TOPICS]
         admin = AdminClient({"bootstrap.servers": self.servers})
-        made = admin.create_topics([NewTopic(n, partitions, 1) for n in names])
+        made = admin.create_topics([NewTopic(n, partitions, 1, config=dict(config or {})) for n in names])
         for future in made.values():
             future.result(20)
         variables = ("TRANSACTIONS", "LABELS", "DECISIONS", "ANOMALIES", "DEAD")
@@ -96,10 +96,15 @@ class Cluster:
         return {"FRAUD_KAFKA_BOOTSTRAP_SERVERS": self.servers, "FRAUD_STREAM_GROUP": prefix, **named}
 
     def send(
-        self, topic: str, values: Sequence[bytes | None], key: str | None = None, headers: Headers | None = None
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        key: str | None = None,
+        headers: Headers | None = None,
+        **more: Any,
     ) -> None:
         for value in values:
-            self._producer.produce(topic, value=value, key=key, headers=headers or [])
+            self._producer.produce(topic, value=value, key=key, headers=headers or [], **more)
         assert self._producer.flush(30) == 0
 
     def send_transactions(self, topic: str, instances: Sequence[dict[str, Any]], **more: Any) -> None:

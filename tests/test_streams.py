@@ -182,6 +182,27 @@ def test_a_value_that_no_dead_letter_can_hold_is_cut_off(
     assert 30_000 < len(letter.value) < 100_000
 
 
+@pytest.mark.parametrize("timestamp", [-(10**15), 10**17])
+def test_a_timestamp_that_is_no_time_is_a_dead_letter_and_the_stream_goes_on(
+    kafka: Cluster, environment: dict[str, str], tmp_path: Path, timestamp: int
+) -> None:
+    """A producer writes the timestamp; the broker takes any that the topic's settings allow."""
+    names = kafka.create(f"clock{timestamp}", config={"message.timestamp.after.max.ms": str(2**63 - 1)})
+    source = names["FRAUD_STREAM_TRANSACTIONS"]
+    bad, good = transactions(2, 9)
+    kafka.send_transactions(source, [bad], timestamp=timestamp)
+    label = {"transaction_id": good["transaction_id"], "is_fraud": True}
+    kafka.send(names["FRAUD_STREAM_LABELS"], [json.dumps(label).encode()], timestamp=timestamp)
+    with stream({**environment, **names}, tmp_path / "log"):
+        letters = kafka.committed(names["FRAUD_STREAM_DEAD"], 2)
+        kafka.send_transactions(source, [good])
+        (verdict,) = kafka.committed(names["FRAUD_STREAM_DECISIONS"], 1)
+    assert verdict.json["transaction_id"] == good["transaction_id"]
+    for letter in letters:
+        assert letter.headers["fraud-error-code"] == b"invalid_request"
+        assert str(timestamp).encode() in letter.headers["fraud-error-message"]
+
+
 def test_labels_are_applied_and_verdicts_are_those_of_http(
     kafka: Cluster, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from fraud.streams.sink import Headers
 
 MAX_HEADER_BYTES = 32_768
 """Of a record's key and headers together, which its verdict carries on."""
+LAST_MS = 253_402_300_799_999
+"""The end of the year 9999, ms since the epoch: no later time can be written."""
 ENVELOPE = "anomaly-inference"
 MODEL_HEADER, REQUEST_ID_HEADER = "model", "x-request-id"
 _SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
@@ -85,8 +87,12 @@ def expect_usable(message: Message) -> bytes:
     Raises
     ------
     InvalidRequest
-        It has none, or its key and headers are too long to be carried on.
+        It has none, its timestamp is no time from 1970 to 9999, or its key and headers are too long to be carried on.
     """
+    kind, timestamp = message.timestamp()
+    if kind != TIMESTAMP_NOT_AVAILABLE and not 0 <= timestamp <= LAST_MS:
+        allowed = f"0 to {LAST_MS}, ms since 1970"
+        raise InvalidRequest(f"a record with the timestamp {timestamp} arrived; allowed: {allowed}", "$")
     value = value_bytes(message)
     if value is None:
         raise InvalidRequest("a record without a value arrived; send a JSON object", "$")
