@@ -238,3 +238,8 @@ def time_ms(moment: datetime, name: str, path: str, now_ms: int | None, max_ahea
             f"{path}.{name}",
         )
     return ms
+
+
+def readable_time(ms: int) -> str:
+    """Return a time in RFC 3339, UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from fraud.cases.case import Case, CaseTransaction, Resolution, Status, TrailEntry
+from fraud.forms import readable_time
 from fraud.serving.bodies import decode_body
-from fraud.serving.decisions import readable_time
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
 from fraud.stores.cases import CaseStore

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -16,7 +15,7 @@ from fraud.decisions.queries import DecisionQuery, Position
 from fraud.decisions.record import DecisionRecord, decision_key_of
 from fraud.decisions.rules.sets import MODEL
 from fraud.errors import UnknownTransaction
-from fraud.forms import checked_id, time_ms
+from fraud.forms import checked_id, readable_time, time_ms
 from fraud.schema import Id, Moment
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
@@ -223,8 +222,3 @@ def recorded_label(label: Label) -> RecordedLabel:
     """Return a label as callers read it."""
     times = readable_time(label.label_time_ms), readable_time(label.arrived_ms)
     return RecordedLabel(label.value, *times, label.source, label.actor)
-
-
-def readable_time(ms: int) -> str:
-    """Return a time in RFC 3339, UTC."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from fraud.decisions.rules.lists import SNOOZE, ListEntry, ListName, Lists, stored_value
 from fraud.errors import InvalidRequest
+from fraud.forms import readable_time
 from fraud.schema import MAX_ID_LENGTH, MAX_INSTANCES, Moment
 from fraud.serving.bodies import decode_body, expect_count
-from fraud.serving.decisions import readable_time
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
 from fraud.stores.followed_lists import FollowedLists

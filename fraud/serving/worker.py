@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from fraud.decisions.rules.in_force import RulesInForce
+from fraud.composition import Composition
 from fraud.environment import remarks
-from fraud.models.active import ActiveModels
-from fraud.models.beside import Beside
-from fraud.models.scorer import Scorer
 from fraud.models.served import Packed
 from fraud.pipeline.batching import MicroBatcher
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.requests import DecideRequests, ScoreRequest
 from fraud.pipeline.rows import Outcome
-from fraud.pipeline.shadow import Shadow
 from fraud.serving.engine import Engine
 from fraud.serving.front_door import Observer, RequestCheck
 from fraud.serving.http import Call
 from fraud.serving.security import AccessControl
 from fraud.settings import Settings
 from fraud.stores.cases import NO_CASES, CaseStore, keeps_cases, open_cases
-from fraud.stores.followed_lists import FollowedLists
-from fraud.stores.lists import open_lists
-from fraud.stores.opening import StoreOptions, open_store
-from fraud.stores.personal import hash_of
+from fraud.stores.opening import StoreOptions
 from fraud.telemetry import logs
-from fraud.telemetry.recorder import Telemetry
 
 logger = logging.getLogger("fraud.serving.worker")
 
@@ -62,24 +53,17 @@ class Worker:
         for remark in remarks():
             logger.warning("%s", remark)
         self.engine = Engine()
-        self.telemetry = Telemetry()
-        options = StoreOptions.of(settings)
-        self.models = ActiveModels(
-            settings,
-            packed,
-            self.telemetry.swapped,
-            self.telemetry.rule_stopped,
-            hash_of(options.personal_fields, options.personal_key),
-        )
+        self._parts = Composition(settings, packed)
+        telemetry = self._parts.telemetry
         self.checks: list[RequestCheck] = [_name_request]
-        self.observers: list[Observer] = [self.telemetry.answered]
+        self.observers: list[Observer] = [telemetry.answered]
         self._settings = settings
         self._running = AsyncExitStack()
-        self._on_stage: list[Callable[[str, float], None]] = [self.telemetry.stage]
+        self._on_stage: list[Callable[[str, float], None]] = [telemetry.stage]
         self._around_batch: list[Callable[[DecideRequests], DecideRequests]] = []
         if settings.telemetry.otlp_endpoint:
             self._trace()
-        self._around_batch.append(self.telemetry.timed)
+        self._around_batch.append(telemetry.timed)
         self.checks.append(AccessControl.of(settings))
         if settings.log.requests != "none":
             self.observers.append(logs.RequestLog(settings.log.requests, settings.log.format))
@@ -94,47 +78,21 @@ class Worker:
         """
         gc.disable()  # until the engine starts
         async with self._running as starting:
-            await self.models.load()
-            starting.push_async_callback(self.models.close)
-            pipeline = self._pipeline(self._shadow(starting))
-            starting.push_async_callback(pipeline.close)
-            await pipeline.store.open()
-            batcher = self._batcher(pipeline)
+            parts = self._parts
+            await parts.start(starting, self._stage)
+            batcher = self._batcher(parts.pipeline)
             starting.push_async_callback(batcher.close)
-            self.models.follow(lambda *scorers: self._serve(pipeline, *scorers))
-            lists = self._lists()
-            await lists.start()
-            starting.push_async_callback(lists.close)
             cases = self._cases()
             if cases is not None:
                 starting.callback(cases.close)
-            self._show(pipeline, batcher)
-            starting.callback(self.telemetry.stop)
-            self.engine.start(pipeline, batcher, self.models, lists, cases)
+            parts.show(starting, lambda: batcher.queued_rows)
+            self.engine.start(parts.pipeline, batcher, parts.models, parts.lists, cases)
             starting.callback(self.engine.stop)
             self._running = starting.pop_all()
 
     async def stop(self) -> None:
         """Stop every part, the last started first."""
         await self._running.aclose()
-
-    def _pipeline(self, shadow: Shadow | None) -> Pipeline:
-        settings = self._settings
-        return Pipeline(
-            self.models.champions,
-            open_store(settings.store.url, StoreOptions.of(settings)),
-            self._stage,
-            self.telemetry.decided,
-            canary_share=settings.models.canary_share,
-            shadow=shadow,
-            record_reasons=settings.scoring.record_reasons,
-            record_unnamed=settings.scoring.record_unnamed,
-            past=self.models.past,
-        )
-
-    def _lists(self) -> FollowedLists:
-        store = open_lists(self._settings.store.url, StoreOptions.of(self._settings))
-        return FollowedLists(store, self.models.rules.lists)
 
     def _cases(self) -> CaseStore | None:
         if keeps_cases(self._settings.store.url, StoreOptions.of(self._settings)):
@@ -155,14 +113,6 @@ class Worker:
             max_wait_s=scoring.max_wait_s,
         )
 
-    def _shadow(self, starting: AsyncExitStack) -> Shadow | None:
-        if not self._settings.models.shadow:
-            return None
-        path = self._settings.process.state_dir / "shadow.db"
-        shadow = Shadow(path, self.telemetry.shadowed, self.telemetry.shadow_dropped)
-        starting.push_async_callback(asyncio.to_thread, shadow.close)
-        return shadow
-
     def _trace(self) -> None:
         from fraud.serving.tracing import Tracing  # its libraries are loaded only where it is wanted
 
@@ -176,28 +126,6 @@ class Worker:
     def _stage(self, name: str, seconds: float) -> None:
         for report in self._on_stage:
             report(name, seconds)
-
-    def _serve(
-        self,
-        pipeline: Pipeline,
-        champions: dict[str, Scorer],
-        challengers: dict[str, Scorer],
-        beside: Beside | None,
-        rules: Mapping[str, RulesInForce],
-    ) -> None:
-        pipeline.scorers, pipeline.challengers = champions, challengers
-        pipeline.beside, pipeline.rules = beside, rules
-        anomaly = {} if beside is None else {beside.scorer.name.name: beside.scorer}
-        self.telemetry.serving(champions, challengers, anomaly)
-
-    def _show(self, pipeline: Pipeline, batcher: MicroBatcher[ScoreRequest, list[Outcome]]) -> None:
-        self.telemetry.watch(
-            lambda: batcher.queued_rows,
-            lambda: dict(pipeline.counts),
-            pipeline.store.stats,
-            lambda: self.models.following.looks,
-        )
-        self.telemetry.start()
 
 
 def _name_request(call: Call) -> None:

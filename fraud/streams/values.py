@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from fraud.errors import FraudError, InvalidRequest
-from fraud.forms import fields_of
+from fraud.forms import fields_of, readable_time
 from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.envelope import InferenceBody, in_contract, row_of
 from fraud.pipeline.requests import ScoreRequest
@@ -60,11 +59,6 @@ def time_of(message: Message, now_ms: int) -> int:
     """Return a record's timestamp, ms since the epoch; it is the same each time the record is read."""
     kind, ms = message.timestamp()
     return now_ms if kind == TIMESTAMP_NOT_AVAILABLE else ms
-
-
-def rfc3339(ms: int) -> str:
-    """Return a time in RFC 3339, UTC."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def request_id_of(message: Message, headers: Headers) -> str:
@@ -124,7 +118,7 @@ def read_record(pipeline: Pipeline, message: Message, now_ms: int, *, explain: b
         contract = ENVELOPE
         row = row_of(enveloped)
         if "event_time" not in row:
-            row = {**row, "event_time": msgspec.Raw(_encode(rfc3339(time_of(message, now_ms))))}
+            row = {**row, "event_time": msgspec.Raw(_encode(readable_time(time_of(message, now_ms))))}
         value = _encode(row)
     return pipeline.read(
         [value],

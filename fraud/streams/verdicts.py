@@ -10,9 +10,9 @@ from msgspec import Meta
 
 from fraud.decisions.anomaly import Severity
 from fraud.decisions.policy import Action, RiskLevel
+from fraud.forms import readable_time
 from fraud.models.scorer import ModelName
 from fraud.pipeline.rows import Decision, PendingRow
-from fraud.streams.values import rfc3339
 
 VERSION: Literal[1] = 1
 """Fields may be added to a version; one that is removed, renamed or changes its meaning makes the next version."""
@@ -73,7 +73,7 @@ def verdict_on(decision: Decision, row: PendingRow, record_ms: int, now_ms: int,
         The anomaly score above which a transaction is an anomaly.
     """
     anomaly, explained = decision.anomaly, decision.explanation
-    event_ms = row.row.event_time_ms
+    event_time = readable_time(row.row.event_time_ms) if row.row.customer_id else None
     assert decision.transaction_id is not None
     return StreamVerdict(
         VERSION,
@@ -92,7 +92,7 @@ def verdict_on(decision: Decision, row: PendingRow, record_ms: int, now_ms: int,
         decision.decided_by,
         decision.rules_hit,
         row.request_id,
-        Times(rfc3339(event_ms) if row.row.customer_id else None, rfc3339(record_ms), rfc3339(now_ms)),
+        Times(event_time, readable_time(record_ms), readable_time(now_ms)),
     )
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from fraud.decisions.anomaly import Severity
 from fraud.errors import IdempotencyConflict, InvalidRequest, NotMeasured, NotReady
+from fraud.forms import readable_time
 from fraud.models.scorer import Scorer
 from fraud.pipeline.envelope import InferenceBody, in_contract, row_of
 from fraud.pipeline.requests import transaction_id_of
@@ -20,7 +21,6 @@ from fraud.pipeline.rows import Decision, Rejection
 from fraud.serving.bodies import decode_body
 from fraud.serving.contracts.fastapi import fastapi_errors
 from fraud.serving.contracts.protocol import Contract, ContractModel, decided_headers, decision_of
-from fraud.serving.decisions import readable_time
 from fraud.serving.http import Answer, Call, Route
 from fraud.settings import Settings
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from fraud.errors import BundleError, InvalidRequest, MalformedJson, RegistryError, RequestError
+from fraud.forms import readable_time
 from fraud.models.scorer import Scorer
 from fraud.pipeline.rows import Decision, PendingRow, Rejection
 from fraud.schema import MAX_ID_LENGTH
@@ -26,7 +27,6 @@ from fraud.serving.contracts.protocol import (
     needs_probability,
     probability_of,
 )
-from fraud.serving.decisions import readable_time
 from fraud.serving.http import Answer, Call, Route
 from fraud.serving.parameters import parameters
 from fraud.settings import Settings
