@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fraud.checks.servers import free_port
 from fraud.models.bundle import short
 from scripts.check_image import Engine, empty_state, engine_of, open_port, stops_without_loss
-from tests.servers import free_port
 from tests.wandb_machine import Machine, collection
 from tests.wandb_runs import NAME, digest_of, golden, make_run
 from tests.wandb_server import Fault, WandbServer

@@ -25,8 +25,9 @@ from fraud.simulation.simulate import simulate_features, simulate_transactions
 from fraud.stores.labelling import compile_kernels
 from fraud.stores.opening import StoreOptions, open_store
 from fraud.stores.protocol import Store
+from tests.kafka import Cluster, cluster
 from tests.servers import Postgres, Redis, Server, running
-from tests.tiny import write_tiny_bundle
+from tests.tiny import register_tiny, tiny_anomaly_model, write_tiny_bundle
 from training.config import BoosterOptions, Config, ForestOptions
 from training.data import Mapping, dataset_digest, load_table
 from training.train import Run, train
@@ -211,3 +212,30 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store
     url = request.getfixturevalue(fixture[first]).url
     cold = request.getfixturevalue(fixture[behind]).url if behind else None
     return lambda: open_store(url, StoreOptions(tmp_path, cold_store=cold, **PATIENT))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[Cluster]:
+    with cluster() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def stream_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Bento store with a tiny model of transactions in production, and one that measures anomalies."""
+    home = tmp_path_factory.mktemp("home")
+    register_tiny(home, "transaction", "production")
+    tiny_anomaly_model(home)
+    return home
+
+
+@pytest.fixture
+def stream_environment(stream_home: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of a `fraud stream` with that store and a state folder of its own."""
+    return {
+        **os.environ,
+        "BENTOML_HOME": str(stream_home),
+        "FRAUD_MODEL": "tiny-transaction",
+        "FRAUD_STATE_DIR": str(tmp_path / "state"),
+        "FRAUD_LOG_FORMAT": "text",
+    }

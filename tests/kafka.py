@@ -18,16 +18,18 @@ import sys
 import time
 import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from tests.servers import DIRECT, Server, free_port, running, wait_until
+from fraud.checks.servers import DIRECT, Killable, free_port, kafka_server
+from tests.servers import wait_until
 
 ROOT = Path(__file__).parent.parent
 JARS = Path(sys.prefix) / "kafka"
@@ -55,31 +57,10 @@ class Record(NamedTuple):
         return decoded
 
 
-class Kafka(Server):
-    """A real Apache Kafka: one node, broker and controller."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._controller_port = free_port()
-
-    @staticmethod
-    def url_at(port: int) -> str:
-        return f"127.0.0.1:{port}"
-
-    def command(self) -> list[str]:
-        script = str(ROOT / "scripts" / "kafka" / "start.sh")
-        return ["sh", script, str(JARS), str(self.folder / "kafka"), str(self.port), str(self._controller_port)]
-
-    def answers(self) -> bool:
-        with suppress(KafkaException):
-            return bool(AdminClient({"bootstrap.servers": self.url, "log_level": 0}).list_topics(timeout=1).brokers)
-        return False
-
-
 class Cluster:
     """What tests do with a broker: topics, records in, committed records out."""
 
-    def __init__(self, servers: str, server: Server | None = None) -> None:
+    def __init__(self, servers: str, server: Killable | None = None) -> None:
         self.servers = servers
         self.server = server
         self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 1, "partitioner": "murmur2_random"})
@@ -147,8 +128,13 @@ def _record(message: Any) -> Record:
 def cluster() -> Iterator[Cluster]:
     """A broker for a module's tests: the real one, or where there is no Java, the mock."""
     if IS_REAL:
-        with running(Kafka) as server:
-            yield Cluster(server.url, server)
+        with TemporaryDirectory(prefix="fraud-kafka-") as folder:
+            server, address = kafka_server(Path(folder), JARS)
+            try:
+                server.start()
+                yield Cluster(address, server)
+            finally:
+                server.kill()
         return
     assert not os.environ.get("NOTHING_IS_SKIPPED"), NO_JAVA
     owner = Producer({"test.mock.num.brokers": 1, "log_level": 0})

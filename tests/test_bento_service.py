@@ -19,11 +19,12 @@ import bentoml
 import jsonschema_rs
 import pytest
 
+from fraud.checks.servers import DIRECT
 from fraud.detectors.isolation_forest.algorithm import ISOLATION_FOREST
 from fraud.models.bento_store import BentoStore
 from fraud.serving.scopes import SCOPES
 from fraud.serving.security import new_key
-from tests.servers import DIRECT, bentoml_serve, wait_until
+from tests.servers import bentoml_serve, wait_until
 from tests.tiny import ready_rows, store_of_tiny_models, transactions, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 import yaml
 
+from fraud.checks.servers import free_port
 from fraud.models.bento_store import BentoStore
 from fraud.models.lifecycle import who_am_i
 from fraud.settings import variables
 from fraud.telemetry.metrics import METRICS
-from tests.servers import free_port
 from tests.tiny import write_tiny_bundle
 
 ROOT = Path(__file__).parents[1]

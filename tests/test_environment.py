@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import free_port
+from fraud.checks.servers import free_port
 from tests.test_cli import run_in_a_process
 from tests.wandb_machine import Machine, collection
 from tests.wandb_runs import NAME, make_run

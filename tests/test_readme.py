@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.servers import free_port, needs_curl
+from fraud.checks.servers import free_port
+from tests.servers import needs_curl
 from training.data import Mapping
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,11 @@ import pytest
 import requests
 
 import fraud
+from fraud.checks.servers import free_port
 from fraud.models.bento_store import BentoStore
 from fraud.models.bundle import read_manifest, short
 from fraud.models.registry import Registry
-from tests.servers import bentoml_serve, free_port
+from tests.servers import bentoml_serve
 from tests.tiny import KINDS, ready_rows, store_of_tiny_models, transactions, write_tiny_bundle
 
 ADMIN = "k3y-0f-operations"

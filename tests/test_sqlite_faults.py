@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from fraud.checks.servers import free_port
 from fraud.errors import StoreDown, StoreError
 from fraud.models.registry import Registry
 from fraud.models.scorer import Scorer
@@ -29,7 +30,7 @@ from fraud.pipeline.decide import Pipeline
 from fraud.pipeline.shadow import Shadow
 from fraud.stores.protocol import described
 from fraud.stores.sqlite import WAIT_S, SqliteStore
-from tests.servers import bentoml_serve, free_port
+from tests.servers import bentoml_serve
 from tests.test_stores import score
 from tests.tiny import store_of_tiny_models, transactions
 

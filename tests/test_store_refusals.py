@@ -17,6 +17,7 @@ import redis
 import redis.asyncio
 
 from fraud.checks.audit import verify_chain
+from fraud.checks.servers import free_port
 from fraud.errors import NotReady, SettingsError, StoreDown, StoreError
 from fraud.models.scorer import Scorer
 from fraud.pipeline.batching import MicroBatcher
@@ -26,7 +27,7 @@ from fraud.settings import Settings
 from fraud.stores.opening import StoreOptions, check_store, open_log, open_store
 from fraud.stores.postgres_connection import connect, is_pooled, translated
 from fraud.stores.protocol import Store, described
-from tests.servers import PgBouncer, Postgres, Redis, Server, free_port, running, wait_until
+from tests.servers import PgBouncer, Postgres, Redis, Server, running, wait_until
 from tests.test_store_acknowledged import degraded, on_record, tiered
 from tests.test_store_faults import until_back
 from tests.test_stores import alone, assert_same_states, of_run, score

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +15,19 @@ import pytest
 from typer.testing import CliRunner
 
 from fraud.cli.commands import app
-from tests.kafka import JARS, Cluster, Record, Stream, cluster, needs_kafka, stream
+from tests.kafka import JARS, Cluster, Record, Stream, needs_kafka, stream
 from tests.servers import Server, wait_until
-from tests.tiny import register_tiny, transactions
+from tests.tiny import transactions
 
 pytestmark = needs_kafka
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 needs_kcat = pytest.mark.skipif(not shutil.which("kcat"), reason="runs kcat; on Debian: apt-get install kcat")
 
 
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    register_tiny(home, "transaction", "production")
-    return home
-
-
 @pytest.fixture
-def environment(home: Path, tmp_path: Path) -> dict[str, str]:
+def environment(stream_environment: dict[str, str]) -> dict[str, str]:
     return {
-        **os.environ,
-        "BENTOML_HOME": str(home),
-        "FRAUD_MODEL": "tiny-transaction",
-        "FRAUD_STATE_DIR": str(tmp_path / "state"),
-        "FRAUD_LOG_FORMAT": "text",
+        **stream_environment,
         "FRAUD_STREAM_SESSION_TIMEOUT_S": "3",
         "FRAUD_STREAM_TRANSACTION_TIMEOUT_S": "4",
     }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +10,16 @@ import jsonschema_rs
 import pytest
 
 from fraud.streams.verdicts import verdict_schema
-from tests.kafka import Cluster, cluster, stream
+from tests.kafka import Cluster, stream
 from tests.servers import bentoml_serve, wait_until
-from tests.tiny import register_tiny, tiny_anomaly_model, transactions
+from tests.tiny import transactions
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "schemas" / "verdict-1.json"
 
 
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Bento store with a tiny model of transactions in production, and one that measures anomalies."""
-    home = tmp_path_factory.mktemp("home")
-    register_tiny(home, "transaction", "production")
-    tiny_anomaly_model(home)
-    return home
-
-
 @pytest.fixture
-def environment(home: Path, tmp_path: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "BENTOML_HOME": str(home),
-        "FRAUD_MODEL": "tiny-transaction",
-        "FRAUD_ANOMALY_MODEL": "tiny-anomaly",
-        "FRAUD_STATE_DIR": str(tmp_path / "state"),
-        "FRAUD_LOG_FORMAT": "text",
-    }
+def environment(stream_environment: dict[str, str]) -> dict[str, str]:
+    return {**stream_environment, "FRAUD_ANOMALY_MODEL": "tiny-anomaly"}
 
 
 def test_each_transaction_gets_one_verdict(kafka: Cluster, environment: dict[str, str], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import msgspec
 import numpy as np
 import psutil
 
-import fraud
+from fraud.checks.servers import ROOT, free_port
 from fraud.decisions.policy import Policy
 from fraud.environment import child_environment
 from fraud.errors import NotReady
@@ -37,7 +36,6 @@ START_S = 120.0
 PORT_TAKEN = "Address already in use"
 PORT_TRIES = 3
 """BentoML picks free ports and binds them later; under load another process may have taken one by then."""
-ROOT = Path(fraud.__file__).parent.parent
 
 
 @dataclass
@@ -96,8 +94,7 @@ class Sandbox:
 
     def _launch(self) -> int:
         """Start the process of the server on a free port; return how long its log was before."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         changes = {
             "BENTOML_HOME": str(self.folder),
             "BENTOML_DO_NOT_TRACK": "True",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -22,19 +23,32 @@ import redis
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from fraud.checks.sandbox import ROOT
+import fraud
 from fraud.environment import child_environment
 from fraud.errors import NotReady
 
+ROOT = Path(fraud.__file__).parent.parent
 START_S = 60.0
+SERVER_PORTS = range(10_000, 32_000)
+PORTS = itertools.islice(itertools.cycle(SERVER_PORTS), os.getpid() * 500 % len(SERVER_PORTS), None)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that nobody has, below those that the system gives to clients, which may take one before a server.
+
+    Each process goes through them from a place of its own.
+
+    Raises
+    ------
+    NotReady
+        No port is free.
+    """
+    for port in itertools.islice(PORTS, len(SERVER_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise NotReady("no port is free")
 
 
 def program(name: str) -> str:

@@ -25,8 +25,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from rich.console import Console
 
-from fraud.checks.sandbox import ROOT, Sandbox, answered_score, connected, sandbox
-from fraud.checks.servers import Killable, StreamWorker, kafka_server, postgres_server, redis_server
+from fraud.checks.sandbox import Sandbox, answered_score, connected, sandbox
+from fraud.checks.servers import ROOT, Killable, StreamWorker, kafka_server, postgres_server, redis_server
 from fraud.environment import child_environment
 from fraud.errors import NotReady
 from fraud.models.find import IN_PRODUCTION
