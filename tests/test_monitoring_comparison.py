@@ -16,7 +16,7 @@ from fraud.checks.comparison import compare_versions
 from fraud.cli.commands import app
 from fraud.decisions.labels import Label
 from fraud.errors import DataError
-from fraud.models.bundle import canonical_json, read_bundle, read_files, write_bundle
+from fraud.models.bundle import read_bundle
 from fraud.models.scorer import Scorer
 from fraud.monitoring.comparison import Comparison, Units, cap_of, compare, units_of
 from fraud.monitoring.measures import DAY_MS
@@ -25,7 +25,7 @@ from fraud.pipeline.decide import Pipeline
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
 from tests.asking import ask
-from tests.tiny import START_MS, rfc3339, transactions
+from tests.tiny import START_MS, rfc3339, transactions, with_files
 
 MONDAY = START_MS + 4 * DAY_MS
 COSTS = {"review": 4.0, "review_recall": 0.95, "false_decline_rate": 0.15, "chargeback_fee": 20.0}
@@ -90,26 +90,9 @@ def priced(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     lenient = policy | {"review_threshold": 0.97, "decline_threshold": 0.98}
     lenient["risk_levels"] = {"medium": 0.5, "high": 0.97, "critical": 0.98}
     return tuple(  # type: ignore[return-value]
-        with_policy(tiny_bundle, folder / name, some | {"costs": COSTS})
+        with_files(tiny_bundle, folder / name, policy=some | {"costs": COSTS})
         for name, some in (("champion", policy), ("challenger", lenient))
     )
-
-
-def with_policy(bundle: Path, folder: Path, policy: dict[str, object]) -> Path:
-    _, manifest, files = read_files(bundle)
-    files = {name: content for name, content in files.items() if name != "manifest.json"}
-    write_bundle(
-        folder,
-        files | {"policy.json": canonical_json(policy)},
-        algorithm=read_bundle(bundle).algorithm,
-        name=manifest.name,
-        kind=manifest.kind,
-        libraries=manifest.libraries,
-        data=manifest.data,
-        seed=manifest.seed,
-        git_commit=manifest.git_commit,
-    )
-    return folder
 
 
 @pytest.fixture

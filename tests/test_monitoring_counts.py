@@ -19,7 +19,7 @@ from fraud.cli.monitoring import _holidays, app
 from fraud.decisions.record import DecisionRecord
 from fraud.errors import DataError, StoreError
 from fraud.models.bento_store import BentoStore
-from fraud.models.bundle import canonical_json, read_bundle, read_files, write_bundle
+from fraud.models.bundle import canonical_json, read_bundle
 from fraud.models.scorer import Scorer
 from fraud.monitoring.counts import BINS, MISSING, count, keep_counting, layout_of
 from fraud.monitoring.hours import HOUR_MS, WEEK
@@ -29,7 +29,7 @@ from fraud.stores.rows import decode_record
 from fraud.stores.sqlite import SqliteStore
 from fraud.stores.sqlite_log import SqliteLog
 from tests.asking import ask
-from tests.tiny import START_MS, transactions
+from tests.tiny import START_MS, transactions, with_files
 from training.package import _reference
 
 MODEL = "fraud-transaction"
@@ -151,7 +151,7 @@ def test_the_command_finds_nulls_within_hours_and_is_quiet_before(
 ) -> None:
     """On a bundle whose reference is of the recorded traffic; 25% of a feature is missing from an hour on."""
     monkeypatch.setenv("FRAUD_STATE_DIR", str(tmp_path))
-    bundle = with_reference(tiny_bundle, tmp_path / "bundle", reference_of(scorer, matrix(sample)))
+    bundle = with_files(tiny_bundle, tmp_path / "bundle", reference=reference_of(scorer, matrix(sample)))
     digest = read_bundle(bundle).digest
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
     BentoStore(tmp_path / "home").import_bundle(bundle, {})
@@ -184,7 +184,7 @@ def test_too_little_is_told(
     sample: list[DecisionRecord], scorer: Scorer, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FRAUD_STATE_DIR", str(tmp_path))
-    bundle = with_reference(tiny_bundle, tmp_path / "bundle", reference_of(scorer, matrix(sample)))
+    bundle = with_files(tiny_bundle, tmp_path / "bundle", reference=reference_of(scorer, matrix(sample)))
     record(tmp_path / "history.db", sample[:10])
     done = CliRunner().invoke(app, ["drift", str(bundle)])
     assert isinstance(done.exception, DataError)
@@ -193,25 +193,6 @@ def test_too_little_is_told(
     days.write_text("2026-12-25  # Christmas\n25.12.2026\n")
     with pytest.raises(DataError, match=r"days\.txt:2: '25\.12\.2026' is no day"):
         _holidays(days)
-
-
-def with_reference(bundle: Path, folder: Path, reference: dict[str, Any]) -> Path:
-    """Return a copy of a bundle with another reference."""
-    _, manifest, files = read_files(bundle)
-    files = {name: content for name, content in files.items() if name != "manifest.json"}
-    files["reference.json"] = canonical_json(reference)
-    write_bundle(
-        folder,
-        files,
-        algorithm=read_bundle(bundle).algorithm,
-        name=manifest.name,
-        kind=manifest.kind,
-        libraries=manifest.libraries,
-        data=manifest.data,
-        seed=manifest.seed,
-        git_commit=manifest.git_commit,
-    )
-    return folder
 
 
 def test_a_trained_bundle_has_the_reference_that_counting_needs(transaction_bundle: Path) -> None:

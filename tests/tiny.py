@@ -18,7 +18,7 @@ from fraud.detectors.lightgbm.algorithm import LIGHTGBM, detector_files
 from fraud.detectors.protocol import Algorithm
 from fraud.features.featurizer import HISTORY_FEATURES, Featurizer, Histories, Matrix
 from fraud.models.bento_store import BentoStore
-from fraud.models.bundle import canonical_json, read_manifest, write_bundle
+from fraud.models.bundle import canonical_json, read_bundle, read_files, read_manifest, write_bundle
 from fraud.models.registry import Registry
 from fraud.models.scorer import golden_of
 from fraud.schema import Feature, FeatureSpec, Kind, Role, RowDecoder
@@ -168,6 +168,24 @@ def register_tiny(home: Path, kind: Kind, *aliases: str, seed: int = 0) -> str:
     tag = BentoStore(home).import_bundle(bundle, {})
     Registry.beside(home).register(manifest.name, digest, manifest.preprocessor_digest, who="test", aliases=aliases)
     return tag.rpartition(":")[2]
+
+
+def with_files(bundle: Path, folder: Path, **changed: object) -> Path:
+    """Write a copy of a bundle in which some JSON files, named without ``.json``, have other contents."""
+    _, manifest, files = read_files(bundle)
+    files = {name: content for name, content in files.items() if name != "manifest.json"}
+    write_bundle(
+        folder,
+        files | {f"{name}.json": canonical_json(content) for name, content in changed.items()},
+        algorithm=read_bundle(bundle).algorithm,
+        name=manifest.name,
+        kind=manifest.kind,
+        libraries=manifest.libraries,
+        data=manifest.data,
+        seed=manifest.seed,
+        git_commit=manifest.git_commit,
+    )
+    return folder
 
 
 def write_tiny_bundle(

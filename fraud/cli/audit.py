@@ -12,6 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
+from fraud.cli.moments import utc_ms
 from fraud.decisions.chain import Anchor, audit_key_of
 from fraud.settings import Settings
 from fraud.stores.log import DecisionLog
@@ -65,7 +66,7 @@ def export(
     """Write decisions as JSON, one a line, in the order of the chain, with the features as they were scored."""
     from fraud.checks.audit import exported
 
-    rows = exported(log_of(Settings.read()), _ms(since), _ms(until))
+    rows = exported(log_of(Settings.read()), utc_ms(since), utc_ms(until))
     n = 0
     with open(file, "wb") if file else sys.stdout.buffer as stream:
         for row in rows:
@@ -139,7 +140,3 @@ def log_of(settings: Settings) -> DecisionLog:
     """
     audit_key = audit_key_of(settings.privacy.audit_key.get_secret_value())
     return open_log(settings.store.cold_url or settings.store.url, settings.process.state_dir, audit_key)
-
-
-def _ms(time: datetime | None) -> int | None:
-    return None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1000)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 from typing import Annotated, get_args
 
 import typer
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fraud.cases.case import Case, Resolution, Status
+from fraud.cli.moments import shown_time
 from fraud.errors import InvalidRequest
 from fraud.models.lifecycle import who_am_i
 from fraud.settings import Settings
@@ -57,7 +57,7 @@ def list_(
     for case in _opened().find(status, limit):  # type: ignore[arg-type]
         table.add_row(
             *(str(case.id), case.status_at(_now_ms()), case.customer_id or "", str(case.transactions)),
-            *(f"{case.expected_loss:.2f}", _time(case.opened_ms), case.resolved_by or case.claimed_by),
+            *(f"{case.expected_loss:.2f}", shown_time(case.opened_ms), case.resolved_by or case.claimed_by),
         )
     Console(width=max(out.width, 140), highlight=False, markup=False).print(table)
 
@@ -71,14 +71,14 @@ def show(case_id: CaseId) -> None:
     for of in transactions:
         reasons = ", ".join(f"{name} {value:+.3g}" for name, value in of.reasons)
         table.add_row(
-            *(of.transaction_id, _time(of.event_time_ms), of.merchant_id or "", f"{of.amount:.2f}"),
+            *(of.transaction_id, shown_time(of.event_time_ms), of.merchant_id or "", f"{of.amount:.2f}"),
             *(f"{of.score:.4f}", of.decided_by, reasons),
         )
     wide = Console(width=max(out.width, 200), highlight=False, markup=False)
     wide.print(table)
     steps = Table("change", "time", "actor", "step", "detail", box=None)
     for entry in trail:
-        steps.add_row(str(entry.number), _time(entry.time_ms), entry.actor, entry.step, entry.detail)
+        steps.add_row(str(entry.number), shown_time(entry.time_ms), entry.actor, entry.step, entry.detail)
     wide.print(steps)
 
 
@@ -139,7 +139,7 @@ def _opened() -> CaseStore:
 
 def _print(case: Case) -> None:
     status = case.status_at(_now_ms())
-    by = {"claimed": f" by {case.claimed_by} until {_time(case.claimed_until_ms)}"}.get(status, "")
+    by = {"claimed": f" by {case.claimed_by} until {shown_time(case.claimed_until_ms)}"}.get(status, "")
     if case.resolution is not None:
         by = f" as {case.resolution} by {case.resolved_by}"
     out.print(
@@ -150,7 +150,3 @@ def _print(case: Case) -> None:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

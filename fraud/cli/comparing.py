@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from fraud.cli.audit import log_of
+from fraud.cli.moments import utc_ms
 from fraud.models.find import load_scorer
 from fraud.monitoring.measures import DAY_MS
 from fraud.settings import Settings
@@ -53,8 +54,8 @@ def compare(
         log_of(Settings.read()),
         load_scorer(champion),
         load_scorer(challenger),
-        since_ms=_ms(since),
-        as_of_ms=time.time_ns() // 1_000_000 if as_of is None else _ms(as_of),
+        since_ms=utc_ms(since),
+        as_of_ms=time.time_ns() // 1_000_000 if as_of is None else utc_ms(as_of),
         settled_after_ms=settled_after * DAY_MS,
         cap=cap,
     )
@@ -69,7 +70,3 @@ def compare(
     verdict = f"{found.verdict} since the week of {found.since}" if found.since else "open"
     out.print(f"verdict: {verdict} (wrong with at most {found.confidence})")
     raise typer.Exit({"better": 0, "open": 3, "worse": 4}[found.verdict])
-
-
-def _ms(day: datetime) -> int:
-    return int(day.replace(tzinfo=UTC).timestamp() * 1000)

@@ -6,7 +6,7 @@ import csv
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from fraud.cli.history import StoreUrl, with_store
+from fraud.cli.moments import utc_ms
 from fraud.decisions.labels import LabelValue, value_in_effect
 from fraud.decisions.policy import Action
 from fraud.decisions.queries import DecisionQuery
@@ -75,8 +76,8 @@ def list_(
         cast("LabelValue | None", label),
         model,
         version,
-        _ms(since),
-        _ms(until),
+        utc_ms(since),
+        utc_ms(until),
         limit=AT_ONCE if file else min(limit, AT_ONCE),
     )
     most = None if file else limit
@@ -117,7 +118,3 @@ def list_(
 
 def _cell(value: object) -> object:
     return value if isinstance(value, str | int | float | None) else msgspec.json.encode(value).decode()
-
-
-def _ms(time: datetime | None) -> int | None:
-    return None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1000)

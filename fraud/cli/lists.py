@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fraud.cli.moments import shown_time, utc_ms
 from fraud.decisions.rules.lists import SNOOZE, SNOOZED_FIELDS, Hash, ListEntry, ListName, stored_value
 from fraud.errors import InvalidRequest
 from fraud.models.lifecycle import who_am_i
@@ -67,8 +68,8 @@ def show(name: Name, limit: Annotated[int, typer.Option(min=1, help="How many at
     store, _ = _opened()
     table = Table("value", "reason", "author", "added", "until", box=None)
     for entry in store.entries(_checked(name), "", limit):
-        until = "" if entry.until_ms is None else _time(entry.until_ms)
-        table.add_row(entry.value, entry.reason, entry.author, _time(entry.changed_ms), until)
+        until = "" if entry.until_ms is None else shown_time(entry.until_ms)
+        table.add_row(entry.value, entry.reason, entry.author, shown_time(entry.changed_ms), until)
     Console(width=max(out.width, 140), highlight=False, markup=False).print(table)
 
 
@@ -96,7 +97,7 @@ def _write(
     name: str, values: Iterable[str], reason: str = "", until: datetime | None = None, *, removed: bool = False
 ) -> None:
     store, hashed = _opened()
-    until_ms = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1000)
+    until_ms = utc_ms(until)
     author, now_ms = who_am_i(), time.time_ns() // 1_000_000
 
     def entries() -> Iterator[ListEntry]:
@@ -121,7 +122,3 @@ def _checked(name: str) -> str:
         return msgspec.convert(name, ListName)
     except msgspec.ValidationError:
         raise InvalidRequest(f"{name[:60]!r} is no name: lower-case letters, digits and _ are allowed") from None
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fraud.cli.audit import log_of
+from fraud.cli.moments import shown_time, utc_ms
 from fraud.decisions.costs import decision_costs
 from fraud.decisions.rules.effect import FRAUD
 from fraud.errors import DataError, FraudError
@@ -76,7 +77,7 @@ def report(
     """
     if file.suffix not in (".html", ".json"):
         raise typer.BadParameter(f"--out {str(file)!r}; allowed: a name that ends with .html or .json")
-    as_of_ms = time.time_ns() // 1_000_000 if as_of is None else _at_ms(as_of)
+    as_of_ms = time.time_ns() // 1_000_000 if as_of is None else utc_ms(as_of)
     delay_ms = _days_ms(legitimate_after, "--legitimate-after")
     traffic = read_traffic(
         log_of(Settings.read()),
@@ -91,7 +92,7 @@ def report(
     if file.suffix == ".json":
         file.write_bytes(msgspec.json.format(msgspec.json.encode({"weeks": weeks, "nowcasts": nowcasts})))
     else:
-        made = datetime.fromtimestamp(as_of_ms / 1000, UTC).isoformat(timespec="seconds")
+        made = shown_time(as_of_ms)
         rules = [
             f"A transaction that was let through and has no label counts as legitimate after {legitimate_after}. "
             "A declined one without a label is left out: nobody saw what it would have become.",
@@ -144,7 +145,7 @@ def drift(
     counts = store.read(layout.key)
     store.close()
     out.print(f"{counted:,} decisions counted; {len(counts):,} hours are known")
-    until = (time.time_ns() // 1_000_000 if as_of is None else _at_ms(as_of)) // HOUR_MS
+    until = (time.time_ns() // 1_000_000 if as_of is None else utc_ms(as_of)) // HOUR_MS
     weeks = reference_weeks_of(min(counts, default=until), until)
     found = judge(layout, counts, series_of(layout, counts, weeks, until), weeks, _holidays(holidays))
     if file is not None:
@@ -182,10 +183,6 @@ def _holidays(file: Path | None) -> set[date]:
         except ValueError:
             raise DataError(f"{file}:{i}: {text!r} is no day; allowed: days such as 2026-12-25, one a line") from None
     return days
-
-
-def _at_ms(when: datetime) -> int:
-    return int(when.replace(tzinfo=UTC).timestamp() * 1000)
 
 
 def _show(weeks: list[Performance]) -> None:

@@ -8,14 +8,12 @@ bounded random variables by betting, 2024). Transactions would be no units: an e
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 import numpy as np
 
 from fraud.errors import DataError
 from fraud.monitoring.measures import Floats, Ints
-from fraud.monitoring.performance import MONDAY_MS, WEEK_MS
+from fraud.monitoring.performance import MONDAY_MS, WEEK_MS, week_name
 
 STAKES = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 ENOUGH = 20.0
@@ -104,7 +102,7 @@ def compare(units: Units, cap: float) -> Comparison:
         rows = units.week == week
         for side, sign in enumerate((1, -1)):
             wealth[side] += np.log1p(STAKES[:, None] * sign * z[rows]).sum(axis=1)
-        name = datetime.fromtimestamp((week * WEEK_MS + MONDAY_MS) / 1000, UTC).date().isoformat()
+        name = week_name(week)
         better, worse = (float(np.mean(np.exp(np.minimum(side, 600.0)))) for side in wealth)
         looks.append(Look(name, int((units.week <= week).sum()), better, worse))
         if verdict == "open" and max(better, worse) >= ENOUGH:

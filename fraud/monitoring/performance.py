@@ -22,6 +22,11 @@ Costs = Mapping[str, Floats]
 """What each action would have cost, by the digest of the version: (n_actions, n) float64 over all decisions."""
 
 
+def week_name(week: int) -> str:
+    """Return the Monday, UTC, of a week that is counted from 1970's first Monday, such as ``2026-03-02``."""
+    return datetime.fromtimestamp((week * WEEK_MS + MONDAY_MS) / 1000, UTC).date().isoformat()
+
+
 class Performance(msgspec.Struct, frozen=True):
     """One version in one week, on one segment.
 
@@ -114,8 +119,7 @@ def recent_nowcasts(traffic: Traffic, seed: int = 0) -> list[Nowcast]:
         last = min(7 * week + 7, today)
         measures = nowcast(days, 7 * week, last, today, rng)
         if measures["recall"].value is not None:
-            monday = datetime.fromtimestamp((first_ms + week * WEEK_MS) / 1000, UTC).date().isoformat()
-            found.append(Nowcast(monday, last - 7 * week, measures))
+            found.append(Nowcast(week_name((first_ms - MONDAY_MS) // WEEK_MS + week), last - 7 * week, measures))
     return found
 
 
@@ -177,7 +181,7 @@ def _performance(
     if len(rows) and hours <= 1:
         remarks.append("it decided for an hour at most")
     return Performance(
-        datetime.fromtimestamp((week * WEEK_MS + MONDAY_MS) / 1000, UTC).date().isoformat(),
+        week_name(week),
         *of,
         len(rows),
         int((traffic.action[rows] != APPROVE).sum()),
