@@ -30,7 +30,7 @@ from fraud.serving.cases import case_routes
 from fraud.serving.front_door import FrontDoor
 from fraud.serving.routes import Router
 from fraud.settings import Settings
-from fraud.stores.case_tables import PostgresTables, SqliteTables
+from fraud.stores.case_tables import PostgresCases, SqliteCases
 from fraud.stores.case_work import settle
 from fraud.stores.cases import AT_ONCE, CaseStore, open_cases
 from fraud.stores.opening import StoreOptions, open_log, open_store
@@ -71,7 +71,7 @@ class Place:
         return open_store(self.url, StoreOptions(self.folder, budget_ms=5000.0, cold_budget_ms=10_000.0, durable=False))
 
     def cases(self, rules: CaseRules | None = None) -> CaseStore:
-        tables = SqliteTables(self.folder / "cases.db") if self.url == "sqlite:" else PostgresTables(self.url)
+        tables = SqliteCases(self.folder / "cases.db") if self.url == "sqlite:" else PostgresCases(self.url)
         return CaseStore(tables, lambda: open_log(self.url, self.folder), rules, lambda: self.now_ms)
 
     async def record(self, *records: DecisionRecord) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import psycopg
 
 from fraud.errors import StoreDown
-from fraud.stores.migrations import steps_after
-from fraud.stores.urls import checked
+from fraud.stores.side_tables import Connection, PostgresTables, opened_file
 
 Execute = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
 """Runs one statement, with ``{table}`` for a table and ``?`` for each value; returns its rows."""
@@ -40,7 +38,7 @@ class CaseTables(Protocol):
         """Let go of connections."""
 
 
-class SqliteTables:
+class SqliteCases:
     """Cases in one SQLite file, shared by all processes of one server."""
 
     STEPS = (
@@ -88,7 +86,6 @@ class SqliteTables:
     @contextmanager
     def writing(self) -> Iterator[Execute]:
         with self._translated(), self._locked(), closing(self._connected()) as db:
-            self._migrate(db)
             if self._open is None:
                 self._open = self._connected()
                 self._open.execute("SELECT seq FROM case_cursor").fetchone()  # which opens the log
@@ -99,7 +96,7 @@ class SqliteTables:
     @contextmanager
     def reading(self) -> Iterator[Execute]:
         if not self._path.is_file():
-            with self.writing():  # which makes it
+            with self.writing():  # which makes it, in turn
                 pass
         with self._translated(), closing(self._connected()) as db:
             db.execute("BEGIN")
@@ -127,21 +124,9 @@ class SqliteTables:
             yield
 
     def _connected(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        db = opened_file(self._path, self.STEPS)
         db.execute("PRAGMA synchronous = FULL")
         return db
-
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == len(self.STEPS):
-            return
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        with db:
-            for number, statements in steps_after(version, self.STEPS, str(self._path)):
-                for statement in statements:
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {number}")
 
 
 def _sqlite(db: sqlite3.Connection) -> Execute:
@@ -149,7 +134,7 @@ def _sqlite(db: sqlite3.Connection) -> Execute:
     return lambda statement, values: db.execute(statement.format(**names), values).fetchall()
 
 
-class PostgresTables:
+class PostgresCases:
     """Cases in PostgreSQL, beside the decisions."""
 
     STEPS = (
@@ -181,54 +166,31 @@ class PostgresTables:
     LOCK = 0x43415345
 
     def __init__(self, url: str) -> None:
-        self._url = checked(url)
-        self._db: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._turn = threading.Lock()
+        self._tables = PostgresTables(url, self.STEPS, "case_migrations", self.LOCK, "the cases in PostgreSQL")
 
     @contextmanager
     def writing(self) -> Iterator[Execute]:
-        with self._transaction() as db:
-            db.execute("SELECT pg_advisory_xact_lock(%s)", [self.LOCK])
+        with self._translated(), self._tables.alone() as db:
             yield _postgres(db)
 
     @contextmanager
     def reading(self) -> Iterator[Execute]:
-        with self._transaction() as db:
+        with self._translated(), self._tables.transaction() as db:
             db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield _postgres(db)
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
+        self._tables.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """A transaction on the one connection, which is made anew after a failure."""
-        with self._turn:
-            try:
-                if self._db is None or self._db.closed:
-                    self._db = psycopg.connect(self._url, connect_timeout=5, autocommit=True, prepare_threshold=None)
-                    self._migrate(self._db)
-                with self._db.transaction():
-                    self._db.execute("SET LOCAL statement_timeout = '30s'")
-                    yield self._db
-            except psycopg.Error as error:
-                if self._db is not None:
-                    self._db.close()
-                raise StoreDown(f"the cases in PostgreSQL cannot be used: {' '.join(str(error).split())}") from error
-
-    def _migrate(self, db: psycopg.Connection[tuple[Any, ...]]) -> None:
-        with db.transaction():
-            db.execute("SELECT pg_advisory_xact_lock(%s)", [self.LOCK])
-            db.execute("CREATE SCHEMA IF NOT EXISTS fraud")
-            db.execute("CREATE TABLE IF NOT EXISTS fraud.case_migrations (version int PRIMARY KEY)")
-            found = db.execute("SELECT coalesce(max(version), 0) FROM fraud.case_migrations").fetchone() or (0,)
-            for number, step in steps_after(cast(int, found[0]), self.STEPS, "the cases in PostgreSQL"):
-                db.execute(step)
-                db.execute("INSERT INTO fraud.case_migrations VALUES (%s)", [number])
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise StoreDown(f"the cases in PostgreSQL cannot be used: {' '.join(str(error).split())}") from error
 
 
-def _postgres(db: psycopg.Connection[tuple[Any, ...]]) -> Execute:
+def _postgres(db: Connection) -> Execute:
     names = {name: f"fraud.{name}" for name in TABLES}
 
     def execute(statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:

@@ -32,7 +32,7 @@ from fraud.cases.case import (
 from fraud.decisions.labels import Label
 from fraud.errors import StoreError, UnknownCase
 from fraud.settings import Settings
-from fraud.stores.case_tables import CaseTables, Execute, PostgresTables, SqliteTables
+from fraud.stores.case_tables import CaseTables, Execute, PostgresCases, SqliteCases
 from fraud.stores.log import DecisionLog, Entry, decode_record
 from fraud.stores.opening import StoreOptions, open_log
 from fraud.stores.urls import POSTGRESQL, REDIS
@@ -66,10 +66,10 @@ def open_cases(settings: Settings) -> CaseStore:
     scheme, _, rest = cold.partition(":")
     tables: CaseTables
     if scheme in POSTGRESQL:
-        tables = PostgresTables(cold)
+        tables = PostgresCases(cold)
     else:
         folder = Path(rest.removeprefix("//")).parent if rest else options.state_dir
-        tables = SqliteTables(folder / "cases.db")
+        tables = SqliteCases(folder / "cases.db")
     cases = settings.cases
     rules = CaseRules(round(cases.window_h * 3.6e6), round(cases.claim_minutes * 6e4), round(cases.undo_s * 1000))
     return CaseStore(tables, lambda: open_log(cold, options.state_dir), rules)

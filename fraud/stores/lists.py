@@ -7,8 +7,8 @@ decides by them also while the store is off. Calls block: they are made in a thr
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -18,9 +18,9 @@ import redis
 
 from fraud.decisions.rules.lists import ListEntry
 from fraud.errors import StoreDown, StoreError
-from fraud.stores.migrations import steps_after
 from fraud.stores.opening import StoreOptions
 from fraud.stores.redis_labels import PREFIX
+from fraud.stores.side_tables import PostgresTables, opened_file
 from fraud.stores.urls import POSTGRESQL, REDIS, checked
 
 AT_ONCE = 5000
@@ -73,14 +73,16 @@ class SqliteLists:
     """Lists in one SQLite file, shared by all workers of one server."""
 
     STEPS = (
-        """
-        CREATE TABLE entries (
-            list TEXT NOT NULL, value TEXT NOT NULL, until_ms INTEGER, reason TEXT NOT NULL, author TEXT NOT NULL,
-            changed_ms INTEGER NOT NULL, removed INTEGER NOT NULL, revision INTEGER NOT NULL,
-            PRIMARY KEY (list, value)
-        ) WITHOUT ROWID;
-        CREATE UNIQUE INDEX by_revision ON entries (revision)
-        """,
+        (
+            """
+            CREATE TABLE entries (
+                list TEXT NOT NULL, value TEXT NOT NULL, until_ms INTEGER, reason TEXT NOT NULL, author TEXT NOT NULL,
+                changed_ms INTEGER NOT NULL, removed INTEGER NOT NULL, revision INTEGER NOT NULL,
+                PRIMARY KEY (list, value)
+            ) WITHOUT ROWID
+            """,
+            "CREATE UNIQUE INDEX by_revision ON entries (revision)",
+        ),
     )
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +90,7 @@ class SqliteLists:
 
     def change(self, entries: Sequence[ListEntry]) -> int:
         try:
-            with closing(self._connected()) as db:
+            with closing(opened_file(self._path, self.STEPS)) as db:
                 db.execute("BEGIN IMMEDIATE")
                 (last,) = db.execute("SELECT coalesce(max(revision), 0) FROM entries").fetchone()
                 rows = [_row(entry, last + i) for i, entry in enumerate(entries, 1)]
@@ -115,29 +117,10 @@ class SqliteLists:
         if not self._path.is_file():
             return []
         try:
-            with closing(self._connected()) as db:
+            with closing(opened_file(self._path, self.STEPS)) as db:
                 return [_entry(row) for row in db.execute(query, values)]
         except (sqlite3.Error, OSError) as error:
             raise StoreDown(f"the lists in {self._path} cannot be read: {error}") from error
-
-    def _connected(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
-        try:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version != len(self.STEPS):
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("BEGIN IMMEDIATE")
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                for number, step in steps_after(version, self.STEPS, str(self._path)):
-                    for statement in step.split(";"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {number}")
-                db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
 
 
 class PostgresLists:
@@ -155,13 +138,11 @@ class PostgresLists:
     LOCK = 0x4652414C
 
     def __init__(self, url: str) -> None:
-        self._url = checked(url)
-        self._db: psycopg.Connection[tuple[object, ...]] | None = None
+        self._tables = PostgresTables(url, self.STEPS, "list_migrations", self.LOCK, "the lists in PostgreSQL")
 
     def change(self, entries: Sequence[ListEntry]) -> int:
         try:
-            with self._transaction() as db:
-                db.execute("SELECT pg_advisory_xact_lock(%s)", [self.LOCK])  # revisions are given and seen in one order
+            with self._tables.alone() as db:  # revisions are given and seen in one order
                 found = db.execute("SELECT coalesce(max(revision), 0) FROM fraud.lists").fetchone() or (0,)
                 last = cast(int, found[0])
                 marks = ", ".join(["%s"] * 8)
@@ -187,39 +168,14 @@ class PostgresLists:
         return self._read(query, name, after, limit)
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
+        self._tables.close()
 
     def _read(self, query: str, *values: object) -> list[ListEntry]:
         try:
-            with self._transaction() as db:
+            with self._tables.transaction() as db:
                 return [_entry(row) for row in db.execute(query, values).fetchall()]
         except psycopg.Error as error:
             raise StoreDown(f"the lists in PostgreSQL cannot be read: {error}") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-        """A transaction on the one connection, which is made anew after a failure."""
-        if self._db is None or self._db.closed:
-            self._db = psycopg.connect(self._url, connect_timeout=5, autocommit=True, prepare_threshold=None)
-            self._migrate(self._db)
-        try:
-            with self._db.transaction():
-                self._db.execute("SET LOCAL statement_timeout = '30s'")
-                yield self._db
-        except psycopg.OperationalError:
-            self._db.close()
-            raise
-
-    def _migrate(self, db: psycopg.Connection[tuple[object, ...]]) -> None:
-        with db.transaction():
-            db.execute("SELECT pg_advisory_xact_lock(%s)", [self.LOCK])
-            db.execute("CREATE SCHEMA IF NOT EXISTS fraud")
-            db.execute("CREATE TABLE IF NOT EXISTS fraud.list_migrations (version int PRIMARY KEY)")
-            found = db.execute("SELECT coalesce(max(version), 0) FROM fraud.list_migrations").fetchone() or (0,)
-            for number, step in steps_after(cast(int, found[0]), self.STEPS, "the lists in PostgreSQL"):
-                db.execute(step)
-                db.execute("INSERT INTO fraud.list_migrations VALUES (%s)", [number])
 
 
 class RedisLists:
